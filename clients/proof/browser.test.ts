@@ -32,7 +32,7 @@ const events = ({ log }: Record) => log.flatMap((entry) => (entry.is === "page" 
 type Scenario = (stage: Stage) => Promise<void>;
 
 const EVERYWHERE: { [name: string]: Scenario } = {
-  "connections that are reset are resumed, and nothing is lost": async (stage) => {
+  "a session resumes after its connections are reset, and loses nothing": async (stage) => {
     const { cable, page, backend } = await stage.set();
     for (let i = 0; i < 3; i++) {
       cable.cut();
@@ -43,7 +43,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.deepEqual(attaches(record), [false, true, true, true]);
   },
 
-  "a connection that goes silent is found, once, and resumed": async (stage) => {
+  "the client notices a silent connection, once, and the session resumes": async (stage) => {
     const { cable, page, backend, gateway } = await stage.set();
     cable.silence();
     await logged(page, "status", ({ code }) => code === 4408);
@@ -66,7 +66,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.equal(cable.count, 1);
   },
 
-  "a page that is left and come back to goes on": async (stage) => {
+  "a page that the user leaves and comes back to goes on": async (stage) => {
     const { page, backend } = await stage.set([], { overReload: true });
     for (let i = 0; i < 2; i++) {
       await page.goto(site.elsewhere);
@@ -104,10 +104,10 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     await duplicate.close();
   },
 
-  "of two pages that go on from one stored session one has it, and the other is told": (stage) =>
+  "when two pages go on from one stored session, one resumes it and the other gets a gap": (stage) =>
     inherit(stage, (page, address) => page.goto(address)),
 
-  "a gateway that is killed loses sessions, and every page knows what became of each message": async (stage) => {
+  "a gateway that is killed loses sessions, and every page gets the fate of each message": async (stage) => {
     const { page, backend, gateway } = await stage.set();
     await gateway.kill();
     const { sent } = await recordOf(page);
@@ -136,7 +136,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.equal(echoed + (fate.lost?.count ?? 0), delivered, "each echo came or is counted as lost");
   },
 
-  "a gateway that drains serves a page that has nowhere to go until its time is up, and says so": async (stage) => {
+  "a gateway that drains keeps a page without another server until the drain ends, and announces it": async (stage) => {
     const { page, backend, gateway } = await stage.set(["--drain", "3s"]);
     const drained = gateway.drain();
     await advance(page);
@@ -149,7 +149,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.deepEqual(attaches(record), [false, false]);
   },
 
-  "a successor that is there when the gateway drains takes the page over without a pause": async (stage) => {
+  "a page moves without a pause to a successor that runs when the gateway drains": async (stage) => {
     // The longest time that a browser on a busy machine may need to move.
     const { page, backend, gateway } = await stage.set(["--drain", "10s"]);
     const drained = gateway.drain();
@@ -164,7 +164,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.ok(record.log.every((entry) => entry.is !== "status" || entry.status !== "waiting"), "it was attached throughout");
   },
 
-  "ten megabytes in one message over a slow link are no reason for a verdict": async (stage) => {
+  "ten megabytes in one message over a slow link do not end a connection": async (stage) => {
     const { page, backend, gateway, cable } = await stage.set(["--max-message", "16MiB"]);
     cable.narrow(2_500_000);
     await page.evaluate(() => run.send(10_000_000));
@@ -176,7 +176,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
 };
 
 const IN_CHROMIUM: { [name: string]: Scenario } = {
-  "what was sent offline arrives once the network is back": async (stage) => {
+  "messages sent offline arrive once the network is back": async (stage) => {
     const { page, backend } = await stage.set();
     await page.setOfflineMode(true);
     await logged(page, "status", ({ code }) => code === 4408);
@@ -203,7 +203,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
     assert.equal(chapters.length, 1);
   },
 
-  "a page that was frozen and thrown away goes on when it is loaded again": async (stage) => {
+  "a page that was frozen and discarded goes on when it is loaded again": async (stage) => {
     const { page, backend } = await stage.set([], { overReload: true });
     await hidden(page, async () => {
       await freeze(page);
@@ -216,7 +216,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
     assert.deepEqual(attaches(record), [false, true]);
   },
 
-  "a page that comes back after the resume window is told what became of what its predecessor sent": async (stage) => {
+  "a page that comes back after the resume window gets the fate of its predecessor's messages": async (stage) => {
     const { page, backend, gateway } = await stage.set(["--resume-window", "1s"], { overReload: true });
     const address = page.url();
     await page.goto(site.elsewhere);
@@ -242,7 +242,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
     assert.deepEqual(attaches(record), [false, true, true]);
   },
 
-  "a page that was kept while a copy of it went on is told": async (stage) => {
+  "a page that was kept while a copy of it went on gets a gap": async (stage) => {
     await inherit(stage, (page) => page.goBack());
     const { log } = await recordOf(stage.page);
     assert.ok(log.some((entry) => entry.is === "page" && entry.event === "pageshow" && entry.persisted), "the browser kept the page");
@@ -274,7 +274,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
     };
     assert.equal(await present("alice/1"), false, "used before");
     assert.equal(await present(), true);
-    assert.equal(await present("bob/9"), false, "somebody else's");
+    assert.equal(await present("bob/9"), false, "the name of another client");
     await advance(page);
     cable.cut();
     await advance(page);
@@ -285,7 +285,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
 };
 
 const IN_FIREFOX: { [name: string]: Scenario } = {
-  "a network that is said to be gone and is not costs no connection": async (stage) => {
+  "an offline event without an outage costs no connection": async (stage) => {
     const { page, backend, cable } = await stage.set();
     await page.setOfflineMode(true);
     await logged(page, "page", ({ event }) => event === "offline");

@@ -4,7 +4,7 @@
  *     npm run look -- URL TEXT
  */
 
-import { CHROMIUM, launch } from "./browsers.ts";
+import { CHROMIUM, launch } from "./browsers.js";
 
 const [url, text] = process.argv.slice(2);
 if (!url || !text) throw new Error("usage: look URL TEXT");

@@ -15,7 +15,7 @@ declare const run: Run;
 /** The longest wait for a condition, however slow the machine. */
 const BOUND_MS = 40_000;
 /** The bound of kept messages: a page sends through its longest wait for an attempt, and ten megabytes at once. */
-const KEEP = [10_000, 16_000_000];
+const KEEP = { messages: 10_000, bytes: 16_000_000 };
 
 /** A gateway with its backend, a cable to it, and a page at the other end. */
 export class Stage {

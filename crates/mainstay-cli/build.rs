@@ -24,6 +24,7 @@ fn main() {
 /// `"sha1": "..."` of the package's note.
 fn packaged() -> Option<String> {
     let note = fs::read_to_string(PACKAGED).ok()?;
+    println!("cargo::rerun-if-changed={PACKAGED}");
     let hash = note.split_once("\"sha1\"")?.1.split('"').nth(1)?;
     Some(hash.get(..12)?.to_owned())
 }

@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ => {}
         }
     }
-    // Refused for good.
+    // The refusal is final.
     println!("end: {}", link.end().map_or_else(String::new, |end| end.to_string()));
     Ok(())
 }

@@ -28,6 +28,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The folder of the examples; their commands run in the workspace.
 const EXAMPLES: &str = "examples";
 
+/// An example has fewer lines of code than this.
+const LINES_OF_EXAMPLE: usize = 60;
+
 /// How to run a block, by the comment before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -75,6 +78,12 @@ pub(crate) fn run_documents() -> Result<Outcome> {
 
 /// Runs the examples by their pages, each of which has the commands and what they print.
 pub(crate) fn run_examples() -> Result<Outcome> {
+    for path in tracked_files()?.iter().filter(|path| is_source_of_example(path)) {
+        let lines = lines_of_code(&fs::read_to_string(path)?);
+        if lines >= LINES_OF_EXAMPLE {
+            return Err(format!("{path}: {lines} lines of code, {LINES_OF_EXAMPLE} or more").into());
+        }
+    }
     install::node_packages("clients")?;
     install::node_packages(EXAMPLES)?;
     install::browsers()?;
@@ -116,6 +125,17 @@ fn run_all(is_chosen: impl Fn(&str) -> bool, programs: &str) -> Result<Outcome> 
 pub(crate) fn is_run(path: &str) -> bool {
     let at_the_top = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].contains(&path);
     at_the_top || is_example(path) || (path.starts_with("docs/") && path.ends_with(".md"))
+}
+
+fn is_source_of_example(path: &str) -> bool {
+    let is_source = [".rs", ".mjs", ".ts", ".jsx"].iter().any(|end| path.ends_with(end));
+    is_source && path.strip_prefix(EXAMPLES).is_some_and(|path| path.starts_with('/'))
+}
+
+/// Lines that are neither blank nor a comment.
+fn lines_of_code(text: &str) -> usize {
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).count()
 }
 
 fn is_example(path: &str) -> bool {
@@ -242,6 +262,12 @@ mod tests {
         assert!(
             !is_run("clients/README.md") && !is_run("docs/pulse.png") && !is_run("examples/chat/main.rs")
         );
+    }
+
+    #[test]
+    fn blank_lines_and_comments_are_no_code() {
+        assert_eq!(lines_of_code("// a\n\nlet b;\n    // c\n    d();\n"), 2);
+        assert!(is_source_of_example("examples/chat/main.rs") && !is_source_of_example("examples/README.md"));
     }
 
     #[test]

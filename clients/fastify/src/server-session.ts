@@ -142,14 +142,14 @@ export class ServerSession {
   readonly id: Bytes;
   /** The owner of the session: its secrets are hashed with it. */
   readonly owner: string;
-  /** The name of the client's key. The key is a secret until the first epoch is confirmed; then it only names the session. */
+  /** The name of the client's key. The key is a secret until the first epoch is established; then it only names the session. */
   readonly key: Name;
   /** The name of a token that is not valid any more, but stays in the registry until the next attach. */
   spent: Name | undefined;
   readonly flow: Flow;
   /** The largest message that the client accepts, as its newest HELLO announces. */
   limit = Infinity;
-  /** The token with which the client attached. It stays valid until the epoch is confirmed. */
+  /** The token with which the client attached. It stays valid until the epoch is established. */
   private presented: Name | undefined;
   /** The token that the newest WELCOME issued. */
   private issued: Name | undefined;
@@ -157,7 +157,7 @@ export class ServerSession {
   private isConfirmed = false;
   private instance: string;
   private attempt = 0;
-  /** The account of the session that this one replaces. WELCOME carries it until the epoch is confirmed. */
+  /** The account of the session that this one replaces. WELCOME carries it until the epoch is established. */
   private account: Account | undefined;
   private life: Life;
   private attached: Attached | undefined;
@@ -265,7 +265,7 @@ export class ServerSession {
     };
   }
 
-  /** The client's first control message after WELCOME confirms the epoch, and spends the token that it presented. */
+  /** The client's first control message after WELCOME establishes the epoch, and spends the token that it presented. */
   private confirmEpoch(): void {
     this.isConfirmed = true;
     this.spent = this.presented;

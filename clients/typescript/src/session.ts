@@ -275,7 +275,7 @@ export class ClientSession {
     this.current = opening;
     opening.read = first - 1;
     if (resumes) opening.wrote = acknowledged;
-    // Before anything else on this connection: it confirms the epoch.
+    // Before anything else on this connection: it establishes the epoch.
     this.write(id, { type: Type.Ack, acknowledged: this.flow.inbox.ack() });
     this.events.push({ type: "attached", id, welcome });
     this.judged(opening, true);

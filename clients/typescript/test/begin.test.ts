@@ -66,7 +66,7 @@ for (const [form, listen] of FORMS) {
     assert.deepEqual(await Promise.all(orders), ["delivered", "delivered"]);
     const [first, second] = server.connections;
     assert.deepEqual(first!.received, ["login", "subscribe", "one", "two"]);
-    // A login that was not delivered is sent again like all else.
+    // A login that was not delivered is sent again like every other message.
     assert.deepEqual(second!.received, ["login", "subscribe", "login", "subscribe", "one", "two"]);
     assert.deepEqual(await Promise.all(logins), ["delivered", "delivered", "delivered", "delivered"]);
     assert.deepEqual([socket.stats.sent, socket.stats.acknowledged, socket.bufferedAmount], [6, 6, 0]);

@@ -13,7 +13,7 @@ const welcome = (account?: Account) => encode({ type: Type.Welcome, id: bytes(8)
 test("a message that waits for room when a session is lost has its fate in the next one", async () => {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
   await once(server, "listening");
-  // The first session is lost and accounted for, the second lost without a word.
+  // The first session is lost and accounted for, the second is lost without an account.
   const answers = [welcome(), welcome({ acknowledged: 1, delivered: 1, firstLost: 0, count: 0, cause: 1 }), welcome()];
   server.on("connection", (socket) => {
     socket.once("message", () => socket.send(answers.shift()!));

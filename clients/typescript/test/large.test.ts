@@ -1,4 +1,4 @@
-/** A message that is larger than the server takes is refused, before it costs a connection. */
+/** A message that is larger than the server accepts is refused, before it costs a connection. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

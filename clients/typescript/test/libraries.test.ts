@@ -35,7 +35,7 @@ class Socket extends MainstaySocket {
   static opened: Socket[] = [];
 
   constructor(url: string | URL, protocols?: string | string[]) {
-    // A browser's page leaves `WebSocket` out: it has one of its own.
+    // A browser's page omits `WebSocket`: it has one of its own.
     super(url, protocols, { closeOnGap: true, WebSocket });
     Socket.opened.push(this);
   }
@@ -92,7 +92,7 @@ test("where a session is lost, its socket ends with `close` and no second `open`
 
 function leave(provider: WebsocketProvider): void {
   provider.destroy();
-  // Its timer is the document's.
+  // The document owns the timer.
   provider.doc.destroy();
 }
 
@@ -238,7 +238,7 @@ for (const { peer, isFronted } of both) {
     });
     const { cable } = await wire(t, server, isFronted);
     const near = new Connection(new Socket(cable.url) as any);
-    // ShareDB has no reconnect of its own: where its socket ends otherwise than we asked for, it is bound to the next.
+    // ShareDB has no reconnect of its own: if its socket ends unexpectedly, the test binds it to the next.
     near.on("disconnected", ({ code }: any) => code === 1000 || (near as any).bindToSocket(new Socket(cable.url)));
     const far = new Connection(new WebSocket(addressOf(server)) as any);
     const failures: unknown[] = [];

@@ -252,7 +252,7 @@ test("a timer that fires late drains, then probes, and judges only the probe", (
   const stage = attached();
   stage.now += 600_000;
   stage.at().handleTimeout();
-  assert.deepEqual([stage.pings(), stage.machine.pollTimeout() <= stage.now], [0, true], "what has arrived is read first");
+  assert.deepEqual([stage.pings(), stage.machine.pollTimeout() <= stage.now], [0, true], "messages that have arrived are read first");
   stage.at().handleTimeout();
   assert.equal(stage.machine.status, "attached");
   assert.equal(stage.pings(), 1);
@@ -454,7 +454,7 @@ test("an unanswered message to a plain server with a ping is a reason to probe; 
   stage.arrives(1, "an answer");
   stage.step();
   stage.pass(20_000);
-  assert.deepEqual(stage.written.splice(0), [[1, "one"]], "what came since is an answer");
+  assert.deepEqual(stage.written.splice(0), [[1, "one"]], "a message since then is an answer");
   send("two");
   stage.pass(3000);
   assert.deepEqual(stage.written.splice(0), [[1, "two"], [1, "ping"]]);
@@ -503,7 +503,7 @@ test("a session's probe has four times as long after a connection is given up, u
     assert.equal(stage.machine.current, id, `${limit}`);
     stage.pass(1);
     assert.equal(stage.machine.current, 0, `${limit}`);
-    // The replacement, which was asked for when the probe was a second old, is there too late.
+    // The replacement, opened when the probe was a second old, comes too late.
     stage.open(stage.machine.dialled);
     stage.welcome(stage.machine.dialled, id + 1, true);
   };
@@ -648,7 +648,7 @@ test("a plain server that sends a message and closes at once is read: the messag
     const stage = onTrial();
     stage.arrives(2, "you may not come in");
     stage.lose(2, code, "unauthorized");
-    assert.equal(stage.machine.mode, undefined, "what it speaks is told by the second offer");
+    assert.equal(stage.machine.mode, undefined, "the second offer shows what the server speaks");
     stage.lose(3, 1006, "");
     const order = stage.events.map(({ type }) => type).filter((type) => type === "message" || type === "close" || type === "open");
     assert.deepEqual([stage.machine.mode, stage.machine.status, order], ["plain", status, status === "ended" ? ["open", "message", "close"] : ["open", "message"]], `${code}`);
@@ -706,7 +706,7 @@ test("a client that is there before its server offers sessions and tries without
   }
   stage.open(++id);
   stage.welcome(id);
-  assert.ok(stage.did.filter((line) => line.endsWith(" offering")).length === 9 && stage.did.at(-1) === `dial ${id} offering`, "what meets the server is an offer");
+  assert.ok(stage.did.filter((line) => line.endsWith(" offering")).length === 9 && stage.did.at(-1) === `dial ${id} offering`, "the server gets an offer");
 });
 
 test("an attempt that was given up, or that a function of the options prevented, is no answer to the offer", () => {
@@ -727,7 +727,7 @@ test("a server that turned plain is accepted once it has forgotten the session, 
     let id = 2;
     const attempt = () => {
       while (stage.machine.dialled !== id) stage.pass(500);
-      // A browser fails a connection whose server answers no offer.
+      // A browser fails a connection whose server answers an offer with no subprotocol.
       if (isBrowser && stage.did.at(-1) === `dial ${id} offering`) stage.lose(id, 1006, "");
       else stage.open(id, "plain");
       id++;
@@ -841,7 +841,7 @@ test("a client gives up after the configured number of attempts in a row, with t
       while (stage.machine.dialled !== id) stage.pass(1000);
       stage.lose(id, 1006, `refused ${id}`);
     }
-    // Each time once with an offer and once without.
+    // Each retry is one attempt with an offer and one without.
     assert.deepEqual([stage.did.length, stage.last("close").code, stage.last("close").reason], [dials, 1006, `refused ${dials}`]);
   }
   const plain = new Stage({ maxRetries: 1 }, false);

@@ -1,4 +1,4 @@
-/** The hook, in React with a document, against a plain server that counts its visitors. */
+/** The hook, in React with a document, against a plain server that counts its connections. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -30,12 +30,12 @@ function Status({ url }: { url: string | undefined }) {
 }
 
 test("a mounted component shows the status of its socket, and renders again when it changes", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url }));
   await page.shows("attached");
-  visitors[0]!.terminate();
-  await until(() => visitors.length === 2);
+  connections[0]!.terminate();
+  await until(() => connections.length === 2);
   await page.shows("attached");
   renders.at(-1)!.socket!.close();
   await page.shows("ended");
@@ -45,18 +45,18 @@ test("a mounted component shows the status of its socket, and renders again when
 });
 
 test("a component that unmounts closes its socket", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url }));
   await page.shows("attached");
   const { socket } = renders.at(-1)! as { socket: MainstaySocket };
   page.render(null);
-  await until(() => visitors[0]!.readyState === visitors[0]!.CLOSED);
+  await until(() => connections[0]!.readyState === connections[0]!.CLOSED);
   assert.match(socket.status, /closing|ended/);
 });
 
 test("another render of the same url keeps the socket; another url is another socket, and the first is closed", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url }));
   await page.shows("attached");
@@ -66,15 +66,15 @@ test("another render of the same url keeps the socket; another url is another so
   await until(() => renders.length > count);
   assert.equal(renders.at(-1)!.socket, first);
   page.render(createElement(Status, { url: `${url}/other` }));
-  await until(() => visitors.length === 2);
+  await until(() => connections.length === 2);
   await page.shows("attached");
   assert.notEqual(renders.at(-1)!.socket, first);
-  await until(() => visitors[0]!.readyState === visitors[0]!.CLOSED && first!.status === "ended");
-  assert.equal(visitors.length, 2);
+  await until(() => connections[0]!.readyState === connections[0]!.CLOSED && first!.status === "ended");
+  assert.equal(connections.length, 2);
 });
 
 test("without a url there is no socket; the first url makes one, and none again closes it", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   const page = mount(t);
   page.render(createElement(Status, { url: undefined }));
   await page.shows("suspended");
@@ -84,25 +84,25 @@ test("without a url there is no socket; the first url makes one, and none again 
   page.render(createElement(Status, { url: undefined }));
   await page.shows("suspended");
   assert.equal(renders.at(-1)!.socket, undefined);
-  await until(() => visitors[0]!.readyState === visitors[0]!.CLOSED);
-  assert.equal(visitors.length, 1);
+  await until(() => connections[0]!.readyState === connections[0]!.CLOSED);
+  assert.equal(connections.length, 1);
 });
 
 test("StrictMode, which mounts twice, leaves one socket open and dials once", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   const page = mount(t);
   page.render(createElement(StrictMode, null, createElement(Status, { url })));
   await page.shows("attached");
-  assert.equal(visitors.length, 1);
-  assert.equal(visitors[0]!.readyState, visitors[0]!.OPEN);
+  assert.equal(connections.length, 1);
+  assert.equal(connections[0]!.readyState, connections[0]!.OPEN);
 });
 
 test("on a server the hook renders `connecting` and opens nothing", LIMIT, async (t) => {
-  const { url, visitors } = await serve(t);
+  const { url, connections } = await serve(t);
   renders = [];
   assert.equal(renderToString(createElement(Status, { url })), "<p>connecting</p>");
   assert.deepEqual(renders, [{ socket: undefined, status: "connecting" }]);
-  assert.equal(visitors.length, 0);
+  assert.equal(connections.length, 0);
 });
 
 /** A page with one place for a component. */
@@ -116,12 +116,12 @@ function mount(t: TestContext) {
   return { render, shows };
 }
 
-async function serve(t: TestContext): Promise<{ url: string; visitors: WebSocket[] }> {
-  const visitors: WebSocket[] = [];
+async function serve(t: TestContext): Promise<{ url: string; connections: WebSocket[] }> {
+  const connections: WebSocket[] = [];
   const server = new WebSocketServer({ host: "127.0.0.1", port: 0 });
-  // It takes the first protocol that is offered, which is the plain one.
-  server.on("connection", (visitor) => visitors.push(visitor));
+  // The server chooses the first protocol that is offered, which is the plain one.
+  server.on("connection", (connection) => connections.push(connection));
   await once(server, "listening");
   t.after(() => server.close());
-  return { url: `ws://127.0.0.1:${(server.address() as AddressInfo).port}`, visitors };
+  return { url: `ws://127.0.0.1:${(server.address() as AddressInfo).port}`, connections };
 }

@@ -1,4 +1,4 @@
-/** README.md's code compiles against the types as they are built: every block that is tagged `run`. */
+/** README.md's code compiles against the built types: every block that is tagged `run`. */
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 const at = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
 test("the examples of README.md compile", () => {
-  // Under `dist`, which no commit has, so that packages are found as from anywhere in this one.
+  // Under `dist`, which git ignores, so that imports of packages resolve as in this package.
   const folder = at("../dist/readme");
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder);

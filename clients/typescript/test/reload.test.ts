@@ -78,7 +78,7 @@ test("two sockets to one URL each go on with their own session after a reload, b
   const again = server.connections.slice(3);
   await until(() => again.every(({ received }) => received.length === 1));
   const sorted = (all: unknown[][]) => all.map((each) => JSON.stringify(each)).sort();
-  assert.deepEqual(sorted(tokens(again)), sorted(opened), "each token comes with what was sent in its session");
+  assert.deepEqual(sorted(tokens(again)), sorted(opened), "each token comes with the message of its session");
   for (const [index, socket] of second.entries()) assert.equal(socket.stats.sent, firsts[index]!.stats.sent);
   await until(() => again.every(({ received }) => received.length === 1));
 });
@@ -93,7 +93,7 @@ test("a page that may not store anything has a socket all the same, and starts a
     },
   });
   for (const isThere of [true, false]) {
-    // A document made by a server has none at all.
+    // A document made by a server has no `sessionStorage`.
     if (!isThere) for (const name of ["sessionStorage", "document"]) delete (globalThis as any)[name];
     const socket = new MainstaySocket(server.url, [], { WebSocket, persist: sessionStorageStore() });
     t.after(() => socket.suspend());

@@ -1,4 +1,4 @@
-/** A gateway's backend is lost: its sessions end with that cause, or go on with a mark in the stream. */
+/** The backend of a gateway is lost: its sessions end with that cause, or go on with a REPLACED in the stream. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

@@ -1,4 +1,4 @@
-/** A backend that knows its clients by their connection restarts behind a real gateway. */
+/** A backend that keeps state with each connection restarts behind a real gateway. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -32,7 +32,7 @@ class Backend {
     this.server = server;
   }
 
-  /** `code`: a Close in order; none: the process died. */
+  /** With `code` it closes in order; without, as if its process died. */
   async stop(code?: number): Promise<void> {
     for (const client of this.server?.clients ?? []) code ? client.close(code) : client.terminate();
     await new Promise((done) => this.server?.close(done) ?? done(0));
@@ -87,7 +87,7 @@ for (const code of [undefined, 1012]) {
       else assert.ok(outcome === "unknown" && times <= 1, `${text} ${outcome} ${times}`);
     }
     const numbers = all.filter((message) => message !== "login").map((message) => Number(message.slice(6)));
-    assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b), "in order, what was sent again too");
+    assert.deepEqual(numbers, numbers.toSorted((a, b) => a - b), "in order, also those sent again");
     assert.deepEqual([log[0], new Set(log)], ["open", new Set(["open", "gap replaced"])]);
     assert.equal(log.filter((entry) => entry === "open").length, log.filter((entry) => entry !== "open").length + 1);
   });

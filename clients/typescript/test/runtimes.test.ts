@@ -1,4 +1,4 @@
-/** The client in every runtime there is, over a real gateway and a cable that is cut twice in the middle. */
+/** The client in every runtime, over a real gateway and a cable that is cut twice in the middle. */
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
@@ -41,7 +41,7 @@ for (const [name, start] of runtimes) {
     t.after(close);
     echo.on("connection", (socket) =>
       socket.on("message", (data) => {
-        // Neither this one nor those before it that are still on their way back arrive before the next connection.
+        // The echo of this message, and earlier ones under way, arrive only on the next connection.
         if (["20", "60"].includes(`${data}`)) cable.cut();
         socket.send(`${data}`);
       }),
@@ -70,7 +70,7 @@ function inWorker(url: string): Run {
   return { stdout: worker.stdout, ended, stop: () => worker.terminate() };
 }
 
-/** A runtime that npm carries. On a machine that it has no program for, it is not there. */
+/** A runtime that npm carries. npm has no program of it for some machines. */
 function installed(name: string, args: string[]): ((url: string) => Run) | undefined {
   try {
     const manifest = createRequire(import.meta.url).resolve(`${name}/package.json`);

@@ -14,7 +14,7 @@ import { build } from "esbuild";
 const PLAIN = 5_380;
 const SESSION = 12_350;
 
-/** Between entry points that are bundled as one. */
+/** Separates entry points that are bundled as one. */
 const AND = "` and `";
 
 const README = new URL("../README.md", import.meta.url);
@@ -47,8 +47,8 @@ test("the bundles stay within their limits, and README.md has their sizes and th
   assert.ok(plain <= PLAIN, `@mainstay/client/plain: ${plain} bytes, ${PLAIN} are allowed`);
   assert.ok(session <= SESSION, `@mainstay/client: ${session} bytes, ${SESSION} are allowed`);
   for (const [entry, measured] of [["@mainstay/client/plain", plain], ["@mainstay/client", session]] as const) {
-    const told = Number(new RegExp(`\`${entry}\` *\\| *[\\d,]+ *\\| *([\\d,]+)`).exec(readFileSync(README, "utf8"))?.[1]!.replaceAll(",", ""));
-    assert.ok(Math.abs(told - measured) <= 0.02 * measured, `README.md says ${told} bytes of ${entry}, it is ${measured}: UPDATE=1 npm test`);
+    const stated = Number(new RegExp(`\`${entry}\` *\\| *[\\d,]+ *\\| *([\\d,]+)`).exec(readFileSync(README, "utf8"))?.[1]!.replaceAll(",", ""));
+    assert.ok(Math.abs(stated - measured) <= 0.02 * measured, `README.md states ${stated} bytes of ${entry}, and there are ${measured}: UPDATE=1 npm test`);
   }
 });
 
@@ -71,7 +71,7 @@ async function sizeOf(entry: string): Promise<[minified: number, zipped: number]
   return [contents.length, gzipSync(contents, { level: 9 }).length];
 }
 
-/** A Markdown table whose columns stand under one another, numbers to the right. */
+/** Returns a Markdown table with aligned columns, numbers to the right. */
 function align(rows: string[][]): string {
   const isNumber = (column: number) => /^\d/.test(rows[1]![column]!);
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));

@@ -334,7 +334,7 @@ test("the async iterator returns the messages in order and ends with the socket"
   assert.deepEqual([received, socket.readyState], [["0", "1", "2", "3", "4"], 3]);
 });
 
-// ---- servers that do as they like ---------------------------------------------------------------
+// ---- servers that break the protocol -----------------------------------------------------------
 
 const session = (act: (socket: NodeSocket) => void) => serve(act, { handleProtocols: () => "mainstay.v1" });
 /** A server that refuses each client, with a code that ends it. */
@@ -369,7 +369,7 @@ for (const [name, act] of HOSTILE) {
   test(`a server that sends ${name} is one typed error and another attempt`, async () => {
     let connections = 0;
     const url = await session((socket) => {
-      // From the second connection on it behaves, so the client is seen to come back.
+      // From the second connection on the server keeps the protocol, so that the client comes back.
       if (connections++) return socket.once("message", () => socket.send(WELCOME));
       socket.once("message", () => act(socket));
     });

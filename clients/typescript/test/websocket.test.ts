@@ -17,7 +17,7 @@ import { SessionServer, WebSocket } from "./session-server.js";
 import { until } from "./support.js";
 
 const LIMIT = { timeout: 20_000 };
-/** Where nothing listens. */
+/** A port without a server. */
 const NOWHERE = "ws://127.0.0.1:9/";
 
 type Either = MainstaySocket | PlainSocket;
@@ -416,6 +416,16 @@ each("constants, attributes and methods are those of Web IDL, and the class keep
   assert.match(inspect(socket), /MainstaySocket/);
   class Own extends Socket {}
   assert.equal(Own.name, "Own");
+});
+
+each("a socket has no member beside the documented ones", (_, open, Socket) => {
+  const socket = open(NOWHERE);
+  assert.deepEqual(Object.getOwnPropertyNames(socket), []);
+  const documented =
+    "CLOSED CLOSING CONNECTING OPEN addEventListener binaryType bufferedAmount close constructor extensions mode on onclose once onerror onmessage onopen " +
+    "probeNow protocol readyState reconnect rtt send status suspend url authenticate sendVolatile sessionId stats";
+  const names = [Socket.prototype, Object.getPrototypeOf(Socket.prototype)].flatMap((prototype) => Object.getOwnPropertyNames(prototype));
+  assert.deepEqual(names.filter((name) => !documented.split(" ").includes(name)), []);
 });
 
 // ---- the global class ---------------------------------------------------------------------------

@@ -121,7 +121,7 @@ test("a mini-program dials at once when it is shown or the network is back, and 
     act();
     assert.equal(socket.status, "connecting");
   }
-  assert.match(reasons[0]!, /ECONNREFUSED/, "why is told");
+  assert.match(reasons[0]!, /ECONNREFUSED/, "the status has the reason");
   socket.close();
   await until(() => socket.status === "ended");
   assert.deepEqual([wx.listeners.show!.size, wx.listeners.network!.size], [0, 0]);
@@ -217,7 +217,7 @@ test("the text coders for platforms without any agree with those of the platform
   for (const bytes of samples) assert.equal(decoded(new Decoder(), bytes), decoded(strict, bytes), Buffer.from(bytes).toString("hex"));
 });
 
-/** The replacements of globals, from the source.  */
+/** The replacements of globals, from the source. */
 async function own(): Promise<any> {
   const { build } = await import("esbuild");
   const { outputFiles } = await build({ entryPoints: [new URL("../src/platform.ts", import.meta.url).pathname], bundle: true, format: "cjs", write: false });

@@ -12,7 +12,7 @@ use std::{env, error::Error, thread};
 use bytes::Buf;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use mainstay_proto::ws::handshake::{Agreed, Offer, check_request};
-use mainstay_proto::ws::{Connection, DeflateParams, Incoming, Limits, Role, SendQueue, State};
+use mainstay_proto::ws::{CloseState, Connection, DeflateParams, Incoming, Limits, Role, SendQueue};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const LIMITS: Limits = Limits { max_message: 16 << 20, max_fragments: 100_000 };
@@ -83,7 +83,7 @@ fn echo(mut stream: BufReader<TcpStream>, role: Role, agreed: &Agreed) -> Result
             }
         }
         stream.get_mut().write_all(&queue.copy_to_bytes(queue.len()))?;
-        if connection.state() == State::Closed && role == Role::Server {
+        if connection.state() == CloseState::Closed && role == Role::Server {
             // Half a close: unread input must not turn into a reset that overtakes our Close.
             stream.get_ref().shutdown(Shutdown::Write)?;
         }

@@ -111,7 +111,9 @@ fn report(seeds: u64, counts: &Counts) {
     let Counts { given_up, full, partial, refused, judged, .. } = counts;
     let [silent, frozen, stalled] = counts.dead;
     println!("{seeds} seeds, {messages} messages, {volatile} outside the stream");
-    println!("{resumed} resumes, {gaps} gaps told, {dropped} messages dropped and told, {ended} ends");
+    println!(
+        "{resumed} resumes, {gaps} gaps reported, {dropped} messages dropped and reported, {ended} ends"
+    );
     println!("dead: {silent} silent, {frozen} frozen, {stalled} stalled, {given_up} by clients");
     println!("{full} sends given back, {partial} partial writes, {refused} refusals, {judged} AUTH judged");
     let faults: Vec<_> =

@@ -5,7 +5,7 @@
 //!
 //! 1. *Prefix* and 2. *no duplicate*: an application receives what the other sent, in order, once.
 //! 3. *Explicit gap*: an index may be missing only if a gap event put it among the unknown or the not delivered
-//! messages; and a message that was reported as delivered or as not delivered was so.
+//!    messages; and a message that was reported as delivered or as not delivered was so.
 //! 4. *Acknowledged means delivered*: no count that an end announces is above what the application received.
 //! 5. *Convergence*: after healing no accepted message is outstanding.
 //!
@@ -53,7 +53,7 @@ impl Sent {
     /// The server's application received this index.
     pub fn delivered(&mut self, session: usize, index: u64) -> Result<(), String> {
         if !self.got.insert(index) {
-            return Err(format!("duplicate: client message {index} handed over twice"));
+            return Err(format!("duplicate: client message {index} delivered twice"));
         }
         if let Some(last) = self.last.insert(session, index).filter(|last| *last > index) {
             return Err(format!("order: client message {index} after {last}"));
@@ -69,7 +69,7 @@ impl Sent {
         while self.acknowledged < number {
             let index = self.numbers.get(self.acknowledged as usize);
             if index.is_none_or(|index| !self.got.contains(index)) {
-                return Err(format!("acknowledged: client message {index:?}, and it was not handed over"));
+                return Err(format!("acknowledged: client message {index:?}, and it was not delivered"));
             }
             self.acknowledged += 1;
         }

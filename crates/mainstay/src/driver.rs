@@ -13,7 +13,9 @@ use bytes::{Buf, Bytes};
 use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{Message, Transmit};
-use mainstay_proto::ws::{CloseFrame, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue, State};
+use mainstay_proto::ws::{
+    CloseFrame, CloseState, Connection, Incoming, Limits, Packed, ProtocolError, SendQueue,
+};
 
 use crate::clock::now;
 use crate::transport::Transport;
@@ -281,7 +283,7 @@ impl Wire {
 
     /// Whether a Close was queued or the peer's was answered: only the end of the stream is awaited.
     pub(crate) fn is_closing(&self) -> bool {
-        self.closing || self.codec.state() != State::Open
+        self.closing || self.codec.state() != CloseState::Open
     }
 
     /// Ends a closing connection at once if its closing handshake is complete, the socket has accepted our Close and holds
@@ -297,9 +299,10 @@ impl Wire {
     /// Completes a closing connection: writes what is queued, then shuts down both sides. Bounded in time, so that a peer
     /// that does neither keeps no resources.
     pub(crate) async fn finish(mut self) {
-        if self.transport.into_tokio().is_err() {
-            return;
-        }
+        self.transport = match self.transport.into_tokio() {
+            Ok(transport) => transport,
+            Err(_) => return,
+        };
         const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
         let linger = std::future::poll_fn(|cx| {
             loop {
@@ -308,7 +311,7 @@ impl Wire {
                     Ok(Written::Some | Written::None) => return Poll::Pending,
                     Ok(Written::All) => {}
                 }
-                if self.codec.state() == State::Closed && self.transport.poll_shutdown(cx).is_pending() {
+                if self.codec.state() == CloseState::Closed && self.transport.poll_shutdown(cx).is_pending() {
                     return Poll::Pending;
                 }
                 match self.poll_read(cx, |_| true) {

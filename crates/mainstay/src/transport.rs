@@ -58,12 +58,11 @@ impl Transport {
     }
 
     /// Registers the socket with tokio again, so that any tokio task may poll it.
-    pub(crate) fn into_tokio(&mut self) -> io::Result<()> {
-        match std::mem::replace(self, Self::Closed) {
-            Self::Own(stream, _) => *self = Self::tcp(TcpStream::from_std(stream.into())?),
-            other => *self = other,
+    pub(crate) fn into_tokio(self) -> io::Result<Self> {
+        match self {
+            Self::Own(stream, _) => Ok(Self::tcp(TcpStream::from_std(stream.into())?)),
+            other => Ok(other),
         }
-        Ok(())
     }
 
     /// Deregisters the socket from the worker. Comes before [`into_tokio`](Self::into_tokio) where the task goes on with
@@ -173,10 +172,8 @@ impl Transport {
     }
 
     /// Drops the connection at once, with a reset where the transport can, so that no unsent data stays in the kernel.
-    pub(crate) fn abort(mut self) {
-        if self.into_tokio().is_ok()
-            && let Self::Tcp(stream) = &self
-        {
+    pub(crate) fn abort(self) {
+        if let Ok(Self::Tcp(stream)) = self.into_tokio() {
             let _ = stream.set_zero_linger();
         }
     }

@@ -11,7 +11,7 @@ use bytes::Buf;
 use mainstay_proto::session::{
     ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, Frame, Message, Transmit,
 };
-use mainstay_proto::ws::{CloseCode, Connection as Codec, Incoming, Role, SendQueue, State};
+use mainstay_proto::ws::{CloseCode, CloseState, Connection as Codec, Incoming, Role, SendQueue};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -200,7 +200,7 @@ impl Peer {
                 }
                 Some(Incoming::Pong(_)) => {}
                 Some(Incoming::Close(close)) => {
-                    if connection.codec.state() != State::Closed && !cx.is_leaving() {
+                    if connection.codec.state() != CloseState::Closed && !cx.is_leaving() {
                         let code = close.map_or_else(|| "no code".to_owned(), |close| close.code.to_string());
                         return Err(End::Lost(format!("closed by the server: {code}")));
                     }
@@ -392,7 +392,7 @@ impl Connection {
 
     fn end_of_stream(&self) -> End {
         match (&self.stage, self.codec.state()) {
-            (Stage::Open | Stage::Attaching, State::Closed) => End::Closed,
+            (Stage::Open | Stage::Attaching, CloseState::Closed) => End::Closed,
             (Stage::Open | Stage::Attaching, _) => {
                 End::Lost("the server closed TCP without a Close frame".to_owned())
             }

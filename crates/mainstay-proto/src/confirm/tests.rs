@@ -181,13 +181,13 @@ fn pongs_after_the_peers_close_prove_nothing() {
 
 #[test]
 fn what_a_peer_may_have_answered_before_it_closed_is_unknown_and_not_written_again() {
-    for (goes_on, told) in [(true, Some(Outcome::Unknown(1, 2))), (false, None)] {
+    for (goes_on, reported) in [(true, Some(Outcome::Unknown(1, 2))), (false, None)] {
         let mut rig = Rig::new(Confirm::Pong, Guarantee::AtLeastOnce, 2);
         rig.write();
         rig.link.handle_peer_message();
         rig.push(1);
         rig.write();
-        assert_eq!(rig.link.handle_peer_close(goes_on), told);
+        assert_eq!(rig.link.handle_peer_close(goes_on), reported);
         rig.reconnect();
         assert_eq!(rig.write().0, if goes_on { vec![3] } else { vec![1, 2, 3] });
     }
@@ -783,8 +783,8 @@ proptest! {
         let mut world = World::new(config);
         steps.into_iter().for_each(|step| world.apply(step));
         if ends {
-            let told = world.rig.link.abandon();
-            told.into_iter().for_each(|event| world.note(event));
+            let reported = world.rig.link.abandon();
+            reported.into_iter().for_each(|event| world.note(event));
             prop_assert!(world.rig.link.settled() == world.rig.link.last() && world.rig.link.is_flushed());
         } else {
             world.heal();

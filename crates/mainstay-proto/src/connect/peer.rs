@@ -12,6 +12,7 @@ use crate::session::{ClientSession, Delivery, Message, Volatiles};
 
 /// The peer of a client, and the machine for it.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a client has one peer, and keeps it where it is")]
 pub(super) enum Peer {
     /// The peer speaks `mainstay.v1`, or has not shown yet what it speaks.
     Session(ClientSession),

@@ -308,13 +308,13 @@ mod tests {
         manual.deliver(now).unwrap();
         assert_eq!(manual.acknowledged(), 0);
         manual.acknowledge(now, 7);
-        assert_eq!(manual.acknowledged(), 1, "no more than was handed over");
+        assert_eq!(manual.acknowledged(), 1, "no more than was delivered");
 
         manual.receive_gap(4, GapCause::Overflow).unwrap();
         manual.receive(Message::text("b")).unwrap();
         while manual.deliver(now).is_some() {}
         manual.acknowledge(now, 3);
-        assert_eq!(manual.acknowledged(), 1, "a gap is confirmed whole");
+        assert_eq!(manual.acknowledged(), 1, "a gap is acknowledged whole");
         manual.acknowledge(now, 4);
         assert_eq!(manual.acknowledged(), 4);
         manual.acknowledge(now, 5);

@@ -35,7 +35,7 @@ impl Default for Limits {
 
 /// The state of the closing handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum CloseState {
     /// No Close was sent or received.
     Open,
     /// One Close was sent or received, the other is outstanding.
@@ -144,11 +144,11 @@ impl Connection {
     }
 
     /// Returns the state of the closing handshake.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> CloseState {
         match (self.close_sent, self.inbound) {
-            (false, Inbound::Open) => State::Open,
-            (true, Inbound::Closed | Inbound::Failed) => State::Closed,
-            _ => State::Closing,
+            (false, Inbound::Open) => CloseState::Open,
+            (true, Inbound::Closed | Inbound::Failed) => CloseState::Closed,
+            _ => CloseState::Closing,
         }
     }
 

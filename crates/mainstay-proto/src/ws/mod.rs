@@ -36,7 +36,7 @@ mod queue;
 
 pub use close::{CloseAction, CloseCode};
 pub use close_frame::CloseFrame;
-pub use connection::{Connection, Limits, State};
+pub use connection::{CloseState, Connection, Limits};
 pub use deflate::DeflateParams;
 pub use error::ProtocolError;
 pub use incoming::{Incoming, Payload};

@@ -22,7 +22,7 @@ fn authenticate(pair: &mut Pair, credentials: &'static str) {
     pair.client.authenticate(Bytes::from(credentials));
 }
 
-/// What the client was told of credentials that it presented anew.
+/// The verdicts that the client received on new credentials.
 fn verdicts(pair: &Pair) -> Vec<bool> {
     let verdicts = pair.events.iter().filter_map(|event| match event {
         ClientEvent::Authenticated { accepted } => Some(*accepted),
@@ -86,7 +86,7 @@ fn credentials_are_renewed_on_a_live_session_and_presented_from_then_on() {
     assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));
     pair.run();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
-    assert_eq!(verdicts(&pair), [true], "told once");
+    assert_eq!(verdicts(&pair), [true], "reported once");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn while_detached_new_credentials_go_with_the_next_hello() {
     pair.cut(first);
     authenticate(&mut pair, "alice/2");
     pair.run();
-    assert!(verdicts(&pair).is_empty(), "nobody has judged them");
+    assert!(verdicts(&pair).is_empty(), "no verdict was given");
     let second = pair.open();
     assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));
     pair.run();
@@ -140,7 +140,7 @@ fn a_verdict_that_is_lost_with_its_connection_is_requested_again_in_hello() {
     pair.cut(first);
     pair.connect();
     assert_eq!(verdicts(&pair), [true]);
-    // The verdict on the old connection comes late and is told nobody.
+    // The verdict on the old connection comes late, and no client receives it.
     assert!(pair.session().handle_verdict(first, Some(b"alice")));
     pair.run();
     assert_eq!(verdicts(&pair), [true]);
@@ -230,7 +230,7 @@ fn other_credentials_go_with_the_next_hello_but_not_before_those_that_wait_for_t
     let first = pair.connect();
     pair.client.set_credentials(Bytes::from("alice/2"));
     pair.run();
-    assert!(verdicts(&pair).is_empty(), "nobody is asked on the live connection");
+    assert!(verdicts(&pair).is_empty(), "no verdict is asked for on the live connection");
     pair.cut(first);
     let second = pair.open();
     assert_eq!(pair.hello_under_way(second).credentials, Some(Credentials(Bytes::from("alice/2"))));

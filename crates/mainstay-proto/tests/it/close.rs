@@ -221,7 +221,7 @@ fn nothing_that_comes_after_its_close_is_delivered() {
     pair.client_sends("late");
     pair.server.takes = true;
     pair.run();
-    // It comes back, and says it all again.
+    // It comes back, and repeats everything.
     pair.cut(first);
     pair.connect();
     pair.wait(SECOND);
@@ -369,7 +369,7 @@ fn what_a_plain_peer_does_not_read_within_ten_seconds_of_the_close_is_dropped() 
     plain.send(Message::text("a")).unwrap();
     plain.close(now, CloseCode::NORMAL, "done");
     assert_eq!(plain.poll_timeout(), Some(now + 10 * SECOND));
-    // It is on its way, but the socket takes none of it.
+    // The Close is on its way, but the socket accepts none of it.
     assert_eq!(plain.poll_transmit(), Some(Transmit::Message(Message::text("a"))));
     let close = Transmit::Close { code: CloseCode::NORMAL, reason: "done".into() };
     assert_eq!((plain.poll_transmit(), plain.poll_transmit()), (Some(close), None));
@@ -459,7 +459,7 @@ fn messages_that_only_a_server_sends_close_the_connection_and_keep_the_session()
     }
 }
 
-/// An attached client whose connection brings this; then it comes back and has missed nothing.
+/// An attached client whose connection brings this; then it comes back and has lost nothing.
 fn survives(bytes: &[u8]) -> Pair {
     let mut pair = Pair::default();
     let first = pair.connect();
@@ -491,7 +491,7 @@ fn positions_that_differ_end_the_session() {
     let first = pair.connect();
     pair.client_sends("a");
     pair.run();
-    // Somebody in between swallowed a message.
+    // An intermediary lost a message.
     let ping = Control::Ping(Beat { nonce: 1, sent: 2, acknowledged: 0 });
     pair.at_server(first, Kind::Binary, ping.encode());
     assert_eq!(pair.server.errors, [SessionError::PositionMismatch { sent: 2, read: 1 }]);
@@ -562,5 +562,5 @@ fn a_connection_that_ignores_go_away_is_closed_at_the_announced_time() {
     assert!(is_closed(5 * SECOND, 5 * SECOND, false));
     assert!(!is_closed(5 * SECOND, 5 * SECOND - Duration::from_millis(1), false));
     assert!(!is_closed(Duration::ZERO, 5 * SECOND, false), "no time was announced");
-    assert!(!is_closed(5 * SECOND, 5 * SECOND, true), "nobody asked its next connection to leave");
+    assert!(!is_closed(5 * SECOND, 5 * SECOND, true), "its next connection got no GOAWAY");
 }

@@ -234,7 +234,7 @@ impl<E: End> Player<'_, E> {
         } else if step["at"] == E::NAME {
             return self.application(step);
         } else if step.get("at").is_none() && step.get("restart").is_none() {
-            return Err("nobody knows this step".into());
+            return Err("unknown step".into());
         }
         Ok(())
     }
@@ -415,7 +415,7 @@ fn output(transmit: &Transmit) -> Option<Output> {
     match transmit {
         Transmit::Close { code, reason } => Some(Output::Close((*code).into(), reason.clone())),
         Transmit::Ping(_) => None,
-        // The transport is dropped: nothing is said.
+        // The transport is dropped without a Close.
         Transmit::Abort => None,
         other => panic!("{other:?} in an exchange"),
     }
@@ -524,7 +524,7 @@ struct ServerEnd {
     config: Arc<ServerConfig>,
     /// Its sessions drop the oldest when they are full.
     drops: bool,
-    /// Its application confirms by itself.
+    /// Its application acknowledges by itself.
     confirms: bool,
     sessions: Arena,
     now: Instant,
@@ -626,7 +626,7 @@ impl End for ServerEnd {
     }
 
     fn act(&mut self, now: Instant, step: &Value) -> bool {
-        let session = self.sessions.get(self.served.expect("nobody is served"));
+        let session = self.sessions.get(self.served.expect("no session is served"));
         if let Some(message) = text_of(step, "sends") {
             session.send(message).unwrap();
         } else if let Some(message) = text_of(step, "sends_volatile") {

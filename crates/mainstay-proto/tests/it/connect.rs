@@ -43,7 +43,7 @@ impl Node {
         node
     }
 
-    /// Attached to a session, the application told so.
+    /// Returns a client that is attached to a session, with its event polled.
     pub(crate) fn attached() -> (Self, ConnectionId) {
         let mut node = Self::default();
         let connection = node.dialled();
@@ -55,7 +55,7 @@ impl Node {
         (node, connection)
     }
 
-    /// As [`wait`](Self::wait), with a socket that takes everything at once.
+    /// Like [`wait`](Self::wait), with a socket that accepts everything at once.
     pub(crate) fn wait_flushing(&mut self, time: Duration) {
         let until = self.now + time;
         self.flush();
@@ -80,7 +80,7 @@ impl Node {
         self.drain();
         while let Some(due) = self.client.poll_timeout().filter(|due| *due <= until) {
             self.now = due.max(self.now);
-            // What is readable has been read: asked to drain first, it is asked again.
+            // What is readable has been read: when the client requests a drain, call it again.
             while self.client.handle_timeout(self.now) {}
             self.drain();
         }
@@ -397,7 +397,7 @@ fn a_silent_server_is_dead_after_two_intervals_and_five_seconds() {
     let Event::Detached { why: Lost::Dead(Evidence::Silent), next_attempt_in } = node.event() else {
         panic!()
     };
-    // Nobody else lost a connection by that: it need not wait to thin out a crowd.
+    // No other client lost a connection: this one need not spread.
     assert!(next_attempt_in <= SECOND / 5, "{next_attempt_in:?}");
 }
 
@@ -524,7 +524,7 @@ fn closing_waits_for_the_end_of_what_was_sent_but_not_longer_than_ten_seconds() 
     let Event::Ended(end) = ended else { panic!("{ended:?}") };
     let fate = end.fate.unwrap();
     assert_eq!((fate.delivered, fate.unknown, fate.last), (0, 1, 1));
-    assert_eq!([node.command(), node.command()], [abort(second), abort(first)], "nobody keeps a connection");
+    assert_eq!([node.command(), node.command()], [abort(second), abort(first)], "no connection is kept");
     node.quiet();
 }
 
@@ -658,7 +658,7 @@ fn a_peer_that_accepts_no_bytes_keeps_no_client_from_its_end() {
     assert_eq!(node.client.state(), State::Ended);
     node.drain();
     node.commands.clear();
-    // Its Close waits in a socket that takes nothing.
+    // Its Close waits in a socket that accepts no bytes.
     assert_eq!(node.client.poll_timeout(), Some(node.now + 10 * SECOND));
     node.wait(10 * SECOND);
     assert_eq!(node.commands.pop_back(), Some(Command::Transmit(first, Transmit::Abort)));

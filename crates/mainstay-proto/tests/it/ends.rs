@@ -55,7 +55,7 @@ fn an_abort_of_a_link_closes_and_reports_the_fate_of_each_message() {
     assert_eq!(node.event(), Event::Report(Report::Unknown(1..=1)));
     assert_eq!(cause(&node), Some(EndCause::Aborted));
     assert_eq!(node.client.take_undelivered(), ["a"].map(Message::text));
-    assert_eq!(node.client.deliver(node.now), None, "nothing is handed over any more");
+    assert_eq!(node.client.deliver(node.now), None, "nothing is delivered any more");
 }
 
 #[test]
@@ -79,7 +79,8 @@ fn after_close_nothing_is_delivered() {
     node.client.close(node.now, CloseCode::NORMAL, "");
     node.client.handle_message(node.now, connection, Message::text("after")).unwrap();
     assert_eq!(node.client.deliver(node.now), None);
-    // The server ends it at the same time: its END is answered though nobody takes what came before it.
+    // The server ends it at the same time: its END is answered although the application does not receive what came
+    // before it.
     let end = Control::End { code: 1000, reason: String::new(), acknowledged: 1, delivered: 1 };
     node.read(connection, &end);
     assert_eq!(node.client.state(), State::Ended);
@@ -213,7 +214,7 @@ fn a_message_that_ends_every_attempt_before_welcome_waits_until_there_is_a_sessi
     assert!(node.client.is_attached(), "the session is there, and the message follows");
     node.commands.retain(|command| *command == text(connection, "poison"));
     assert_eq!(node.commands.len(), 1);
-    // From here on five connections without progress give the session up, which is told.
+    // Five connections without progress give the session up, which is reported.
     let mut lost = connection;
     for epoch in 2..=5 {
         node.events.clear();
@@ -252,7 +253,11 @@ fn a_session_that_is_given_up_is_one_gap_and_begins_anew_with_another_key() {
         if epoch == 6 {
             assert!(hello.resume.is_none());
             assert_eq!(hello.key_age, Duration::ZERO, "never sent before");
-            assert_ne!(key, Some(hello.key), "a server that knows it would refuse, and tell of a loss again");
+            assert_ne!(
+                key,
+                Some(hello.key),
+                "a server that knows it would refuse, and report the loss again"
+            );
         } else {
             key = Some(hello.key);
             node.welcome(connection, epoch, 0);

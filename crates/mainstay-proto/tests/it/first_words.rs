@@ -1,4 +1,5 @@
-//! What a plain peer is told first, what is too quiet, and another connection on request; what stands between messages.
+//! What a plain peer receives first, which silence is too long, a reconnect on request, and what stands between
+//! messages.
 
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ fn a_connection_that_brings_no_message_for_too_long_is_replaced_though_it_answer
     assert_eq!(node.command(), abort(first));
     let Event::Detached { why: Lost::NoMessage { within }, next_attempt_in } = node.event() else { panic!() };
     assert_eq!(within, 10 * SECOND);
-    assert!(next_attempt_in <= SECOND / 5, "nobody else lost a connection by that: {next_attempt_in:?}");
+    assert!(next_attempt_in <= SECOND / 5, "no other client lost a connection: {next_attempt_in:?}");
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn a_silence_out_of_range_is_named() {
 
 #[test]
 fn a_requested_reconnect_dials_at_once() {
-    // A session goes on over it.
+    // A session continues over it.
     let (mut node, first) = Node::attached();
     node.client.reconnect(node.now);
     node.wait(Duration::ZERO);
@@ -127,13 +128,13 @@ fn a_requested_reconnect_dials_at_once() {
     let second = node.dialled();
     node.open(second, Mode::Session);
     assert!(node.hello(second).resume.is_some());
-    // An attempt begins anew: its URL may be another by now.
+    // An attempt starts again: its URL may have changed.
     node.client.reconnect(node.now);
     node.wait(Duration::ZERO);
     assert_eq!(node.command(), abort(second));
     let third = node.dialled();
     assert_ne!(third, second);
-    // A plain peer is told.
+    // A plain peer receives a Close.
     let (mut node, first) = plain(Guarantee::AtLeastOnce, &[]);
     node.client.reconnect(node.now);
     node.wait(Duration::ZERO);
@@ -189,7 +190,7 @@ fn a_fresh_peer_stands_between_the_messages_of_the_two_connections() {
         (message("2.1"), true),
     ];
     assert_eq!(seen, expected);
-    // With nothing unread before it the event comes at once, and only once.
+    // If nothing unread is before it, the event comes at once, and only once.
     node.events.clear();
     node.lose(connection, Lost::Broken("reset".into()));
     node.wait(SECOND);

@@ -121,7 +121,7 @@ fn what_was_acknowledged_but_is_behind_the_position_is_still_written() {
     assert_eq!(pair.server_got(), ["a", "b"], "nothing is confirmed, the window is full");
     pair.cut(first);
     let second = pair.open();
-    // WELCOME tells the client to begin at 1; the acknowledgement of 2 overtakes its first message.
+    // WELCOME lets the client begin at 1; the acknowledgement of 2 overtakes its first message.
     pair.deliver_up(second);
     pair.write();
     let now = pair.now;
@@ -225,7 +225,7 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
     pair.cut(first);
     pair.connect();
     assert_eq!(pair.attaches(), [(1, false), (2, true)]);
-    // It is attached: nobody takes its place.
+    // It is attached: no new session evicts it.
     let newcomer = pair.wire();
     let Answer::Refused { refuse, why } = pair.hello(newcomer, &stranger(1)) else { panic!("no room") };
     let delay = Delay { min: SECOND, max: 30 * SECOND };
@@ -248,7 +248,7 @@ fn an_acknowledgement_that_the_connection_does_not_accept_sets_no_timer() {
     let beat = session.poll_timeout().unwrap();
     let due = now + SECOND / 4;
     assert!(beat <= due, "an acknowledgement is due");
-    // The socket is full: nothing is asked for.
+    // The socket is full: no timer is set.
     assert_eq!(session.handle_timeout(due), None);
     assert!(session.poll_timeout().unwrap() > due, "it is not asked again and again");
     assert_eq!(session.handle_timeout(due + SECOND), None);
@@ -265,7 +265,7 @@ fn if_two_probes_wait_only_the_newer_leaves() {
     let mut probe = |session: &mut ServerSession| {
         for _ in 0..1000 {
             now = now.max(session.poll_timeout().unwrap());
-            // It lives, and takes a little now and then.
+            // It is alive, and accepts a few bytes now and then.
             session.handle_bytes(now, first);
             session.handle_write_progress(now, first);
             if let Some(Action::Probe { nonce }) = session.handle_timeout(now) {
@@ -314,7 +314,7 @@ fn a_new_session_evicts_the_one_whose_client_has_been_away_for_the_longest() {
         let left = [0, 1, 2].map(|index| pair.server.sessions.get(index).closed().is_none());
         assert_eq!(left, is_left, "the one that is attached stays, of the others the older goes first");
     }
-    // Whoever has lost its session so is told what became of it, and everybody who is there keeps theirs.
+    // A client that lost its session in this way receives its account, and every attached client keeps its session.
     pair.cut(first);
     pair.wait(10 * SECOND);
     let connection = pair.wire();
@@ -544,7 +544,7 @@ fn a_retired_session_is_over_once_it_has_no_connection() {
     let first = pair.connect();
     pair.cut(first);
     pair.session().retire();
-    assert_eq!(pair.session().closed(), Some(Closed::Evicted), "nobody can come back for it");
+    assert_eq!(pair.session().closed(), Some(Closed::Evicted), "no client can resume it");
 }
 
 #[test]

@@ -277,7 +277,7 @@ fn a_close_behind_an_announced_restart_is_a_restart_whatever_its_code() {
 }
 
 impl Link {
-    /// A link whose peer has taken 64 of 100 messages and does not answer the Ping behind them.
+    /// A link whose peer has received 64 of 100 messages and does not answer the Ping behind them.
     fn stalled() -> Self {
         let mut link = Self::new();
         for _ in 0..100 {
@@ -304,7 +304,7 @@ impl Link {
         written
     }
 
-    fn was_told(&mut self, event: &Event) -> bool {
+    fn reported(&mut self, event: &Event) -> bool {
         self.events().into_iter().filter(|reported| reported == event).count() == 1
     }
 }
@@ -338,7 +338,7 @@ fn a_peer_that_only_reads_is_known_to_live_by_its_transport() {
     link.client.handle_guarded(link.connection(), GUARD);
     assert_eq!(link.wait(GUARD), 0);
     assert_eq!(link.wait(2 * SECOND), 36);
-    assert!(link.was_told(&Event::PingsUnanswered));
+    assert!(link.reported(&Event::PingsUnanswered));
     assert_eq!(link.command(), None);
 }
 
@@ -347,7 +347,7 @@ fn a_quiet_peer_that_answers_no_ping_keeps_its_connection_where_the_transport_wo
     let mut link = Link::new();
     link.client.handle_guarded(link.connection(), GUARD);
     link.wait(60 * SECOND);
-    assert!(link.was_told(&Event::PingsUnanswered));
+    assert!(link.reported(&Event::PingsUnanswered));
     link.wait(3600 * SECOND);
     assert_eq!((link.client.is_attached(), link.command()), (true, None));
     // One that answered once is dead when it falls silent.
@@ -364,7 +364,7 @@ fn a_quiet_peer_that_answers_no_ping_keeps_its_connection_where_the_transport_wo
 fn silence_is_a_verdict_where_nothing_else_would_notice() {
     let mut link = Link::stalled();
     link.wait(60 * SECOND);
-    assert!(!link.client.is_attached() && !link.was_told(&Event::PingsUnanswered));
+    assert!(!link.client.is_attached() && !link.reported(&Event::PingsUnanswered));
 }
 
 #[test]
@@ -372,9 +372,9 @@ fn a_pong_after_all_ends_the_exception() {
     let mut link = Link::stalled();
     link.client.handle_guarded(link.connection(), GUARD);
     link.wait(22 * SECOND);
-    assert!(link.was_told(&Event::PingsUnanswered));
+    assert!(link.reported(&Event::PingsUnanswered));
     link.pong(64);
-    assert!(link.was_told(&Event::PingsAnswered));
+    assert!(link.reported(&Event::PingsAnswered));
     link.client.send(Message::text("more")).unwrap();
     link.turn();
     link.lose();
@@ -395,14 +395,14 @@ fn an_end_waits_for_no_pong_of_a_peer_that_answers_none() {
     assert_eq!(link.reports(), [Report::Unknown(1..=100), Report::Unknown(101..=101)]);
 }
 
-/// How a link that `ends_on` this takes it that its connection ends so: whether it ends, and with what code.
+/// Returns whether a link with this `ends_on` ends when its connection ends so, and with which code.
 fn end(ends_on: EndsOn, why: Lost) -> Option<Option<u64>> {
     let mut link = Link::with(ConnectConfig { link: true, ends_on, ..ConnectConfig::default() });
     link.client.handle_lost(link.now, link.connection(), why.clone());
     let events: Vec<_> = link.events();
     let at = events.iter().position(|event| matches!(event, Event::Ended(_)))?;
-    let told = matches!(&events[at - 1], Event::Detached { why: told, .. } if *told == why);
-    assert!(told || ends_on == EndsOn::Nothing, "{events:?}");
+    let reported = matches!(&events[at - 1], Event::Detached { why: reported, .. } if *reported == why);
+    assert!(reported || ends_on == EndsOn::Nothing, "{events:?}");
     match &events[at] {
         Event::Ended(end) => Some(end.code.map(ReasonCode::get)),
         _ => unreachable!(),

@@ -1,4 +1,5 @@
-//! A cut is noticed in seconds by whoever sends, and costs a client that is idle not a byte; how soon it is back.
+//! The end that sends notices a cut within seconds, at no cost of a byte to an idle client; and how soon it
+//! reconnects.
 
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,7 @@ fn nothing_more_is_written_while_acknowledgements_come() {
         node.send("x");
         node.wait_flushing(SECOND / 4);
         node.read(connection, &ack(number));
-        // Below its deadline, and above what an application at the other end takes.
+        // Below its deadline, and above the time that an application at the other end needs.
         node.wait_flushing(SECOND * u32::try_from(number % 3).unwrap());
     }
     assert_eq!(probes(&mut node), (vec![], 600), "the messages alone");
@@ -107,7 +108,7 @@ fn an_application_that_lags_behind_is_probed_for_once() {
     node.send("x");
     node.wait_flushing(3 * SECOND);
     let (beats, _) = probes(&mut node);
-    // The server's machine has it, and its application has not taken it yet.
+    // The server's machine has it, and its application has not received it yet.
     pong(&mut node, connection, beats[0], 0);
     for _ in 0..20 {
         node.wait_flushing(10 * SECOND);
@@ -136,7 +137,7 @@ fn bytes_that_come_are_a_sign_of_life_as_good_as_an_acknowledgement() {
 fn a_full_socket_is_noticed_after_20_s_without_a_byte_in_either_direction() {
     let (mut node, connection) = Node::attached();
     node.send("x");
-    // The socket takes none of it: nothing is flushed.
+    // The socket accepts none of it: nothing is flushed.
     let sent = node.now;
     node.wait(10 * SECOND);
     node.client.handle_write_progress(node.now, connection);

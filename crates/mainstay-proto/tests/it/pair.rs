@@ -85,7 +85,7 @@ pub(crate) struct Server {
     pub(crate) path: &'static str,
     /// What the applications got, per session.
     pub(crate) got: BTreeMap<usize, Vec<String>>,
-    /// Whether the applications take what has come.
+    /// Whether the applications receive what has arrived.
     pub(crate) takes: bool,
     /// Whether credentials that a client sends for its live session are judged when they come.
     pub(crate) judges: bool,
@@ -154,7 +154,7 @@ impl Pair {
         pair
     }
 
-    /// Attached, and the epoch confirmed.
+    /// Returns an attached pair with its epoch established.
     pub(crate) fn attached() -> Self {
         let mut pair = Self::default();
         pair.connect();
@@ -176,7 +176,7 @@ impl Pair {
         connection
     }
 
-    /// A connection of somebody else's making.
+    /// A connection that another client opened.
     pub(crate) fn wire(&mut self) -> ConnectionId {
         self.opened += 1;
         let connection = ConnectionId(self.opened);
@@ -255,7 +255,7 @@ impl Pair {
         self.run();
     }
 
-    /// Lets everything be written, arrive and be handed over, until nothing moves.
+    /// Writes, moves and delivers everything, until nothing changes.
     pub(crate) fn run(&mut self) {
         loop {
             self.write();
@@ -328,7 +328,7 @@ impl Pair {
         self.bury();
     }
 
-    /// HELLO from whoever; the answer goes down this connection.
+    /// Sends a HELLO of any client; the answer goes down this connection.
     pub(crate) fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Answer<usize> {
         let Server { registry, sessions, principal: usual, path, refusals, .. } = &mut self.server;
         let principal = match &hello.credentials {
@@ -440,7 +440,7 @@ impl Pair {
         attaches.collect()
     }
 
-    /// The gaps that the client was told of.
+    /// Returns the gaps that the client received.
     pub(crate) fn gaps(&self) -> Vec<mainstay_proto::session::Fate> {
         let gaps = self.events.iter().filter_map(|event| match event {
             ClientEvent::Gap(fate) => Some(*fate),
@@ -449,7 +449,7 @@ impl Pair {
         gaps.collect()
     }
 
-    /// How the client was told that all is over.
+    /// Returns the event with which the client ended.
     pub(crate) fn ended(&self) -> Option<(u64, mainstay_proto::session::Fate)> {
         self.events.iter().find_map(|event| match event {
             ClientEvent::Ended { code, fate, .. } => Some((*code, *fate)),
@@ -491,7 +491,7 @@ impl Pair {
     }
 }
 
-/// Who these credentials prove that one is: the word before the slash. `wrong` proves nothing.
+/// Returns the principal that these credentials prove: the word before the slash. `wrong` proves none.
 fn principal_of(credentials: &Bytes) -> Option<Bytes> {
     let name = credentials.split(|byte| *byte == b'/').next()?;
     (name != b"wrong").then(|| Bytes::copy_from_slice(name))

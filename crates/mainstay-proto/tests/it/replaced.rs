@@ -1,4 +1,5 @@
-//! What stands behind a server is lost: the session is renewed with an exact account, or goes on and its client is told.
+//! The backend behind a server is lost: the session is renewed with an exact account, or continues and its client is
+//! notified.
 
 use mainstay_proto::session::message::{Control, LossCause};
 use mainstay_proto::session::{Closed, Frame};
@@ -6,7 +7,7 @@ use mainstay_proto::ws::{CloseCode, Kind};
 
 use super::pair::{Pair, RESUME_WINDOW, SECOND};
 
-/// A server whose application confirms by hand, and was handed `a` to `d`; `a` is confirmed.
+/// A server whose application acknowledges by itself. `a` to `d` were delivered to it; `a` is acknowledged.
 fn delivered_four() -> Pair {
     let mut pair = Pair::attached();
     pair.session().manual_ack();
@@ -76,7 +77,7 @@ fn a_renewed_session_does_not_wait_for_its_client() {
     pair.cut(first);
     pair.session().renew(now, 0);
     assert_eq!(pair.over(), Some(Closed::Replaced));
-    // Its client takes nothing.
+    // Its client receives nothing.
     let mut pair = Pair::attached();
     pair.server_sends("x");
     let now = pair.now;

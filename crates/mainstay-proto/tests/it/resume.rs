@@ -176,7 +176,7 @@ fn a_token_works_until_its_epoch_is_established_and_not_after() {
     pair.run();
     assert_eq!(pair.attaches(), [(1, false), (3, true)]);
 
-    // The ACK of the third connection confirmed the epoch.
+    // The ACK of the third connection established the epoch.
     let late = pair.wire();
     let mut hello = stranger(7);
     hello.resume = Some(resume_with(presented));
@@ -226,7 +226,7 @@ fn wrong_foreign_and_unknown_tokens_get_the_same_answer_and_leave_the_session_al
     assert_eq!(pair.server.got[&0], ["a", "b"]);
 }
 
-/// The answer to whoever has no session here: a new one, and not a word about any other.
+/// The answer to a client without a session here: a new one, and no information about any other.
 fn assert_fresh(pair: &mut Pair, on: mainstay_proto::session::ConnectionId, hello: &Hello, what: &str) {
     let answer = pair.hello(on, hello);
     assert!(

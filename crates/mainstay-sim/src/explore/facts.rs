@@ -97,7 +97,7 @@ impl Facts {
 
     /// The server's application received a client's message.
     pub(super) fn server_got(&mut self, session: usize, message: &Message) -> Result<(), String> {
-        let mark = parse_mark(message).ok_or("a message that nobody sent")?;
+        let mark = parse_mark(message).ok_or("a message that no application sent")?;
         if !self.delivered.insert(mark) {
             return Err(format!("duplicate: the server's application got {mark:?} twice"));
         }
@@ -113,7 +113,7 @@ impl Facts {
 
     /// A client's application received a server's message.
     pub(super) fn client_got(&mut self, client: usize, message: &Message) -> Result<(), String> {
-        let (session, number) = parse_number(message).ok_or("a message that nobody sent")?;
+        let (session, number) = parse_number(message).ok_or("a message that no application sent")?;
         let facts = &mut self.clients[client];
         let expected = match facts.delivered {
             Some((delivered, last)) if delivered == session => last + 1,
@@ -177,7 +177,7 @@ impl Facts {
         let facts = &self.sessions[session];
         match facts.closed_at {
             Some(last) if facts.delivered > last => {
-                Err(format!("untrue: END said received = {last}, the application got {}", facts.delivered))
+                Err(format!("untrue: END stated delivered = {last}, the application got {}", facts.delivered))
             }
             _ => Ok(()),
         }
@@ -214,7 +214,7 @@ impl Facts {
     pub(super) fn check_client(&self, client: usize, acknowledged: u64) -> Result<(), String> {
         let numbers = &self.clients[client].numbers;
         match numbers.iter().take(acknowledged as usize).find(|mark| !self.delivered.contains(mark)) {
-            Some(mark) => Err(format!("{mark:?} is acknowledged and was not handed over")),
+            Some(mark) => Err(format!("{mark:?} is acknowledged and was not delivered")),
             None => Ok(()),
         }
     }
@@ -225,7 +225,7 @@ impl Facts {
         let facts = &self.sessions[session];
         if acknowledged > facts.delivered {
             return Err(format!(
-                "session {session}: {acknowledged} acknowledged, {} handed over",
+                "session {session}: {acknowledged} acknowledged, {} delivered",
                 facts.delivered
             ));
         }

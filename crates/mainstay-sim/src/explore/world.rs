@@ -701,7 +701,7 @@ impl World {
                 let dropped = self.sessions.0.iter().map(|session| Some(session.as_ref()?.dropped())).sum();
                 self.facts().client_got_gap(index, first, count, dropped).map(|()| true)
             }
-            Some(Delivery::Replaced { .. }) => Err("a replacement that nobody reported".into()),
+            Some(Delivery::Replaced { .. }) => Err("an unexpected replacement".into()),
             None => Ok(false),
         }
     }
@@ -714,7 +714,7 @@ impl World {
         match self.session(index).deliver(now) {
             Some(Delivery::Message(message)) => self.facts().server_got(index, &message).map(|()| true),
             Some(Delivery::Gap { .. } | Delivery::Replaced { .. }) => {
-                Err("a gap in the stream that nobody made".into())
+                Err("a gap in the stream that no policy made".into())
             }
             None => Ok(false),
         }

@@ -236,7 +236,7 @@ impl World {
             Packet::Message(kind, ref payload) => {
                 let message = Message::new(kind, payload.clone()).map_err(|error| error.to_string())?;
                 if let Err(error) = machine.handle_message(now, id, message) {
-                    return Err(format!("client {} says the server broke the protocol: {error}", key.client));
+                    return Err(format!("client {}: the server broke the protocol: {error}", key.client));
                 }
                 self.client_read(key, &packet)?;
             }
@@ -472,7 +472,7 @@ impl World {
                 }
                 Event::Authenticated { accepted } => {
                     let grade =
-                        client.fresh.take().ok_or("a verdict on credentials that nobody presented")?;
+                        client.fresh.take().ok_or("a verdict on credentials that were not presented")?;
                     let judged = !self.plan.has(Fault::NoJudge) && !client.was_foreign;
                     match (grade, accepted) {
                         (Grade::Bad, true) => return Err("bad credentials were accepted".into()),

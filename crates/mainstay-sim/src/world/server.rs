@@ -292,7 +292,7 @@ impl World {
                 let outcome =
                     crate::payload::frame(kind, payload).and_then(|f| machine.handle_frame(now, id, f));
                 if let Err(error) = outcome {
-                    return Err(format!("server says client {} broke the protocol: {error}", key.client));
+                    return Err(format!("server: client {} broke the protocol: {error}", key.client));
                 }
             }
             Some(Packet::Ping(nonce)) => {
@@ -424,7 +424,7 @@ impl World {
         } else {
             self.counts.resumed += 1;
             if (hosted.owner, &hosted.principal) != ((key.client, key.life), &principal) {
-                return Err(format!("session {session} was opened to somebody else"));
+                return Err(format!("session {session} was opened to another principal"));
             }
         }
         if let Some(fenced) = fenced
@@ -556,7 +556,7 @@ impl World {
         let known = hosted.delivered > 0 || self.plan.drops_above.is_none();
         if acknowledged > hosted.delivered && known {
             let delivered = hosted.delivered;
-            return Err(format!("{acknowledged} acknowledged, {delivered} handed over, session {session}"));
+            return Err(format!("{acknowledged} acknowledged, {delivered} delivered, session {session}"));
         }
         Ok(())
     }

@@ -42,7 +42,6 @@ impl Server {
     /// [`drain`](Self::drain) by hand), the limits of [`Config::admission`], a deadline for the head of a request and for a
     /// response that its client does not read, limits of the head, and the client's address, unless
     /// `into_make_service_with_connect_info` provides it. Sessions are the same.
-    #[must_use]
     pub fn layer(&self) -> axum::Extension<Self> {
         axum::Extension(self.clone())
     }

@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn session_of(config: Config, options: fn(SessionUpgrade) -> SessionUpgrade) -> (Session, Peer) {
     let (give, mut sessions) = mpsc::unbounded_channel();
     let route = any(async move |upgrade: SessionUpgrade| {
-        options(upgrade).on_session(move |session| future::ready(give.send(session).unwrap()))
+        options(upgrade).on_session(async move |session| give.send(session).unwrap())
     });
     let network = Network::serve(Router::new().route("/", route), &Server::new(config));
     let peer = network.connect("/").await;

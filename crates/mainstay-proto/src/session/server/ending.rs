@@ -255,7 +255,7 @@ impl ServerSession {
         matches!(self.life, Life::EndSent { .. } | Life::Closed(_))
     }
 
-    /// Returns `true` once after the session is over. [Bury](super::super::Registry::bury) the session then, even if its
+    /// Returns `true` once after the session is over. [Bury](crate::session::Registry::bury) the session then, even if its
     /// handler keeps running for a while.
     pub fn poll_closed(&mut self) -> bool {
         self.closed().is_some() && !std::mem::replace(&mut self.reported_closed, true)

@@ -393,17 +393,17 @@ fn the_peers_close_is_answered_with_its_code() {
     let (mut connection, mut queue) = (server(), SendQueue::new());
     let mut peer = client();
     peer.close(CloseCode::GOING_AWAY, "bye", &mut queue);
-    assert_eq!((peer.state(), connection.state()), (State::Closing, State::Open));
+    assert_eq!((peer.state(), connection.state()), (CloseState::Closing, CloseState::Open));
 
     receive(&mut connection, &drain(&mut queue), 1).1.unwrap();
-    assert_eq!(connection.state(), State::Closing);
+    assert_eq!(connection.state(), CloseState::Closing);
     connection.flush_replies(&mut queue);
-    assert_eq!(connection.state(), State::Closed);
+    assert_eq!(connection.state(), CloseState::Closed);
 
     let echo = drain(&mut queue);
     assert_eq!(echo, frame(FIN | CLOSE, &1001u16.to_be_bytes()));
     receive(&mut peer, &echo, 1).1.unwrap();
-    assert_eq!(peer.state(), State::Closed);
+    assert_eq!(peer.state(), CloseState::Closed);
     peer.flush_replies(&mut queue);
     assert!(queue.is_empty(), "a Close is not answered twice");
 }
@@ -433,14 +433,18 @@ fn only_a_server_whose_closing_handshake_is_done_ends_at_once() {
     let mut connection = client();
     receive(&mut connection, &close(Role::Client), 100).1.unwrap();
     connection.flush_replies(&mut queue);
-    assert_eq!((connection.state(), connection.ends_in_order()), (State::Closed, false), "a client waits");
+    assert_eq!(
+        (connection.state(), connection.ends_in_order()),
+        (CloseState::Closed, false),
+        "a client waits"
+    );
 
     let mut connection = server();
     let error = receive(&mut connection, &[0xff; 40], 100).1.unwrap_err();
     connection.fail(&error, &mut queue);
     assert_eq!(
         (connection.state(), connection.ends_in_order()),
-        (State::Closed, false),
+        (CloseState::Closed, false),
         "more may be under way"
     );
 }
@@ -457,7 +461,7 @@ fn after_our_close_no_message_leaves_but_messages_still_arrive() {
     let bytes = [frame(FIN | TEXT, b"on its way"), frame(FIN | CLOSE, b"")].concat();
     let items = receive(&mut connection, &bytes, 1).0;
     assert_eq!(items, [Item::Text("on its way".into()), Item::Close(None)]);
-    assert_eq!(connection.state(), State::Closed);
+    assert_eq!(connection.state(), CloseState::Closed);
 }
 
 #[test]
@@ -477,7 +481,7 @@ fn a_failed_connection_sends_its_reason_and_reads_no_more() {
     connection.fail(&error, &mut queue);
     let queued = queue.len();
     connection.flush_replies(&mut queue);
-    assert_eq!((connection.state(), queue.len()), (State::Closed, queued), "nothing more is owed");
+    assert_eq!((connection.state(), queue.len()), (CloseState::Closed, queued), "nothing more is owed");
     let items = receive(&mut server(), &drain(&mut queue), 1).0;
     assert_eq!(items, [Item::Close(Some((1002, "reserved opcode 3".into())))]);
 }
