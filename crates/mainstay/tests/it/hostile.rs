@@ -89,7 +89,7 @@ pub(crate) fn upgrade(headers: &str) -> String {
 /// A WebSocket whose client writes whatever it likes.
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
-    /// Of the response.
+    /// The head of the response.
     head: String,
 }
 
