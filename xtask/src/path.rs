@@ -20,6 +20,7 @@ pub(crate) fn check() -> Result<Vec<String>> {
     for (path, _) in &stops {
         code.push(fs::read_to_string(path).map_err(|error| format!("{DOCUMENT}: {path}: {error}"))?);
     }
+    println!("an inbound message crosses {} files on its way to the queue of its session", stops.len());
     let complaints = faults(&stops, &code);
     Ok(complaints.into_iter().map(|what| format!("{DOCUMENT}: {HEADING}: {what}")).collect())
 }
