@@ -481,7 +481,7 @@ fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
     node.wait(3 * SECOND);
     let second = node.dialled();
     assert_eq!(node.client.endpoint(), Some("ws://other/"));
-    node.lose(second, Lost::NotOpened("nobody there".into()));
+    node.lose(second, Lost::NotOpened("no listener".into()));
     assert_eq!(node.client.endpoint(), None);
 }
 
