@@ -71,17 +71,17 @@ async function gatewayTo(port: number): Promise<number> {
 async function typescript(port: number): Promise<void> {
   const cable = await new Cable(() => port).open();
   const socket = new MainstaySocket(`${cable.url}/echo`, [], { WebSocket });
-  const heard: unknown[] = [];
+  const received: unknown[] = [];
   const gaps: unknown[] = [];
   socket.on("gap", (gap) => gaps.push(gap.fate));
-  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => heard.push(data) === 60 && resolve()));
+  const all = new Promise<void>((resolve) => socket.on("message", ({ data }) => received.push(data) === 60 && resolve()));
   for (let n = 0; n < 60; n++) {
     socket.send(`${n}`);
     if (n % 20 === 19) await new Promise<void>((resolve) => socket.on("message", ({ data }) => data === `${n - 10}` && resolve()));
     if (n === 19 || n === 39) cable.cut();
   }
   await all;
-  assert.deepEqual(heard, Array.from({ length: 60 }, (_, n) => `${n}`));
+  assert.deepEqual(received, Array.from({ length: 60 }, (_, n) => `${n}`));
   assert.deepEqual([gaps, socket.mode, socket.stats.connections], [[], "session", 3]);
   await socket[Symbol.asyncDispose]();
   await cable.close();

@@ -74,7 +74,7 @@ const seen = (page: Page) =>
     socket.onopen = () => order.push("never");
     socket.addEventListener("open", () => order.push("later"));
     socket.onopen = () => order.push("handler");
-    const heard = () => new Promise<MessageEvent>((resolve) => (socket.onmessage = resolve));
+    const nextMessage = () => new Promise<MessageEvent>((resolve) => (socket.onmessage = resolve));
     const refused: string[] = [];
     const refuses = (act: () => unknown) => {
       try {
@@ -86,9 +86,9 @@ const seen = (page: Page) =>
     };
     await new Promise((resolve) => socket.addEventListener("open", resolve));
     socket.send("hello");
-    const first = await heard();
+    const first = await nextMessage();
     socket.send(new Blob(["abc"]));
-    const { data } = await heard();
+    const { data } = await nextMessage();
     refuses(() => new WebSocket("echo", "a b"));
     refuses(() => new WebSocket("echo", ["x", "x"]));
     refuses(() => new WebSocket("echo#a"));

@@ -19,6 +19,7 @@ mod markdown;
 mod memory;
 mod metrics;
 mod outage;
+mod path;
 mod release;
 mod run;
 mod scale;

@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::markdown::Document;
 use crate::run::{output, tracked_files};
 use crate::words::Words;
-use crate::{Outcome, Result, circles, docs};
+use crate::{Outcome, Result, circles, docs, path};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
@@ -40,6 +40,7 @@ pub(crate) fn check() -> Result<Outcome> {
         let Ok(text) = String::from_utf8(fs::read(path)?) else { continue }; // a picture, a font
         let mut complain = |line: usize, what: &str| complaints.push(format!("{path}:{line}: {what}"));
         ends_with_newline(&text, &mut complain);
+        holds_no_conflict(&text, &mut complain);
         names_no_place(path, &text, &local, &mut complain);
         unfinished(&text, &mut complain);
         words.check(path, &text).into_iter().for_each(|(line, what)| complain(line, &what));
@@ -60,6 +61,7 @@ pub(crate) fn check() -> Result<Outcome> {
     complaints.extend(
         circles.iter().map(|files| format!("{}: a circle of files that use each other", files.join(", "))),
     );
+    complaints.extend(path::check()?);
     complaints.extend(proto_without_runtime()?);
     if complaints.is_empty() {
         println!("{} files are tidy", files.len());
@@ -69,6 +71,15 @@ pub(crate) fn check() -> Result<Outcome> {
 }
 
 type Complain<'a> = dyn FnMut(usize, &str) + 'a;
+
+/// A merge is finished.
+fn holds_no_conflict(text: &str, complain: &mut Complain) {
+    for (number, line) in numbered(text) {
+        if [concat!("<<<<", "<<< "), concat!(">>>>", ">>> ")].iter().any(|mark| line.starts_with(mark)) {
+            complain(number, "a conflict of a merge");
+        }
+    }
+}
 
 fn ends_with_newline(text: &str, complain: &mut Complain) {
     if !text.is_empty() && !text.ends_with('\n') {
@@ -297,6 +308,12 @@ mod tests {
     fn a_missing_last_newline_is_found() {
         assert_eq!(complaints(|c| ends_with_newline("a\nb", c)), ["2: no newline at the end"]);
         assert!(complaints(|c| ends_with_newline("a\n", c)).is_empty());
+    }
+
+    #[test]
+    fn a_conflict_that_was_committed_is_found() {
+        let text = concat!("a\n<<<<", "<<< HEAD\nb\n=======\nc\n>>>>", ">>> main\n");
+        assert_eq!(complaints(|c| holds_no_conflict(text, c)).len(), 2);
     }
 
     #[test]

@@ -33,7 +33,7 @@ test("malformed messages are refused with the error of their fault", () => {
   }
 });
 
-test("close codes tell a client what to do", () => {
+test("each close code has its reaction of a client", () => {
   for (const { code, action } of vectors("close-codes")) assert.equal(closeAction(code), action, String(code));
 });
 

@@ -150,8 +150,8 @@ test("functions for url, subprotocols and credentials are called before each att
 
 for (const Socket of [MainstaySocket, PlainSocket]) {
   test(`a message without room is an event, or an error that send throws with that option: ${Socket === PlainSocket ? "plain" : "sessions"}`, async () => {
-    const nobody = "ws://127.0.0.1:9/";
-    const socket = new Socket(nobody, [], { WebSocket, keep: { messages: 2, bytes: 1000 } });
+    const closedPort = "ws://127.0.0.1:9/";
+    const socket = new Socket(closedPort, [], { WebSocket, keep: { messages: 2, bytes: 1000 } });
     const failed = next(socket, "error");
     const sent = ["1", "2", "3"].map((text) => socket.send(text));
     const { error } = await failed;
@@ -159,7 +159,7 @@ for (const Socket of [MainstaySocket, PlainSocket]) {
     assert.equal(error.data, "3");
     if (sent[2]) assert.equal(await sent[2].delivered, "not-delivered");
     socket.suspend();
-    const throwing = new Socket(nobody, [], { WebSocket, keep: { messages: 2, bytes: 1000 }, whenFull: "throw" });
+    const throwing = new Socket(closedPort, [], { WebSocket, keep: { messages: 2, bytes: 1000 }, whenFull: "throw" });
     for (const text of ["1", "2"]) throwing.send(text);
     assert.throws(() => throwing.send("3"), QueueFullError);
     throwing.suspend();

@@ -116,7 +116,7 @@ test("a mini-program dials at once when it is shown or the network is back, and 
   t.after(() => socket.close());
   const reasons: string[] = [];
   socket.on("status", ({ reason }: any) => reason && reasons.push(reason));
-  for (const act of [() => wx.listeners.show!.forEach((tell) => tell()), () => wx.listeners.network!.forEach((tell) => tell({ isConnected: true }))]) {
+  for (const act of [() => wx.listeners.show!.forEach((call) => call()), () => wx.listeners.network!.forEach((call) => call({ isConnected: true }))]) {
     await until(() => socket.status === "waiting");
     act();
     assert.equal(socket.status, "connecting");

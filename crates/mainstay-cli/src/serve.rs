@@ -91,7 +91,7 @@ pub(crate) struct Arguments {
     /// Maximum size of a message, in either direction. The sender of a larger one is closed with 1009. Range: 1 to 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
-    /// Maximum number of fragments of a message. The sender of more is closed with 1009. Range: 1 and above.
+    /// Maximum number of fragments of a message. The sender of more is closed with 1008. Range: 1 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::fragments, default_value_t = 4096, allow_negative_numbers = true)]
     max_fragments: u32,
     /// Compress towards clients that offer permessage-deflate. Default: off.
@@ -117,9 +117,11 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     limits: limits::Arguments,
     /// Close sessions and plain connections that carried no message for this long, in either direction. Default: off.
+    /// Range: 1s to 1week.
     #[arg(long, value_name = "DURATION", value_parser = values::idle_timeout)]
     idle_timeout: Option<Duration>,
     /// Ask clients to reconnect when a connection is this old, +-20 %. Sessions continue. Default: off.
+    /// Range: 1s to 1week.
     #[arg(long, value_name = "DURATION", value_parser = values::max_lifetime)]
     max_lifetime: Option<Duration>,
     /// Accept WebSockets only from pages of this origin, for example https://example.com. May be repeated. Default: any.

@@ -133,16 +133,18 @@ mod linux {
     }
 
     /// Completes when a successor accepts from this listener. Until the server drains, processes that ask get the reply
-    /// that this one runs.
+    /// that this one runs. They can ask as soon as this returns, unless a predecessor still owns the name.
     pub(crate) fn pass_listener(
         listener: &TcpListener,
         server: Server,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let prepared =
-            listener.local_addr().and_then(|address| Ok((address, listener.as_fd().try_clone_to_owned()?)));
+        let prepared = listener.local_addr().and_then(|address| {
+            let (socket, name) = (listener.as_fd().try_clone_to_owned()?, name(address)?);
+            Ok((address, socket, std_unix::UnixListener::bind_addr(&name)))
+        });
         async move {
             let passed = match prepared {
-                Ok((address, socket)) => answer_all(address, socket, server).await,
+                Ok((address, socket, bound)) => answer_all(address, socket, bound, server).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = passed {
@@ -152,13 +154,19 @@ mod linux {
         }
     }
 
-    async fn answer_all(address: SocketAddr, socket: OwnedFd, server: Server) -> io::Result<()> {
+    async fn answer_all(
+        address: SocketAddr,
+        socket: OwnedFd,
+        mut bound: io::Result<std_unix::UnixListener>,
+        server: Server,
+    ) -> io::Result<()> {
         let name = name(address)?;
         // The predecessor owns the name until this process has reported that it accepts.
         let listener = loop {
-            match std_unix::UnixListener::bind_addr(&name) {
+            match bound {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
+                    bound = std_unix::UnixListener::bind_addr(&name);
                 }
                 bound => break bound?,
             }

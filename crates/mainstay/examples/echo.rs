@@ -6,7 +6,9 @@ use mainstay::{Server, SessionUpgrade};
 async fn echo(upgrade: SessionUpgrade) -> Response {
     upgrade.on_session(|mut session| async move {
         while let Some(message) = session.recv().await {
-            session.send(message).await.ok();
+            if session.send(message).await.is_err() {
+                break;
+            }
         }
     })
 }

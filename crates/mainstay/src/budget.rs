@@ -143,6 +143,13 @@ impl Charge {
 }
 
 /// Bytes that an application keeps for one client, charged to a [`Budget`] with its links until this is dropped.
+///
+/// ```
+/// let budget = mainstay::Budget::new(1 << 30);
+/// let mut history = budget.keep();
+/// history.set(64 << 10);
+/// assert_eq!(budget.used(), 64 << 10);
+/// ```
 #[derive(Debug)]
 pub struct Kept {
     budget: Budget,

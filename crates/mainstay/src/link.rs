@@ -34,7 +34,7 @@ use mainstay_proto::connect::{ConnectConfig, EndsOn};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{Message, Window};
 
-use crate::client::{Builder, ClientHandle, UrlError};
+use crate::client::{Builder, ClientHandle, Upgraded, UrlError};
 use crate::clock::now;
 
 /// The kind of peer that a [`Link`] expects: one that speaks plain WebSocket.
@@ -217,5 +217,13 @@ impl Builder<Plain> {
     pub fn announces_restart(mut self, announces: fn(&Message) -> bool) -> Self {
         self.config.announces_restart = Some(announces);
         self
+    }
+
+    /// Begins with a connection whose opening handshake is done, for a gateway that passes a client's handshake on. The link
+    /// is attached at once. When that connection is lost the link dials as every other does, with the settings of this
+    /// builder.
+    #[must_use = "dropping a link closes it"]
+    pub fn adopt(self, upgraded: Upgraded) -> ClientHandle<Plain> {
+        self.begin_upgraded(upgraded)
     }
 }

@@ -131,11 +131,14 @@ impl Frames {
         }
     }
 
-    /// Answers the next Ping.
-    pub(crate) async fn pong(&mut self) {
+    /// Answers Pings up to the one that confirms message `last`.
+    pub(crate) async fn confirm(&mut self, last: u64) {
         loop {
-            if let (PING, payload) = self.read().await.unwrap() {
-                return self.write(PONG, &payload).await;
+            let (first, payload) = self.read().await.unwrap();
+            assert_eq!(first, PING, "{:?}", String::from_utf8_lossy(&payload));
+            self.write(PONG, &payload).await;
+            if payload == last.to_be_bytes() {
+                return;
             }
         }
     }

@@ -64,14 +64,7 @@ async fn closed(frames: &mut Frames) -> u16 {
 
 /// Answers Pings up to the one that confirms message `last`.
 async fn confirm(backend: &mut Frames, last: u64) {
-    loop {
-        let (first, payload) = soon(backend.read()).await.unwrap();
-        assert_eq!(first, PING, "{:?}", String::from_utf8_lossy(&payload));
-        backend.write(PONG, &payload).await;
-        if payload == last.to_be_bytes() {
-            return;
-        }
-    }
+    soon(backend.confirm(last)).await;
 }
 
 const LOGIN: [&str; 6] =

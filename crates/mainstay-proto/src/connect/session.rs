@@ -63,40 +63,15 @@ impl Client {
                     }
                 }
                 ClientEvent::GoAway { delay, close_in, endpoint, .. } => {
-                    self.endpoint = endpoint.or(self.endpoint.take());
-                    self.unwanted_until =
-                        (delay.min >= close_in && !delay.min.is_zero()).then(|| now + delay.min);
-                    let leave = Some(advice(before(delay, close_in)));
-                    let wait = self.backoff.next_delay(Scope::Shared, leave, &mut self.rng);
-                    if self.dial == Dial::Rest {
-                        self.dial = Dial::Waiting { until: now + wait };
-                    }
+                    self.handle_go_away(now, delay, close_in, endpoint);
                 }
                 ClientEvent::Volatile(message) => self.events.push_back(Event::Volatile(message)),
                 ClientEvent::Authenticated { accepted } => {
                     self.events.push_back(Event::Authenticated { accepted });
                 }
                 ClientEvent::Ended { code, reason, fate, by } => {
-                    // The last transmits (the answer to END, the Close) leave before the end.
-                    let mut closed = None;
-                    while let Some((id, transmit)) =
-                        self.peer.session_mut().and_then(|session| session.poll_transmit(now))
-                    {
-                        closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
-                        self.commands.push_back(Command::Transmit(id, transmit));
-                        self.lingering = Some((id, now + CLOSE_TIMEOUT));
-                    }
-                    if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } =
-                        self.dial
-                    {
-                        self.abort_connection(connection);
-                        // If the attempt was refused finally, the connection that it was to replace gets no Close.
-                        let old = self.attached.as_ref().map(|old| old.connection);
-                        old.filter(|old| Some(*old) != closed)
-                            .into_iter()
-                            .for_each(|old| self.abort_connection(old));
-                    }
-                    (self.attached, self.dial) = (None, Dial::Rest);
+                    let closed = self.write_last(now);
+                    self.drop_connections(closed);
                     self.end_with(End {
                         cause: cause_of(by),
                         code: Some(ReasonCode::of_session(code)),
@@ -108,6 +83,42 @@ impl Client {
             }
         }
         self.close_plain_if_done(now);
+    }
+
+    /// The server asks the client to leave: plans the replacement.
+    fn handle_go_away(&mut self, now: Instant, delay: Delay, close_in: Duration, endpoint: Option<String>) {
+        self.endpoint = endpoint.or(self.endpoint.take());
+        self.unwanted_until = (delay.min >= close_in && !delay.min.is_zero()).then(|| now + delay.min);
+        let leave = Some(advice(before(delay, close_in)));
+        let wait = self.backoff.next_delay(Scope::Shared, leave, &mut self.rng);
+        if self.dial == Dial::Rest {
+            self.dial = Dial::Waiting { until: now + wait };
+        }
+    }
+
+    /// Queues the last transmits of the session (the answer to END, the Close), so that they leave before the end. Returns
+    /// the connection that is closed with them.
+    fn write_last(&mut self, now: Instant) -> Option<ConnectionId> {
+        let mut closed = None;
+        while let Some((id, transmit)) =
+            self.peer.session_mut().and_then(|session| session.poll_transmit(now))
+        {
+            closed = closed.or(matches!(transmit, Transmit::Close { .. }).then_some(id));
+            self.commands.push_back(Command::Transmit(id, transmit));
+            self.lingering = Some((id, now + CLOSE_TIMEOUT));
+        }
+        closed
+    }
+
+    /// Drops the connection that is being opened and, if the attempt was refused finally, the one that it was to replace:
+    /// that one gets no Close. `closed`: the connection that got one.
+    fn drop_connections(&mut self, closed: Option<ConnectionId>) {
+        if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } = self.dial {
+            self.abort_connection(connection);
+            let old = self.attached.as_ref().map(|old| old.connection).filter(|old| Some(*old) != closed);
+            old.into_iter().for_each(|old| self.abort_connection(old));
+        }
+        (self.attached, self.dial) = (None, Dial::Rest);
     }
 }
 

@@ -53,7 +53,7 @@ struct Closing {
     reason: String,
     until: Instant,
     /// The Close was polled.
-    said: bool,
+    sent: bool,
     /// Messages that are not written stay unwritten.
     is_aborted: bool,
     /// The application will not ask for undelivered messages.
@@ -63,7 +63,7 @@ struct Closing {
 impl Closing {
     fn new(cause: EndCause, code: CloseCode, reason: &str, until: Instant) -> Self {
         let reason = reason.to_owned();
-        Self { cause, code, reason, until, said: false, is_aborted: false, forgets: false }
+        Self { cause, code, reason, until, sent: false, is_aborted: false, forgets: false }
     }
 
     fn end(&self) -> end::End {
@@ -276,7 +276,7 @@ impl PlainSession {
                 let closing = Closing::new(EndCause::Closed, code, reason, until);
                 self.end = End::Closing(Box::new(Closing { is_aborted: true, ..closing }));
             }
-            End::Closing(closing) if closing.said => closing.until = closing.until.min(until),
+            End::Closing(closing) if closing.sent => closing.until = closing.until.min(until),
             End::Closing(closing) => {
                 let (until, forgets) = (closing.until.min(until), closing.forgets);
                 let anew = Closing::new(EndCause::Closed, code, reason, until);
@@ -306,7 +306,7 @@ impl PlainSession {
             self.end = End::Closed(end.take());
             return Some(Transmit::Abort);
         }
-        if matches!(&self.end, End::Closing(closing) if closing.said) {
+        if matches!(&self.end, End::Closing(closing) if closing.sent) {
             return None;
         }
         if let Some(nonce) = self.ping.take() {
@@ -319,7 +319,7 @@ impl PlainSession {
             return Some(Transmit::Message(message));
         }
         if let End::Closing(why) = &mut self.end {
-            why.said = true;
+            why.sent = true;
             return Some(Transmit::Close { code: why.code, reason: why.reason.clone() });
         }
         None

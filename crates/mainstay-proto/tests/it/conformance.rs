@@ -634,8 +634,8 @@ impl End for ServerEnd {
         } else if let Some(expected) = step["judges"].as_str() {
             let (connection, credentials) = session.poll_auth().expect("nothing to judge");
             assert_eq!(credentials, unhex(expected));
-            let nobody: &[u8] = b"";
-            session.handle_verdict(connection, (step["accepted"] == true).then_some(nobody));
+            let principal: &[u8] = b"";
+            session.handle_verdict(connection, (step["accepted"] == true).then_some(principal));
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
             session.close(now, code, &reason);

@@ -220,6 +220,15 @@ pub(crate) fn next_attempt_in(event: &Event) -> Duration {
 }
 
 #[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "has not polled every command")]
+fn a_driver_that_waits_before_it_polled_every_command_fails_the_assertion() {
+    let mut client = Client::new(start(), ConnectConfig::default(), [5; 32]);
+    client.handle_timeout(start());
+    let _ = client.poll_timeout();
+}
+
+#[test]
 fn an_attempt_is_given_up_after_ten_seconds_however_far_it_got() {
     for opened in [false, true] {
         let mut node = Node::default();
@@ -472,7 +481,7 @@ fn a_servers_endpoint_is_named_until_an_attempt_fails_there() {
     node.wait(3 * SECOND);
     let second = node.dialled();
     assert_eq!(node.client.endpoint(), Some("ws://other/"));
-    node.lose(second, Lost::NotOpened("nobody there".into()));
+    node.lose(second, Lost::NotOpened("no listener".into()));
     assert_eq!(node.client.endpoint(), None);
 }
 

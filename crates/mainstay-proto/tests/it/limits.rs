@@ -201,11 +201,11 @@ fn a_client_may_ask_for_a_shorter_resume_window_and_gets_no_longer_one() {
         let config = ClientConfig { resume_window: Some(asked * SECOND), ..ClientConfig::default() };
         let mut pair = Pair::new(config, server_config(), RegistryConfig::default());
         let first = pair.connect();
-        let told = pair.events.iter().find_map(|event| match event {
+        let reported = pair.events.iter().find_map(|event| match event {
             ClientEvent::Attached { resume_window, .. } => Some(*resume_window),
             _ => None,
         });
-        assert_eq!(told, Some(granted * SECOND));
+        assert_eq!(reported, Some(granted * SECOND));
         pair.cut(first);
         let expires = pair.now + granted * SECOND;
         assert_eq!(pair.session().poll_timeout(), Some(expires));

@@ -179,7 +179,7 @@ impl World {
         let (now, number) = (self.now, self.rng.random_range(0..1_000));
         let other = (index + 1) % self.clients.len().max(2);
         let (grade, words) = match self.rng.random_range(0..10) {
-            0 => (Grade::Bad, format!("nobody {number}")),
+            0 => (Grade::Bad, format!("unknown {number}")),
             // A key belongs to one principal: a client that becomes another before WELCOME has two sessions.
             1 | 2 if self.clients[index].machine.is_attached() => {
                 (Grade::Foreign, format!("user {other} {number}"))

@@ -548,8 +548,8 @@ impl World {
         }
     }
 
-    /// Checks that the client's application received what the client acknowledged. (The application cannot tell to
-    /// which session an initial gap belongs.)
+    /// Checks that the client's application received what the client acknowledged. (The application cannot observe
+    /// to which session an initial gap belongs.)
     fn check_acknowledged(&self, session: usize) -> Result<(), String> {
         let hosted = &self.server.sessions.0[session];
         let acknowledged = hosted.machine.as_ref().map_or(0, ServerSession::acknowledged);

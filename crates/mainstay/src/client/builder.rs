@@ -2,13 +2,12 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, InvalidHeaderValue};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use mainstay_proto::ConfigError;
 use mainstay_proto::backoff::BackoffConfig;
 use mainstay_proto::connect::{Client as Machine, ConnectConfig, End, EndCause, Event, Lost, Silence};
@@ -19,87 +18,14 @@ use mainstay_proto::ws::handshake::InvalidProtocol;
 
 use super::connector::{Connector, checked};
 use super::core::Core;
-use super::dial::{Attempt, GiveUp, Greeting, Opened, Upgraded};
-use super::place::{Place, Server};
+use super::dial::{Opened, Upgraded};
+use super::place::Place;
 use super::proxy::Proxy;
+use super::target::{Request, Target, bearer};
 use super::task::ClientTask;
 use super::{BoxError, ClientHandle, ConnectError, Sessions, UrlError};
 use crate::Budget;
 use crate::clock::now;
-use crate::link::Plain;
-use crate::subprotocol;
-
-/// The request of one attempt. The function of [`Builder::request`] makes one before each attempt.
-///
-/// ```
-/// use mainstay::client::Request;
-///
-/// let request = Request::default().bearer("token")?.subprotocols(["chat.v2"]);
-/// assert_eq!(request.headers["authorization"], "Bearer token");
-/// # Ok::<(), http::header::InvalidHeaderValue>(())
-/// ```
-#[derive(Clone, Default)]
-#[non_exhaustive]
-pub struct Request {
-    /// The URL to dial; `None`: the URL that the client was built with.
-    pub url: Option<Uri>,
-    /// Header fields to send beside those of [`Builder::header`]. A field replaces those of the same name there.
-    pub headers: HeaderMap,
-    /// The application's subprotocols to offer, in order of preference; `None`: those of [`Builder::subprotocol`].
-    pub subprotocols: Option<Vec<String>>,
-    /// Credentials to send inside the session's HELLO, as [`Builder::credentials`] does. Later attempts that bring none
-    /// send them again. Credentials of [`ClientHandle::authenticate`] that the server has not judged yet come first. A plain
-    /// peer gets none.
-    pub credentials: Option<Bytes>,
-}
-
-impl Request {
-    /// Sets the [`url`](Self::url).
-    #[must_use]
-    pub fn url(mut self, url: Uri) -> Self {
-        self.url = Some(url);
-        self
-    }
-
-    /// Adds a header field.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.append(name, value);
-        self
-    }
-
-    /// Sets the header field `Authorization` to this bearer token.
-    ///
-    /// # Errors
-    /// The token contains a control character or a character that is not ASCII.
-    pub fn bearer(mut self, token: &str) -> Result<Self, InvalidHeaderValue> {
-        self.headers.insert(AUTHORIZATION, bearer(token)?);
-        Ok(self)
-    }
-
-    /// Sets the [`subprotocols`](Self::subprotocols).
-    #[must_use]
-    pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.subprotocols = Some(names.into_iter().map(Into::into).collect());
-        self
-    }
-
-    /// Sets the [`credentials`](Self::credentials).
-    #[must_use]
-    pub fn credentials(mut self, credentials: impl Into<Bytes>) -> Self {
-        self.credentials = Some(credentials.into());
-        self
-    }
-}
-
-/// The value of `Authorization` for this token, which no log shows.
-fn bearer(token: &str) -> Result<HeaderValue, InvalidHeaderValue> {
-    let mut value = HeaderValue::try_from(format!("Bearer {token}"))?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, BoxError>> + Send>> + Send + Sync>;
 
 /// The settings of a client that does not connect yet. `P` is the kind of peer, as in [`ClientHandle`].
 ///
@@ -122,29 +48,10 @@ type Factory = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Request, BoxEr
 /// ```
 #[must_use = "a builder does nothing until it connects"]
 pub struct Builder<P = Sessions> {
-    pub(super) target: Target,
+    target: Target,
     pub(crate) config: ConnectConfig,
     budget: Option<Budget>,
     peer: PhantomData<fn() -> P>,
-}
-
-/// The parts that every attempt is made from.
-#[derive(Clone)]
-pub(super) struct Target {
-    url: Uri,
-    headers: HeaderMap,
-    subprotocols: Vec<String>,
-    /// Whether `mainstay.v1` is offered.
-    resumable: bool,
-    deflate: bool,
-    limits: Limits,
-    follow: Follow,
-    pub(super) factory: Option<Factory>,
-    pub(super) greeting: Option<Greeting>,
-    keeps_response: bool,
-    connector: Connector,
-    answer_timeout: Option<Duration>,
-    give_up: Option<GiveUp>,
 }
 
 impl Builder {
@@ -427,6 +334,12 @@ impl<P> Builder<P> {
         self.begin(None)
     }
 
+    /// Begins with a connection whose opening handshake is done.
+    pub(crate) fn begin_upgraded(self, upgraded: Upgraded) -> ClientHandle<P> {
+        let opened = upgraded.opened(self.target.limits, false);
+        self.begin(Some(opened))
+    }
+
     /// Connects, or continues with a connection that is open already.
     fn begin(mut self, ready: Option<Opened>) -> ClientHandle<P> {
         let to_answer = self.target.answer_timeout.unwrap_or_default();
@@ -492,60 +405,6 @@ async fn attached_after<P>(client: &ClientHandle<P>, last: &mut Option<Lost>) ->
     }
 }
 
-impl Builder<Plain> {
-    /// Begins with a connection whose opening handshake is done, for a gateway that passes a client's handshake on. The link
-    /// is attached at once. When that connection is lost the link dials as every other does, with the settings of this
-    /// builder.
-    #[must_use = "dropping a link closes it"]
-    pub fn adopt(self, upgraded: Upgraded) -> ClientHandle<Plain> {
-        let opened = upgraded.opened(self.target.limits, false);
-        self.begin(Some(opened))
-    }
-}
-
-impl Target {
-    /// The attempt at `endpoint`, if the server named one and it may be followed; otherwise at the request's or the own URL.
-    pub(super) fn attempt(&self, request: Request, endpoint: Option<&str>) -> Attempt {
-        let mut headers = self.headers.clone();
-        headers.extend(request.headers);
-        let names = request.subprotocols.as_ref().unwrap_or(&self.subprotocols);
-        let ours = self.resumable.then(|| subprotocol::session_names(names));
-        let subprotocols = ours.into_iter().flatten().chain(names.iter().cloned()).collect();
-        let own = request.url.unwrap_or_else(|| self.url.clone());
-        let named = endpoint.and_then(|endpoint| {
-            let named = self.follow.allows(&own, endpoint).filter(|named| Server::of(named).is_ok());
-            if named.is_none() {
-                tracing::warn!(endpoint, "the server names an endpoint that is not followed");
-            }
-            named
-        });
-        Attempt {
-            url: named.unwrap_or(own),
-            headers,
-            subprotocols,
-            resumable: self.resumable,
-            credentials: request.credentials,
-            deflate: self.deflate,
-            limits: self.limits,
-            connector: self.connector.clone(),
-            answer_timeout: self.answer_timeout,
-            give_up: self.give_up.clone(),
-            keeps_response: self.keeps_response,
-        }
-    }
-}
-
-impl std::fmt::Debug for Request {
-    /// Shows only the names of header fields: values are often secrets, and credentials always are.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Request")
-            .field("url", &self.url)
-            .field("headers", &self.headers.keys().collect::<Vec<_>>())
-            .field("subprotocols", &self.subprotocols)
-            .finish_non_exhaustive()
-    }
-}
-
 impl<P> Clone for Builder<P> {
     fn clone(&self) -> Self {
         Self {
@@ -565,6 +424,8 @@ impl<P> std::fmt::Debug for Builder<P> {
 
 #[cfg(test)]
 mod tests {
+    use http::Uri;
+
     use super::*;
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) struct EventQueue {
 
 impl EventQueue {
     /// Appends an event. Above 1,024 events drops the oldest that reports no loss, so that losses reach even a slow listener.
-    /// Of volatile messages the newest 64 (256 KiB) are kept, as everywhere.
+    /// The newest 64 volatile messages (256 KiB) are kept, as everywhere.
     pub(super) fn push(&mut self, event: Event) {
         if self.joins_last(&event) {
             return;

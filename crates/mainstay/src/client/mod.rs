@@ -34,6 +34,7 @@ mod rejection;
 mod sender;
 mod sink;
 mod stream;
+mod target;
 mod task;
 #[cfg(feature = "tls")]
 mod tls;
@@ -52,7 +53,7 @@ use mainstay_proto::session::Message;
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::ws::CloseCode;
 
-pub use self::builder::{Builder, Request};
+pub use self::builder::Builder;
 pub use self::connector::Connector;
 pub use self::dial::Upgraded;
 pub use self::error::{AuthenticateError, BoxError, ConnectError, UrlError, UrlErrorKind};
@@ -61,6 +62,7 @@ pub use self::proxy::Proxy;
 pub use self::rejection::Rejection;
 pub use self::sender::Sender;
 pub use self::stream::ServerStream;
+pub use self::target::Request;
 pub use self::verbs::Closing;
 pub use self::watch::{Changes, Events};
 

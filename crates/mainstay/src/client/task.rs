@@ -13,9 +13,9 @@ use mainstay_proto::failure::Failure;
 use mainstay_proto::session::{ConnectionId, SessionError, Transmit};
 use mainstay_proto::ws::CloseFrame;
 
-use super::builder::{Request, Target};
 use super::core::{Core, Inner};
 use super::dial::{Failed, Opened, dial, greet};
+use super::target::{Request, Target};
 use crate::budget::{Change, Part};
 use crate::clock::now;
 use crate::driver::{Abort, Arrived, Reading, Wire, Written};

@@ -76,8 +76,8 @@ macro_rules! shared_verbs {
             }
 
             /// Sends a message that is not kept: it is lost if no connection is attached, and never sent again. For data that
-            /// the next message makes worthless: cursors, positions. Of more than 64 messages (256 KiB) that wait for a slow
-            /// connection the oldest are dropped.
+            /// the next message makes worthless: cursors, positions. While more than 64 messages (256 KiB) wait for a slow
+            /// connection, the oldest are dropped.
             ///
             /// Do not use it with [`Confirm::Reply`](crate::Confirm::Reply): the link would take the peer's answer to it for
             /// the answer to another message.

@@ -12,6 +12,20 @@ use super::peer::SessionState;
 
 /// Changes of a session's state, apart from the [`Session`](crate::Session), so that one `select!` can wait for both. It is
 /// a [`Stream`], too. It does not keep the session open.
+///
+/// ```no_run
+/// # use mainstay::{Session, server::SessionState};
+/// # async fn presence(session: &Session) {
+/// let mut changes = session.changes();
+/// while let Some(state) = changes.next().await {
+///     match state {
+///         SessionState::Attached { epoch } => println!("here, on connection {epoch}"),
+///         SessionState::Parked => println!("away"),
+///         _ => println!("gone"),
+///     }
+/// }
+/// # }
+/// ```
 pub struct Changes {
     core: CoreRef,
     seen: Seen,

@@ -11,6 +11,15 @@ use super::stats::Stats;
 use crate::Budget;
 
 /// A server: the owner of all its sessions. Cheap to clone; every clone is the same server.
+///
+/// ```no_run
+/// # async fn run(app: axum::Router, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// let server = mainstay::Server::default();
+/// let figures = server.clone();
+/// let app = app.route("/figures", axum::routing::get(async move || format!("{:?}", figures.stats())));
+/// mainstay::serve(listener, app, &server).await
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Server {
     pub(super) shared: Arc<Shared>,
@@ -108,6 +117,11 @@ impl Server {
 }
 
 /// Sessions by state. A plain connection counts as a session.
+///
+/// ```
+/// let sessions = mainstay::Server::default().sessions();
+/// assert_eq!((sessions.attached, sessions.parked, sessions.draining), (0, 0, 0));
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sessions {

@@ -28,6 +28,13 @@ pub(crate) enum Peer {
 
 /// Properties of a session's client. Small, because every session holds them; the request's headers belong to the upgrade
 /// ([`SessionUpgrade::headers`](crate::SessionUpgrade::headers)).
+///
+/// ```no_run
+/// # fn log(session: &mainstay::Session) {
+/// let peer = session.peer();
+/// println!("{:?}, {} a session", peer.address, if peer.resumable { "with" } else { "without" });
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerInfo {

@@ -41,6 +41,13 @@ struct Shared {
 }
 
 /// What a room does with a member whose window ([`Config::keep`](super::Config::keep)) is full.
+///
+/// ```
+/// use mainstay::server::{Room, SlowMember};
+///
+/// let feed = Room::with_slow_members(SlowMember::DropOldest);
+/// assert_eq!(feed.send("to an empty room"), 0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SlowMember {

@@ -15,6 +15,20 @@ use crate::{Receipt, SendError};
 /// Sends into a session from elsewhere. Cheap to clone; does not keep the session open.
 ///
 /// Two senders are equal if they send into the same session.
+///
+/// ```no_run
+/// # async fn handler(mut session: mainstay::Session) {
+/// let sender = session.sender();
+/// tokio::spawn(async move {
+///     while sender.send("tick").await.is_ok() {
+///         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+///     }
+/// });
+/// while let Some(message) = session.recv().await {
+///     println!("{message:?}");
+/// }
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Sender {
     pub(super) core: CoreRef,

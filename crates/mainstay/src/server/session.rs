@@ -43,6 +43,20 @@ pub struct Session {
 }
 
 /// What the client sent.
+///
+/// ```no_run
+/// # use mainstay::{Session, server::Received};
+/// # async fn handler(mut session: Session) {
+/// while let Some(received) = session.recv_any().await {
+///     match received {
+///         Received::Message(message) => println!("{message:?}"),
+///         Received::Gap { count, cause, .. } => println!("the client dropped {count} messages: {cause:?}"),
+///         Received::Volatile(position) => println!("cursor: {position:?}"),
+///         _ => {}
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Received {

@@ -75,6 +75,19 @@ pub struct SessionUpgrade {
 }
 
 /// Why a request did not become a session. As a response it is the status and this text.
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use mainstay::{SessionUpgrade, server::UpgradeRejection};
+///
+/// async fn route(upgrade: Result<SessionUpgrade, UpgradeRejection>) -> Response {
+///     match upgrade {
+///         Ok(upgrade) => upgrade.on_session(|session| async move { session.closed().await }),
+///         Err(UpgradeRejection::Draining) => "the next server is over there".into_response(),
+///         Err(rejection) => rejection.into_response(),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpgradeRejection {

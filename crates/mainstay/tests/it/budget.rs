@@ -115,7 +115,7 @@ async fn while_memory_is_short_new_clients_are_refused_and_connected_ones_are_se
         }
         other => panic!("{other:?}"),
     }
-    assert!(budget.used() < 1600 * KIB, "nobody goes on for long: {}", budget.used());
+    assert!(budget.used() < 1600 * KIB, "no client goes on for long: {}", budget.used());
     gate.add_permits(100);
     for task in sending {
         task.await.unwrap();

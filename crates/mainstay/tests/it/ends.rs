@@ -132,9 +132,9 @@ async fn the_end_of_a_client_has_its_cause_and_the_error_of_the_last_attempt_as_
     assert_eq!((end.cause, end.code), (EndCause::Refused, Some(http::StatusCode::NOT_FOUND.into())));
     assert!(end.source().unwrap().to_string().contains("404"));
 
-    let nobody = Link::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
-    assert_eq!(nobody.cause(), Some(EndCause::Lost));
-    let lost = nobody.source().unwrap();
+    let unreachable = Link::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
+    assert_eq!(unreachable.cause(), Some(EndCause::Lost));
+    let lost = unreachable.source().unwrap();
     assert!(lost.to_string().contains("127.0.0.1:1"), "{lost}");
     let error = lost.source().and_then(|source| source.downcast_ref::<std::io::Error>()).unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);

@@ -13,12 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{echo_server, handled, quick, server, until};
 
-type Heard = Arc<Mutex<Vec<Vec<String>>>>;
+type Received = Arc<Mutex<Vec<Vec<String>>>>;
 
 /// A server that records the messages of each connection, and cuts the first one after its first message.
-async fn listener() -> (String, Heard) {
-    let heard = Heard::default();
-    let list = Arc::clone(&heard);
+async fn listener() -> (String, Received) {
+    let received = Received::default();
+    let list = Arc::clone(&received);
     let (address, _mainstay) = handled(Server::default(), move |mut session: Session| {
         let list = Arc::clone(&list);
         async move {
@@ -36,12 +36,12 @@ async fn listener() -> (String, Heard) {
         }
     })
     .await;
-    (format!("ws://{address}/echo"), heard)
+    (format!("ws://{address}/echo"), received)
 }
 
 #[tokio::test]
 async fn a_greeting_is_made_anew_for_each_connection_and_is_the_first_that_it_carries() {
-    let (url, heard) = listener().await;
+    let (url, received) = listener().await;
     let made = Arc::new(AtomicU32::new(0));
     let link = Link::builder(&url)
         .unwrap()
@@ -55,15 +55,15 @@ async fn a_greeting_is_made_anew_for_each_connection_and_is_the_first_that_it_ca
     for n in 0..3 {
         link.send(format!("order {n}")).await.unwrap();
     }
-    until("all have come", || heard.lock().unwrap().get(1).is_some_and(|second| second.len() == 5)).await;
-    let heard = heard.lock().unwrap();
-    assert_eq!(heard[0][0], "auth 1");
-    assert_eq!(heard[1], ["auth 2", "subscribe", "order 0", "order 1", "order 2"]);
+    until("all have come", || received.lock().unwrap().get(1).is_some_and(|second| second.len() == 5)).await;
+    let received = received.lock().unwrap();
+    assert_eq!(received[0][0], "auth 1");
+    assert_eq!(received[1], ["auth 2", "subscribe", "order 0", "order 1", "order 2"]);
 }
 
 #[tokio::test]
 async fn a_greeting_that_cannot_be_made_is_an_attempt_that_failed() {
-    let (url, heard) = listener().await;
+    let (url, received) = listener().await;
     let made = AtomicU32::new(0);
     let link = Link::builder(&url).unwrap().backoff(quick()).greeting(move || {
         let is_first = made.fetch_add(1, Ordering::Relaxed) == 0;
@@ -72,7 +72,7 @@ async fn a_greeting_that_cannot_be_made_is_an_attempt_that_failed() {
     let link = link.connect();
     let Some(Event::AttemptFailed { why, .. }) = link.event().await else { panic!("it failed") };
     assert_eq!(why, Lost::NotOpened("the greeting could not be made: no token today".into()));
-    until("the next one came about", || heard.lock().unwrap().iter().any(|one| one == &["auth"])).await;
+    until("the next one came about", || received.lock().unwrap().iter().any(|one| one == &["auth"])).await;
 }
 
 #[tokio::test]
@@ -193,8 +193,8 @@ async fn a_server_is_reached_through_a_proxy_that_asks_for_credentials() {
     let direct = Link::builder(&url).unwrap().proxy(through("").except("127.0.0.0/8")).connect_once().await;
     drop(direct.unwrap());
     assert_eq!((asked.lock().unwrap().len(), mainstay.stats().connections_opened), (count, 2));
-    let nobody = Proxy::at("http://127.0.0.1:1").unwrap();
-    let error = Link::builder(&url).unwrap().proxy(nobody).connect_once().await.unwrap_err();
+    let closed_port = Proxy::at("http://127.0.0.1:1").unwrap();
+    let error = Link::builder(&url).unwrap().proxy(closed_port).connect_once().await.unwrap_err();
     assert!(error.to_string().contains("the proxy 127.0.0.1:1"), "{error}");
 }
 

@@ -12,6 +12,11 @@ use tokio::sync::mpsc;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Fails where what is waited for does not come in an hour, which passes at once.
+async fn soon<F: Future>(wait: F) -> F::Output {
+    tokio::time::timeout(3600 * SECOND, wait).await.expect("it comes within an hour")
+}
+
 /// A session of a server with this configuration, upgraded with these options, and its client.
 async fn session_of(config: Config, options: fn(SessionUpgrade) -> SessionUpgrade) -> (Session, Peer) {
     let (give, mut sessions) = mpsc::unbounded_channel();
@@ -32,7 +37,7 @@ fn keeps_two() -> Config {
 async fn every_task_that_waits_for_the_end_or_a_change_is_woken() {
     let (session, peer) = test::session().await;
     let (sender, mut first, mut second) = (session.sender(), session.changes(), session.changes());
-    let waiting = future::join4(sender.closed(), session.closed(), first.next(), second.next());
+    let waiting = soon(future::join4(sender.closed(), session.closed(), first.next(), second.next()));
     let ((), ()) = tokio::join!(
         async {
             let (_, _, first, second) = waiting.await;
@@ -59,10 +64,10 @@ async fn every_task_that_waits_for_room_gets_it() {
     assert!(matches!(session.try_send("too many"), Err(SendError::Full(_))));
     peer.resume();
     for _ in 0..4 {
-        assert_eq!(peer.recv().await, Some("one of four".into()));
+        assert_eq!(soon(peer.recv()).await, Some("one of four".into()));
     }
     for sent in sending {
-        sent.await.unwrap().unwrap();
+        soon(sent).await.unwrap().unwrap();
     }
 }
 

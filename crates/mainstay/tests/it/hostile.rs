@@ -89,7 +89,7 @@ pub(crate) fn upgrade(headers: &str) -> String {
 /// A WebSocket whose client writes whatever it likes.
 pub(crate) struct Raw {
     pub(crate) stream: TcpStream,
-    /// Of the response.
+    /// The head of the response.
     head: String,
 }
 
@@ -152,10 +152,10 @@ impl Raw {
 
     pub(crate) async fn echoes(&mut self, text: &str) {
         self.write(&frame(0x81, text.as_bytes())).await;
-        self.hears(text).await;
+        self.expects(text).await;
     }
 
-    pub(crate) async fn hears(&mut self, text: &str) {
+    pub(crate) async fn expects(&mut self, text: &str) {
         loop {
             let (first, payload) = self.frame().await.unwrap();
             // Heartbeats come when they come.

@@ -139,7 +139,7 @@ async fn a_client_asks_for_a_shorter_resume_window() {
 #[tokio::test]
 async fn a_session_that_drops_the_oldest_never_waits_and_reports_the_gap_to_its_client() {
     let config = Config::new().keep(mainstay::Window { messages: 3, bytes: 1 << 20 }).unwrap();
-    let (dropped, mut told) = mpsc::unbounded_channel();
+    let (dropped, mut reported) = mpsc::unbounded_channel();
     let (address, _mainstay) = server(config, move |upgrade| {
         let dropped = dropped.clone();
         upgrade.drop_oldest().on_session(|mut session| async move {
@@ -158,7 +158,7 @@ async fn a_session_that_drops_the_oldest_never_waits_and_reports_the_gap_to_its_
     for expected in ["4", "5", "6"] {
         assert_eq!(client.recv().await, Some(Message::text(expected)));
     }
-    assert_eq!(told.recv().await, Some(3));
+    assert_eq!(reported.recv().await, Some(3));
     let gap = loop {
         if let Event::Dropped { first, count, .. } = client.event().await.unwrap() {
             break (first, count);

@@ -73,7 +73,7 @@ async fn clients_and_links_reach_a_server_by_its_unix_socket() {
 #[tokio::test]
 async fn a_failure_to_reach_a_server_has_a_kind() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let path = SocketPath::new("nobody");
+    let path = SocketPath::new("no-listener");
     let unix = format!("unix:{}", path.0.display());
     for (url, kind) in [
         (format!("ws://{closed}/"), FailureKind::Refused),

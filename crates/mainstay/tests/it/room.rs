@@ -80,7 +80,7 @@ async fn a_member_leaves_when_its_last_membership_is_dropped_and_a_message_may_e
     drop(twice);
     assert_eq!((room.len(), room.send("rest")), (1, 1));
     second.abort(CloseCode::NORMAL, "");
-    assert_eq!((room.send("nobody"), room.len()), (0, 0), "a session that is over gets nothing");
+    assert_eq!((room.send("no member"), room.len()), (0, 0), "a session that is over gets nothing");
     drop(other);
     assert!(room.is_empty());
     assert_eq!(clients[0].recv().await, Some(Message::text("all")));

@@ -170,7 +170,7 @@ async fn a_drain_is_over_when_every_session_has_ended() {
     until("its session is parked", || mainstay.stats().connections == 0).await;
     assert_eq!(mainstay.stats().sessions, 1);
     let an_hour = mainstay.drain(Duration::from_secs(3600));
-    tokio::time::timeout(Duration::from_secs(60), an_hour).await.expect("nobody is waited for");
+    tokio::time::timeout(Duration::from_secs(60), an_hour).await.expect("no task is waited for");
     assert_eq!(mainstay.stats().sessions, 0);
 }
 
@@ -185,9 +185,9 @@ async fn a_drain_does_not_wait_for_a_client_that_is_cut_off_during_it() {
         let mainstay = mainstay.clone();
         async move { mainstay.drain(Duration::from_secs(3600)).await }
     });
-    until("nobody is let in", || !mainstay.is_ready()).await;
+    until("no client is admitted", || !mainstay.is_ready()).await;
     proxy.close();
-    tokio::time::timeout(Duration::from_secs(60), draining).await.expect("nobody is waited for").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), draining).await.expect("no task is waited for").unwrap();
     assert_eq!(mainstay.stats().sessions, 0);
 }
 
@@ -216,9 +216,9 @@ async fn the_error_of_a_refused_connection_has_the_status() {
         Client::builder(&format!("ws://{address}/nothing")).unwrap().connect_once().await.unwrap_err();
     assert_eq!(refused.code(), Some(http::StatusCode::NOT_FOUND.into()));
     assert!(refused.to_string().contains("404"), "{refused}");
-    let nobody = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
-    assert_eq!(nobody.code(), None);
-    assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
+    let unreachable = Client::builder("ws://127.0.0.1:1/").unwrap().connect_once().await.unwrap_err();
+    assert_eq!(unreachable.code(), None);
+    assert!(unreachable.to_string().contains("127.0.0.1:1"), "{unreachable}");
 }
 
 #[tokio::test]

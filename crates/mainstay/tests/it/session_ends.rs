@@ -86,7 +86,7 @@ async fn nothing_is_received_after_a_close_however_long_the_client_reads_nothing
     assert!(closed.elapsed() <= Duration::from_secs(1));
     client.send("after").await.ok();
     until_quiet("it holds no place", || mainstay.stats().sessions == 0).await;
-    assert!(client.send("to nobody").await.is_err(), "it does not wait for a session that was ended");
+    assert!(client.send("too late").await.is_err(), "it does not wait for a session that was ended");
     assert!(closed.elapsed() <= Duration::from_secs(11), "{:?}", closed.elapsed());
     assert_eq!((seen.received(), seen.end()), (1, kicked()));
     assert!(seen.sender().is_closed());

@@ -111,7 +111,7 @@ async fn connections_without_a_request_are_not_waited_for() {
     while !answer.ends_with(b"slowly") {
         answer.push(kept_alive.read_u8().await.unwrap());
     }
-    assert!(stage.stop().await < WITHIN, "nobody was waited for");
+    assert!(stage.stop().await < WITHIN, "no connection was waited for");
     assert_eq!((rest_of(kept_alive).await, rest_of(silent).await), (String::new(), String::new()));
 }
 

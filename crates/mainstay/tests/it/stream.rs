@@ -48,8 +48,8 @@ async fn the_sink_of_a_link_that_fails_when_full_returns_the_message() {
 
 #[test]
 fn a_flush_is_ready_when_every_message_has_left_and_not_before() {
-    let (server, heard) = (tokio::runtime::Runtime::new().unwrap(), std::sync::mpsc::channel());
-    let (sender, heard) = heard;
+    let (server, received) = (tokio::runtime::Runtime::new().unwrap(), std::sync::mpsc::channel());
+    let (sender, received) = received;
     let (address, mainstay) =
         server.block_on(handled(mainstay::Server::default(), move |mut session: mainstay::Session| {
             let sender = sender.clone();
@@ -76,7 +76,7 @@ fn a_flush_is_ready_when_every_message_has_left_and_not_before() {
             }
         });
         tool.shutdown_background();
-        let message = heard.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        let message = received.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
         assert_eq!(message, Message::text("fed"));
     }
     drop(mainstay);

@@ -95,12 +95,12 @@ async fn r7_the_metrics_of_states_follow_every_step_of_the_clients() {
 async fn r9_a_session_has_one_connection_to_its_backend_and_dials_when_the_old_one_is_gone() {
     let (gateway, listener) = before_a_listener(&["--on-backend-loss", "keep"]).await;
     let client = Client::builder(&gateway.url).unwrap().connect();
-    for round in 0..5 {
+    for round in 0..5_u64 {
         let (_, mut backend) = Frames::serve(&listener).await;
         client.send(Message::text(round.to_string())).await.unwrap();
         assert_eq!(backend.text().await, Some(round.to_string()));
         // A message that the backend confirmed is not written again.
-        backend.pong().await;
+        backend.confirm(round + 1).await;
         // There is no second connection while this one lives.
         let second = tokio::time::timeout(SECOND / 5, listener.accept()).await;
         assert!(second.is_err(), "a second connection beside one that lives");

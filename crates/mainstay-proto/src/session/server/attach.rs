@@ -138,20 +138,7 @@ impl ServerSession {
         self.flow.outbox.trim(lane.wrote);
         let most = self.config.resume_window;
         self.resume_window = hello.resume_window.map_or(most, |asked| asked.min(most));
-        let welcome = Welcome {
-            id: self.id,
-            token,
-            epoch: self.epoch,
-            resumed: presented.is_some(),
-            acknowledged: self.flow.inbox.ack(),
-            first: lane.wrote + 1,
-            resume_window: self.resume_window,
-            heartbeat_interval: self.config.heartbeat.interval(),
-            window: self.flow.inbox.window(),
-            account: self.account.as_deref().copied(),
-            resume_at: None,
-            max_message: self.config.flow.max_message,
-        };
+        let welcome = self.welcome(token, presented.is_some(), lane.wrote + 1);
         let mut rng = StdRng::seed_from_u64(seed);
         self.attached = Some(Box::new(Attached {
             connection,
@@ -166,6 +153,31 @@ impl ServerSession {
             auth: None,
         }));
         self.replaced.as_mut().into_iter().for_each(|replaced| replaced.begin_connection());
+        self.continue_life(now);
+        self.queue_end_if_due(now);
+        Attach::Done { fenced, dropped }
+    }
+
+    /// Makes the WELCOME of this attach. It acknowledges what was delivered so far.
+    fn welcome(&mut self, token: ResumeToken, resumed: bool, first: u64) -> Welcome {
+        Welcome {
+            id: self.id,
+            token,
+            epoch: self.epoch,
+            resumed,
+            acknowledged: self.flow.inbox.ack(),
+            first,
+            resume_window: self.resume_window,
+            heartbeat_interval: self.config.heartbeat.interval(),
+            window: self.flow.inbox.window(),
+            account: self.account.as_deref().copied(),
+            resume_at: None,
+            max_message: self.config.flow.max_message,
+        }
+    }
+
+    /// A session that is being ended gives its client time for what precedes the end; any other is attached now.
+    fn continue_life(&mut self, now: Instant) {
         self.life = match std::mem::replace(&mut self.life, Life::Attached) {
             Life::Closing { how, .. } if *how == Ending::Replaced => {
                 Life::Closing { how, until: now + CLOSE_TIMEOUT }
@@ -176,8 +188,6 @@ impl ServerSession {
             }
             _ => Life::Attached,
         };
-        self.queue_end_if_due(now);
-        Attach::Done { fenced, dropped }
     }
 
     /// Returns the reason of a SUPERSEDED close: the instance that has the session now, and the number that this end

@@ -107,7 +107,7 @@ async fn a_flood_of_empty_frames_ends_the_connection() {
     let stage = Stage::set(Config::default()).await;
     for (what, bytes) in [
         ("pings", frame(0x89, b"?")),
-        ("pongs that nobody asked for", frame(0x8a, b"!")),
+        ("unsolicited pongs", frame(0x8a, b"!")),
         // Each message is allowed by itself: 1,024 fragments.
         ("empty fragments", [frame(0x02, b""), frame(0x00, b"").repeat(1022), frame(0x80, b"")].concat()),
         ("empty messages between pings", [frame(0x82, b""), frame(0x89, b"")].concat()),

@@ -137,7 +137,7 @@ async fn a_handler_that_panics_when_it_is_called_leaves_no_session_behind() {
     })
     .await;
     let mut plain = Raw::open(address, "").await;
-    assert_eq!(plain.close_code().await, None, "nobody promises a closing handshake");
+    assert_eq!(plain.close_code().await, None, "no closing handshake is promised");
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
     client.send(Message::text("x")).await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("x")), "the second session has room");

@@ -91,7 +91,7 @@ async fn a_handler_that_waits_is_no_evidence_against_its_peer() {
     }
     let plain_hears = async {
         for text in texts() {
-            plain.hears(&text).await;
+            plain.expects(&text).await;
         }
     };
     let client_hears = async {

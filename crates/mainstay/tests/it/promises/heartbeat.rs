@@ -271,8 +271,8 @@ async fn r5_the_verdict_ends_the_transport_at_once_with_one_reason_at_both_ends(
         }
         Instant::now()
     };
-    let (verdict, end, told) = tokio::join!(verdict, end, ended.recv());
-    for moment in [end, told.unwrap()] {
+    let (verdict, end, reported) = tokio::join!(verdict, end, ended.recv());
+    for moment in [end, reported.unwrap()] {
         let apart = moment.max(verdict) - moment.min(verdict);
         assert!(apart <= SECOND / 20, "{apart:?} apart");
     }

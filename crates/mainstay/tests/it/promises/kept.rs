@@ -139,11 +139,11 @@ async fn r13_over_random_faults_each_message_arrives_once_and_in_order_or_a_gap_
             match outcome {
                 Outcome::Delivered => assert!(arrived, "seed {seed}: {n} was called delivered"),
                 Outcome::NotDelivered => assert!(!arrived, "seed {seed}: {n} was called lost"),
-                _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was told"),
+                _ => assert!(gaps > 0, "seed {seed}: {n} is unknown, and no gap was reported"),
             }
         }
         let missing = outcomes.len() - received.len();
-        assert!(missing == 0 || gaps > 0, "seed {seed}: {missing} are missing, and no gap was told");
+        assert!(missing == 0 || gaps > 0, "seed {seed}: {missing} are missing, and no gap was reported");
         lost_sessions += gaps;
     }
     assert!(lost_sessions > 0, "some outages were longer than the resume window");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mainstay::client::{Event, Mode, Request, State};
 use mainstay::server::{Config, Sender, SessionState};
 use mainstay::{Client, CloseCode, Link, Message, Server, Session};
-use mainstay_proto::connect::{Client as Machine, Command, ConnectConfig, Event as Told, Lost};
+use mainstay_proto::connect::{Client as Machine, Command, ConnectConfig, Lost};
 use mainstay_proto::session::Window;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -55,8 +55,8 @@ fn storm(away: u64) -> Vec<u32> {
 
 /// Returns the connection that the machine wants to open, and ignores its other events.
 fn dial(machine: &mut Machine) -> Option<mainstay_proto::session::ConnectionId> {
-    while let Some(told) = machine.poll_event() {
-        assert!(!matches!(told, Told::Ended { .. }), "{told:?}");
+    while let Some(event) = machine.poll_event() {
+        assert!(!matches!(event, Event::Ended { .. }), "{event:?}");
     }
     let mut dialled = None;
     while let Some(command) = machine.poll_command() {
@@ -370,7 +370,7 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
                 tokio::time::sleep(20 * SECOND).await;
                 proxy.open();
             }
-            // A cut cable: no byte passes, and neither end is told.
+            // A cut cable: no byte passes, and neither end notices.
             2 => handle.hold(HOUR),
             _ => handle.go_away("move", Duration::ZERO..=SECOND, 5 * SECOND),
         }
