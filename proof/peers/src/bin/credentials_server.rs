@@ -6,7 +6,7 @@
 //!
 //! Credentials are a name and a number, `alice/7`, and good for one use: a number opens nothing once it, or a
 //! higher one of the same name, was seen. They stand for tokens that expire. The name is the principal, so
-//! nobody resumes a session of somebody else.
+//! no client resumes a session of another principal.
 
 use std::collections::HashMap;
 use std::error::Error;
