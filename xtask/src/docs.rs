@@ -227,6 +227,8 @@ impl Scratch {
     fn shell(&self, text: &str) -> Command {
         let mut shell = Command::new("sh");
         shell.args(["-euc", text]).current_dir(&self.folder).env("PATH", &self.path);
+        // Where `CI` is set, some programs colour their output for a log, and the text that is waited for is torn.
+        shell.env("NO_COLOR", "1").env_remove("FORCE_COLOR");
         shell
     }
 }
