@@ -15,8 +15,7 @@ async fn echo(upgrade: SessionUpgrade) -> Response {
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let server = Server::default();
     let app = Router::new().route("/echo", any(echo));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-    mainstay::serve(listener, app, &server).await
+    mainstay::serve(listener, app, &Server::default()).await
 }
