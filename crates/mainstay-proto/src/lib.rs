@@ -5,6 +5,7 @@
 //! - [`heartbeat`]: when to probe a peer and when to declare it dead.
 //! - [`admission`]: which connections are admitted.
 //! - [`budget`]: how much memory all connections may use together.
+//! - [`cluster`]: many nodes that serve one another's sessions.
 //! - [`backoff`]: how long to wait before the next attempt.
 //! - [`confirm`]: sending to a plain peer, whose Pong confirms what was sent.
 //! - [`connect`]: the client's life: connecting, attached, waiting, ended.
@@ -19,6 +20,7 @@
 pub mod admission;
 pub mod backoff;
 pub mod budget;
+pub mod cluster;
 pub mod confirm;
 pub mod connect;
 pub mod endpoint;
