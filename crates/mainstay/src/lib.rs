@@ -131,6 +131,8 @@ mod worker;
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 #[cfg(feature = "client")]
 pub mod link;
 #[cfg(feature = "server")]
