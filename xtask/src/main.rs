@@ -13,6 +13,8 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
+#[allow(dead_code, reason = "the proof of clusters starts them")]
+mod engines;
 mod install;
 mod instructions;
 mod losses;
