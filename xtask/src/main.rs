@@ -13,7 +13,6 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
-#[allow(dead_code, reason = "the proof of clusters starts them")]
 mod engines;
 mod install;
 mod instructions;
