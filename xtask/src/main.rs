@@ -12,6 +12,8 @@ mod clients;
 mod crates;
 mod docs;
 mod ecosystems;
+#[allow(dead_code, reason = "the proof of clusters starts them")]
+mod engines;
 mod install;
 mod instructions;
 mod losses;
