@@ -56,8 +56,20 @@ impl Reader {
         self.bytes()?.as_ref().try_into().map_err(|_| Malformed::BadValue)
     }
 
+    /// Reads bytes whose number both ends know, without a length.
+    pub(super) fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        if self.rest.len() < N {
+            return Err(Malformed::Truncated);
+        }
+        self.rest.split_to(N).as_ref().try_into().map_err(|_| Malformed::Truncated)
+    }
+
     pub(super) fn text(&mut self) -> Result<String, Malformed> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed::BadValue)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     pub(super) fn rest(self) -> Bytes {
@@ -101,6 +113,11 @@ impl Writer {
         let mut out = BytesMut::with_capacity(64);
         out.put_u8(kind);
         Self { out }
+    }
+
+    /// Begins without a type.
+    pub(super) fn untyped() -> Self {
+        Self { out: BytesMut::with_capacity(256) }
     }
 
     pub(super) fn integer(mut self, value: u64) -> Self {
