@@ -67,6 +67,7 @@
 //! | `client` | yes | the reconnecting client, and links towards plain peers |
 //! | `tls` | yes | `wss://` for the client (rustls with ring) |
 //! | `json` | no | typed messages: [`Message::json`], `send_json`, `recv_json` |
+//! | `cluster` | no | many nodes that serve one another's sessions, over Redis or Valkey: [`cluster`] |
 //! | `fault-injection` | no | `cut`, `hold` and `go_away` on a server's [`Sender`](server::Sender) |
 //! | `test` | no | the test kit |
 //!
@@ -119,6 +120,8 @@ compile_error!(
 
 mod budget;
 mod clock;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 mod driver;
 #[cfg(feature = "json")]
 mod json;
