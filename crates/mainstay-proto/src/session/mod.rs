@@ -10,7 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
-mod codec;
+pub(crate) mod codec;
 pub mod end;
 mod error;
 mod flow;
@@ -26,7 +26,7 @@ mod replaced;
 mod route;
 pub mod server;
 mod transmit;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
 pub use end::{End, EndCause, PeerClose};
