@@ -145,7 +145,7 @@ impl Control {
                 let mut endpoint = None;
                 r.optional_fields(|kind, value| {
                     if kind == field::GOAWAY_ENDPOINT {
-                        endpoint = Some(get_text(value)?);
+                        endpoint = Some(value.rest_text()?);
                     }
                     Ok(())
                 })?;
@@ -324,7 +324,7 @@ impl Welcome {
         r.optional_fields(|kind, mut value| {
             match kind {
                 field::WELCOME_ACCOUNT => welcome.account = Some(get_account(value)?),
-                field::WELCOME_RESUME_AT => welcome.resume_at = Some(get_text(value)?),
+                field::WELCOME_RESUME_AT => welcome.resume_at = Some(value.rest_text()?),
                 field::WELCOME_MAX_MESSAGE => welcome.max_message = Some(value.integer()?),
                 _ => {}
             }
@@ -365,7 +365,7 @@ fn get_delay(r: &mut Reader) -> Result<Delay, Malformed> {
     Ok(Delay { min: get_millis(r)?, max: get_millis(r)? })
 }
 
-pub(super) fn put_account(w: Writer, account: Account) -> Writer {
+pub(crate) fn put_account(w: Writer, account: Account) -> Writer {
     w.integer(account.acknowledged)
         .integer(account.delivered)
         .integer(account.first_lost)
@@ -396,7 +396,7 @@ pub(super) fn cause_of(number: u64) -> LossCause {
     }
 }
 
-pub(super) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
+pub(crate) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
     Ok(Account {
         acknowledged: r.integer()?,
         delivered: r.integer()?,
@@ -404,10 +404,6 @@ pub(super) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
         count: r.integer()?,
         cause: cause_of(r.integer()?),
     })
-}
-
-fn get_text(r: Reader) -> Result<String, Malformed> {
-    String::from_utf8(r.rest().to_vec()).map_err(|_| Malformed::BadValue)
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

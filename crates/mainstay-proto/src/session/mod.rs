@@ -10,7 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
-mod codec;
+pub(crate) mod codec;
 pub mod end;
 mod error;
 mod flow;
@@ -27,7 +27,7 @@ mod route;
 pub mod server;
 pub mod state;
 mod transmit;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
 pub use end::{End, EndCause, PeerClose};
