@@ -314,6 +314,13 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The registry, told whether the memory budget admits new sessions.
+    pub(super) fn registry_for_hello(&self) -> MutexGuard<'_, Registry<CoreRef>> {
+        let mut registry = self.registry();
+        registry.set_closed(!self.config.budget.level().admits());
+        registry
+    }
+
     /// The configuration of a session with this heartbeat. All sessions that have the same heartbeat share it.
     pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
         if heartbeat == self.sessions.heartbeat {

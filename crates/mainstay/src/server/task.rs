@@ -62,17 +62,18 @@ struct Connected {
 }
 
 impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
-    /// Spawns the session at its worker. If `handler` panics, the session is buried instead.
+    /// Spawns the session at its worker; `None`: its client has no connection. If `handler` panics, the session is buried
+    /// instead.
     pub(super) fn begin(
         core: CoreRef,
         connection: ConnectionId,
-        wire: Wire,
+        wire: Option<Wire>,
         handler: impl FnOnce(Session) -> F,
     ) {
         Counters::add(&core.shared.stats.sessions, 1);
         let connected = Connected {
             connection,
-            wire: Some(wire),
+            wire,
             slot: core.shared.list(&core),
             loss: Loss::None,
             _token: core.shared.tracker.token(),
@@ -595,7 +596,7 @@ mod tests {
         let mailbox = crate::worker::mailbox();
         let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
         let start = Instant::now();
-        SessionTask::begin(core, ConnectionId(1), wire, async |_| {});
+        SessionTask::begin(core, ConnectionId(1), Some(wire), async |_| {});
         shared.tracker.close();
         shared.tracker.wait().await;
         start.elapsed()
@@ -617,7 +618,7 @@ mod tests {
         SessionTask::begin(
             core,
             ConnectionId(1),
-            wire,
+            Some(wire),
             async |mut session| while session.recv().await.is_some() {},
         );
         let header = [&[0x82, 0x80 | 127][..], &(1_u64 << 20).to_be_bytes(), &[0; 4]].concat();
