@@ -156,7 +156,7 @@ impl Head {
     /// # Errors
     /// [`BlockError::TooLong`]: the client's path and principal do not fit. Treat the owner as silent.
     pub fn encode(&self) -> Result<Bytes, BlockError> {
-        let w = Writer::body().bytes(&self.from.0).bytes(&self.to.0).bytes(&self.key.0);
+        let w = Writer::untyped().bytes(&self.from.0).bytes(&self.to.0).bytes(&self.key.0);
         let mut w = put_address(w.bytes(self.path.as_bytes()).bytes(&self.principal), self.client);
         if let Some(subprotocol) = &self.subprotocol {
             w = w.field(field::SUBPROTOCOL, |w| w.rest(subprotocol.as_bytes()));

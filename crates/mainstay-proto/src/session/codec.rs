@@ -334,11 +334,11 @@ impl Welcome {
     }
 }
 
-fn put_window(w: Writer, window: Window) -> Writer {
+pub(super) fn put_window(w: Writer, window: Window) -> Writer {
     w.integer(window.messages).integer(window.bytes)
 }
 
-fn take_window(r: &mut Reader) -> Result<Window, Malformed> {
+pub(super) fn take_window(r: &mut Reader) -> Result<Window, Malformed> {
     let window = Window { messages: r.integer()?, bytes: r.integer()? };
     if window.messages == 0 { Err(Malformed::BadValue) } else { Ok(window) }
 }
@@ -366,19 +366,34 @@ fn get_delay(r: &mut Reader) -> Result<Delay, Malformed> {
 }
 
 pub(crate) fn put_account(w: Writer, account: Account) -> Writer {
-    let cause = match account.cause {
+    w.integer(account.acknowledged)
+        .integer(account.delivered)
+        .integer(account.first_lost)
+        .integer(account.count)
+        .integer(cause_number(account.cause))
+}
+
+pub(super) fn cause_number(cause: LossCause) -> u64 {
+    match cause {
         LossCause::Unknown => 0,
         LossCause::Expired => 1,
         LossCause::Ended => 2,
         LossCause::Evicted => 3,
         LossCause::Restarted => 4,
         LossCause::Replaced => 5,
-    };
-    w.integer(account.acknowledged)
-        .integer(account.delivered)
-        .integer(account.first_lost)
-        .integer(account.count)
-        .integer(cause)
+    }
+}
+
+pub(super) fn cause_of(number: u64) -> LossCause {
+    match number {
+        1 => LossCause::Expired,
+        2 => LossCause::Ended,
+        3 => LossCause::Evicted,
+        4 => LossCause::Restarted,
+        5 => LossCause::Replaced,
+        // A later version may know more causes; the counts are what matters.
+        _ => LossCause::Unknown,
+    }
 }
 
 pub(crate) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
@@ -387,22 +402,14 @@ pub(crate) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
         delivered: r.integer()?,
         first_lost: r.integer()?,
         count: r.integer()?,
-        cause: match r.integer()? {
-            1 => LossCause::Expired,
-            2 => LossCause::Ended,
-            3 => LossCause::Evicted,
-            4 => LossCause::Restarted,
-            5 => LossCause::Replaced,
-            // A later version may know more causes; the counts are what matters.
-            _ => LossCause::Unknown,
-        },
+        cause: cause_of(r.integer()?),
     })
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MAX_INTEGER)
 }
 
-fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
+pub(super) fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
     r.integer().map(Duration::from_millis)
 }

@@ -25,6 +25,7 @@ pub mod registry;
 mod replaced;
 mod route;
 pub mod server;
+pub mod state;
 mod transmit;
 pub(crate) mod wire;
 
@@ -40,9 +41,10 @@ pub use names::Presenter;
 pub use outbox::Progress;
 pub use plain::PlainSession;
 pub use record::Record;
-pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
+pub use registry::{Adopted, Answer, RefuseReason, Registry, RegistryConfig, Released, Resumed, Sessions};
 pub use route::{NodeId, Route};
 pub use server::{Closed, ServerConfig, ServerSession};
+pub use state::BadRecord;
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
 

@@ -56,8 +56,20 @@ impl Reader {
         self.bytes()?.as_ref().try_into().map_err(|_| Malformed::BadValue)
     }
 
+    /// Reads bytes whose number both ends know, without a length.
+    pub(crate) fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        if self.rest.len() < N {
+            return Err(Malformed::Truncated);
+        }
+        self.rest.split_to(N).as_ref().try_into().map_err(|_| Malformed::Truncated)
+    }
+
     pub(crate) fn text(&mut self) -> Result<String, Malformed> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed::BadValue)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
     }
 
     pub(crate) fn rest(self) -> Bytes {
@@ -107,9 +119,9 @@ impl Writer {
         Self { out }
     }
 
-    /// Fields without a type in front of them.
-    pub(crate) fn body() -> Self {
-        Self { out: BytesMut::with_capacity(64) }
+    /// Begins without a type.
+    pub(crate) fn untyped() -> Self {
+        Self { out: BytesMut::with_capacity(256) }
     }
 
     pub(crate) fn integer(mut self, value: u64) -> Self {
