@@ -10,6 +10,7 @@ mod first_words;
 mod json;
 mod limits;
 mod link;
+mod moves;
 mod notices;
 mod pair;
 mod replaced;
