@@ -13,5 +13,6 @@ mod link;
 mod moves;
 mod notices;
 mod pair;
+mod records;
 mod replaced;
 mod resume;
