@@ -3,13 +3,20 @@
 //! The nodes share an [`Engine`]: Redis 7 or later, or Valkey. It knows the nodes and what they released; the sessions stay in
 //! their owners' memory, so a node that cannot reach the engine serves on.
 //!
-//! - `engine`: the URL of an engine.
+//! - `engine`: the URL of an engine; `check`: whether a node can work with it.
+//! - `connect`, `info`, `fault`: a connection to it, what it reports of itself, and its errors in words.
+//! - `scripts`: requests as commands and scripts of Redis.
 //! - `redis`: the task that executes the machines' requests, and reports whether the engine answers.
 
+mod check;
+mod connect;
 mod engine;
-#[allow(dead_code, reason = "the cluster starts it")]
+mod fault;
+mod info;
 mod redis;
+mod scripts;
 
-pub use engine::{Engine, EngineError, EngineFacts};
-#[allow(unused_imports, reason = "the cluster starts it")]
-pub(crate) use redis::{Driver, Report, start};
+pub use check::EngineFacts;
+pub use engine::{Engine, EngineError};
+#[doc(hidden)]
+pub use redis::{Driver, Report, start};
