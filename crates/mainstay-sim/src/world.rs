@@ -77,7 +77,17 @@ pub struct Counts {
     /// Connections that a node relayed.
     pub relayed: u64,
     /// Faults that occurred, in the order of [`Fault::ALL`].
-    pub faults: [u64; Fault::ALL.len()],
+    pub faults: Struck,
+}
+
+/// How often each fault occurred, in the order of [`Fault::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Struck(pub [u64; Fault::ALL.len()]);
+
+impl Default for Struck {
+    fn default() -> Self {
+        Self([0; Fault::ALL.len()])
+    }
 }
 
 impl Counts {
@@ -97,7 +107,7 @@ impl Counts {
         self.moved += other.moved;
         self.relayed += other.relayed;
         self.dead.iter_mut().zip(other.dead).for_each(|(sum, count)| *sum += count);
-        self.faults.iter_mut().zip(other.faults).for_each(|(sum, count)| *sum += count);
+        self.faults.0.iter_mut().zip(other.faults.0).for_each(|(sum, count)| *sum += count);
     }
 }
 

@@ -248,6 +248,7 @@ impl World {
                 }
                 self.client_read(key, &packet)?;
             }
+            Packet::Block(_) => return Err(format!("client {} got a block", key.client)),
             Packet::Ping(nonce) => {
                 machine.handle_bytes(now, id);
                 self.answer_ping(key, true, nonce);

@@ -354,12 +354,13 @@ impl World {
 
     /// A HELLO with a token, at the node that its client or another node reached.
     pub(super) fn begin_route(&mut self, key: Key, hello: Box<Hello>, principal: Vec<u8>, until: Instant) {
+        let now = self.now;
         let (Some(wire), Some(resume)) = (self.wires.get(&key), &hello.resume) else { return };
         let server = &mut self.servers[wire.node];
         let who = Presenter { principal: &principal, ..Presenter::default() };
         let known = server.registry.knows(who, &resume.token);
         let Some(member) = &mut server.member else { return };
-        let lookup = member.nodes.begin(&resume.token, who.token_name(&resume.token), known, !key.is_outer());
+        let lookup = member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
         let routing = Routing { hello, principal, lookup, until, ask: None };
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
@@ -469,7 +470,7 @@ impl World {
                 if let (Some(ServerEnd::Routing(routing)), Some(member)) =
                     (self.wires.get_mut(&key).map(|wire| &mut wire.server), &server.member)
                 {
-                    routing.lookup.released(&member.nodes);
+                    routing.lookup.released(self.now, &member.nodes);
                 }
                 return Ok(true);
             }
@@ -616,8 +617,9 @@ impl World {
     fn peer_answered(&mut self, outer: Key, outcome: PeerOutcome) {
         self.note(|| format!("client {}: the other node {outcome:?}", outer.client));
         self.drop_leg(outer);
+        let now = self.now;
         if let Some(routing) = self.routing(outer) {
-            routing.lookup.handle_peer(outcome);
+            routing.lookup.handle_peer(now, outcome);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mainstay_proto::cluster::ReleaseOutcome;
 use mainstay_proto::cluster::peer::PeerAnswer;
 use mainstay_proto::session::message::{Delay, SessionId};
-use mainstay_proto::session::{ServerSession, Transmit};
+use mainstay_proto::session::Transmit;
 use rand::RngExt;
 
 use super::World;
@@ -148,7 +148,7 @@ impl World {
                 self.release(node, session);
             } else {
                 self.note(|| format!("the handler of session {session} does not return"));
-                self.end_in_drain(node, session);
+                self.end_in_drain(session);
             }
         }
         Ok(())
@@ -199,14 +199,15 @@ impl World {
     }
 
     /// The session ends with an exact account.
-    fn end_in_drain(&mut self, node: usize, session: usize) {
+    fn end_in_drain(&mut self, session: usize) {
         let now = self.now;
-        let Some(connection) = self.sessions.hosted[session].machine.as_ref().map(ServerSession::connection) else {
-            return;
-        };
-        self.servers[node].registry.end_in_drain(now, &session, &mut self.sessions);
-        if let Some(key) = connection.and_then(|connection| self.key_of(connection)) {
-            self.drop_server_end(key);
+        let Some(machine) = self.sessions.machine(session) else { return };
+        machine.retire();
+        if let Some(connection) = machine.connection() {
+            machine.handle_lost(now, connection);
+            if let Some(key) = self.key_of(connection) {
+                self.drop_server_end(key);
+            }
         }
         self.bury_if_over(session);
         // An entry node that waits asks again.
@@ -276,7 +277,7 @@ impl World {
             if machine.is_open() && machine.is_movable() {
                 self.leave_node(session);
             } else {
-                self.end_in_drain(node, session);
+                self.end_in_drain(session);
             }
         }
     }

@@ -60,7 +60,7 @@ impl World {
                 _ => self.strike_client(fault, until),
             };
             let kind = Fault::ALL.iter().position(|kind| *kind == fault);
-            if let Some(count) = kind.and_then(|kind| self.counts.faults.get_mut(kind)).filter(|_| struck) {
+            if let Some(count) = kind.and_then(|kind| self.counts.faults.0.get_mut(kind)).filter(|_| struck) {
                 *count += 1;
             }
         }
