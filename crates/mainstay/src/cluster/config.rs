@@ -28,6 +28,7 @@ pub struct ClusterConfig {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) url: Option<String>,
+    pub(crate) mark: String,
 }
 
 /// Where released sessions are kept.
@@ -58,7 +59,7 @@ impl ClusterConfig {
     }
 
     pub(crate) fn with(store: Store) -> Self {
-        Self { store, name: "mainstay".to_owned(), listen: None, advertise: None, url: None }
+        Self { store, name: "mainstay".to_owned(), listen: None, advertise: None, url: None, mark: String::new() }
     }
 
     /// Sets the name of the cluster: nodes with the same engine and name serve one another's sessions. Default: `mainstay`.
@@ -109,6 +110,14 @@ impl ClusterConfig {
         ConfigError::unless(is_valid, "cluster.url", "a ws:// or wss:// URL of at most 512 bytes")?;
         self.url = Some(url);
         Ok(self)
+    }
+
+    /// Sets what all nodes of this cluster have in common and no other cluster has, such as the application's name. It is for
+    /// one purpose: a node reports others of the same engine and [`name`](Self::name) whose mark differs, because two clusters
+    /// under one name take sessions from each other. Default: empty.
+    pub fn mark(mut self, mark: impl Into<String>) -> Self {
+        self.mark = mark.into();
+        self
     }
 
     /// Whether the node shares an engine with others.
