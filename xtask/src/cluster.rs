@@ -26,7 +26,9 @@ const CLIENT: &str = "target/debug/cluster_client";
 
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     install::node_packages("proof")?;
-    cargo("build --package mainstay-cli --package mainstay-peers --bin mainstay --bin cluster_balancer --bin cluster_client")?;
+    cargo(
+        "build --package mainstay-cli --package mainstay-peers --bin mainstay --bin cluster_balancer --bin cluster_client",
+    )?;
     let size = rounds::Size::of(depth);
     rounds::without_a_cluster(&size)?;
     let redis = Program::install(Brand::Redis)?;

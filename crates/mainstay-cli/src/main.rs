@@ -5,12 +5,14 @@
 //! - [`bench`]: measures any WebSocket server.
 
 mod access_log;
+mod activation;
 mod admin;
 mod backend_end;
 mod backend_health;
 mod bench;
 mod builtin;
 mod client_request;
+mod cluster;
 mod connect;
 mod descriptors;
 mod forward;
@@ -40,6 +42,7 @@ mod serve;
 mod session;
 mod signals;
 mod successor;
+mod supervisor;
 mod tls;
 mod upstream;
 mod upstream_error;
@@ -53,8 +56,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::activation::Activated;
 use crate::variables::UnknownVariable;
 
 /// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
@@ -116,13 +121,15 @@ const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     process_metrics::started();
+    // Before the first thread: it changes the environment.
+    let activated = activation::take();
     log::start();
-    let code = run();
+    let code = run(activated);
     log::flush(LOG_FLUSH_TIMEOUT);
     code
 }
 
-fn run() -> ExitCode {
+fn run(activated: Result<Activated, String>) -> ExitCode {
     let command = Arguments::command().mut_subcommand("serve", variables::with_variables);
     let given = command.clone().try_get_matches();
     let read = given.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, matches)));
@@ -139,7 +146,13 @@ fn run() -> ExitCode {
         return ExitCode::from(2);
     }
     match arguments.command {
-        Command::Serve(arguments) => in_runtime(serve::run(*arguments)),
+        Command::Serve(arguments) => match activated_for(&arguments, &matches, activated) {
+            Ok(activated) => in_runtime(serve::run(*arguments, activated)),
+            Err(line) => {
+                log::write_line(&line);
+                ExitCode::from(2)
+            }
+        },
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Health(arguments) => health::run(&arguments),
@@ -156,6 +169,19 @@ fn run() -> ExitCode {
             }
         },
     }
+}
+
+/// Returns the listeners that a supervisor passed, compared with the flags.
+fn activated_for(
+    arguments: &serve::Arguments,
+    matches: &ArgMatches,
+    activated: Result<Activated, String>,
+) -> Result<Activated, String> {
+    let given = matches.subcommand_matches("serve").and_then(|serve| serve.value_source("listen"));
+    let is_given = given.is_some_and(|source| source != ValueSource::DefaultValue);
+    let activated = activated?;
+    activated.check(arguments.addresses(is_given))?;
+    Ok(activated)
 }
 
 /// Checks what clap does not: unknown environment variables, and flags about a backend without `--upstream`.

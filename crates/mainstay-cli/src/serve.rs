@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,11 @@ use mainstay::client::{Connector, Place};
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Notify;
 
+use crate::activation::{self, Activated};
 use crate::admin::Token;
+use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::link_config::LinkConfig;
@@ -26,7 +30,9 @@ use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::signals::{self, Stops};
 use crate::successor::{Found, Predecessor};
-use crate::{admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, tls, values};
+use crate::{
+    admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, supervisor, tls, values,
+};
 
 /// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
 /// once, and a client that finds the queue full is delayed until TCP retransmits its SYN, a second later or more.
@@ -152,7 +158,16 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", value_parser = values::at_most_an_hour, default_value = "5s")]
     drain: Duration,
     #[command(flatten)]
+    cluster: ClusterFlags,
+    #[command(flatten)]
     pub(crate) log: log::LogArguments,
+}
+
+impl Arguments {
+    /// Returns the addresses to listen on; `--listen` only if it was given.
+    pub(crate) fn addresses(&self, is_listen_given: bool) -> activation::Flags {
+        activation::Flags { listen: is_listen_given.then_some(self.listen), admin: self.admin }
+    }
 }
 
 /// The state of the request handler.
@@ -162,29 +177,38 @@ struct Gateway {
     link: Arc<LinkConfig>,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> ExitCode {
-    let checked = admin_token(&arguments).and_then(|token| Ok((token, arguments.profile.settings()?)));
-    let (token, settings) = match checked {
+pub(crate) async fn run(arguments: Arguments, activated: Activated) -> ExitCode {
+    let checked = match Checked::new(&arguments) {
         Ok(checked) => checked,
         Err(line) => {
             log::write_line(&line);
             return ExitCode::from(2);
         }
     };
-    let connector = match arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()
-    {
-        Ok(connector) => connector,
-        Err(line) => {
-            log::write_line(&line);
-            return ExitCode::from(2);
-        }
-    };
-    match serve(arguments, token, settings, connector).await {
+    match serve(arguments, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             log::write_line(&line);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What the flags say, checked before anything listens.
+struct Checked {
+    token: Option<Token>,
+    settings: Settings,
+    connector: Option<Connector>,
+}
+
+impl Checked {
+    fn new(arguments: &Arguments) -> Result<Self, String> {
+        let (token, settings) = (admin_token(arguments)?, arguments.profile.settings()?);
+        arguments.cluster.check(arguments.upstream.is_some(), &settings)?;
+        let _engine = arguments.cluster.engine()?;
+        let connector =
+            arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
+        Ok(Self { token, settings, connector })
     }
 }
 
@@ -237,12 +261,8 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
 }
 
 /// Serves until the drain is over.
-async fn serve(
-    arguments: Arguments,
-    token: Option<Token>,
-    settings: Settings,
-    connector: Option<Connector>,
-) -> Result<(), String> {
+async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), String> {
+    let Checked { token, settings, connector } = checked;
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
@@ -255,12 +275,14 @@ async fn serve(
             gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
         }
     };
-    let (listener, predecessor) = bind(arguments.listen, "--listen")?;
-    let admin = arguments.admin.map(|address| bind(address, "--admin")).transpose()?;
+    let clients = listen(activated.clients, arguments.listen, "--listen")?;
+    let admin = arguments.admin.map(|address| listen(activated.admin, address, "--admin")).transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
-    let passed = successor::pass_listener(&listener, mainstay.clone());
+    let Listening { listener, predecessor, is_activated } = clients;
+    let draining = Arc::new(Notify::new());
+    let passed = passed_on(&listener, is_activated, &mainstay, &draining);
     match &arguments.upstream {
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
@@ -270,19 +292,23 @@ async fn serve(
         None => links.reached(),
     }
     predecessor.into_iter().for_each(Predecessor::stop_accepting);
-    let (admin, predecessor) = admin.unzip();
-    predecessor.flatten().into_iter().for_each(Predecessor::stop_accepting);
-    print_banner(&arguments, &listener, admin.as_ref());
+    let admin = admin.map(|Listening { listener, predecessor, .. }| {
+        predecessor.into_iter().for_each(Predecessor::stop_accepting);
+        listener
+    });
+    let address = listener.local_addr().unwrap_or(arguments.listen);
+    print_banner(&arguments, address, admin.as_ref());
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
     let server =
         mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
     let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
-    let served = server
-        .with_graceful_shutdown(termination(stops, links.clone()), arguments.drain)
-        .with_successor(passed)
-        .await;
+    supervisor::ready(&format!("serving clients at {address}"));
+    tokio::spawn(supervisor::keep_watchdog());
+    let stop = termination(stops, links.clone());
+    let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
+    let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
     warn_about_unconfirmed(&links);
     served.map_err(|error| error.to_string())
 }
@@ -337,6 +363,32 @@ async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
     handshake::respond(request, &gateway.server, gateway.link).await
 }
 
+/// A listener, and where it is from.
+struct Listening {
+    listener: TcpListener,
+    /// The process that it was inherited from.
+    predecessor: Option<Predecessor>,
+    /// A supervisor has a copy of it, and passes that to the next process.
+    is_activated: bool,
+}
+
+/// Takes the listener that a supervisor passed; else listens on an address, or inherits the listener of a draining
+/// predecessor.
+fn listen(
+    activated: Option<std::net::TcpListener>,
+    address: SocketAddr,
+    flag: &str,
+) -> Result<Listening, String> {
+    let Some(listener) = activated else {
+        let (listener, predecessor) = bind(address, flag)?;
+        return Ok(Listening { listener, predecessor, is_activated: false });
+    };
+    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    listener
+        .map(|listener| Listening { listener, predecessor: None, is_activated: true })
+        .map_err(|error| format!("LISTEN_FDS, in place of {flag}: {error}"))
+}
+
 /// Listens on an address, or inherits the listener of a draining predecessor.
 fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predecessor>), String> {
     let listen = || {
@@ -366,8 +418,7 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predeces
 }
 
 /// Prints the listen address, the backend and a command to try. Write errors are ignored.
-fn print_banner(arguments: &Arguments, listener: &TcpListener, admin: Option<&TcpListener>) {
-    let address = listener.local_addr().map_or_else(|_| arguments.listen.to_string(), |a| a.to_string());
+fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>) {
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
     lines.push(match &arguments.upstream {
         Some(upstream) => format!("  forwarding to {upstream}"),
@@ -396,6 +447,29 @@ fn print_banner(arguments: &Arguments, listener: &TcpListener, admin: Option<&Tc
 
 /// How long a process that ends at once waits for the log to be written.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Completes when the listener belongs to the next process: once a successor accepts from it, or, if a supervisor keeps a
+/// copy of it for the next process, as soon as this one drains. Connections that come then wait in its queue.
+fn passed_on(
+    listener: &TcpListener,
+    is_activated: bool,
+    server: &Server,
+    draining: &Arc<Notify>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    if is_activated {
+        return Box::pin(Arc::clone(draining).notified_owned());
+    }
+    Box::pin(successor::pass_listener(listener, server.clone()))
+}
+
+/// Completes with `stop`, and then reports to the supervisor that the process drains.
+async fn announced(stop: impl Future<Output = ()>, server: Server, draining: Arc<Notify>, drain: Duration) {
+    stop.await;
+    draining.notify_one();
+    let sessions = server.sessions();
+    let open = sessions.attached + sessions.parked + sessions.draining;
+    supervisor::stopping(drain, &format!("draining {open} sessions and connections"));
+}
 
 /// Completes at the first signal, which drains. Ends the process at the second.
 async fn termination(mut stops: Stops, links: Links) {

@@ -42,6 +42,12 @@ pub(crate) const EDITS: &[Edit] = &[
         "(stale && !BACK).then_some(Attach::Stale)",
     ),
     edit(
+        "KeyIsASecretOnlyAtFirst",
+        "if self.was_established() || hello.instance",
+        "if if BACK { self.established == Established::Current } else { self.was_established() }
+            || hello.instance",
+    ),
+    edit(
         "PresentedTokenStaysValid",
         "find(|name| Some(*name) != presented)",
         "find(|name| Some(*name) != if BACK { self.issued } else { presented })",

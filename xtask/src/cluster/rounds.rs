@@ -97,7 +97,11 @@ pub(super) fn cuts(program: &Program, size: &Size) -> Result<()> {
     others.iter().take(5).for_each(|line| println!("    {line}"));
     let verdict = stage.close()?;
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
-    rows.push(row("resumed", verdict.attached - verdict.fresh, Must::BeAtLeast(size.clients * size.cuts / 2)));
+    rows.push(row(
+        "resumed",
+        verdict.attached - verdict.fresh,
+        Must::BeAtLeast(size.clients * size.cuts / 2),
+    ));
     rows.push(row("commands of the engine for attaches", others.len() as u64, Must::Be(0)));
     rows.push(row("commands of the engine for its nodes", table.len() as u64, heartbeats));
     rows::judge(&title, &rows)
@@ -146,16 +150,16 @@ pub(super) fn deploy(program: &Program, size: &Size) -> Result<()> {
     let mut stage = Stage::set(&size.setup("deploy", 3, &cluster.flags(&[])))?;
     replace_all(&mut stage, 3)?;
     let verdict = stage.close()?;
-    let allowed = Allowed {
-        gaps: Must::BeAtLeast(1),
-        gaps_of_one: 3,
-        missed: Must::Anything,
-        ..Allowed::NOTHING
-    };
+    let allowed =
+        Allowed { gaps: Must::BeAtLeast(1), gaps_of_one: 3, missed: Must::Anything, ..Allowed::NOTHING };
     let mut rows = rows::of(&verdict, &allowed);
     let restarted = verdict.causes.get("Restarted").copied().unwrap_or(0);
     rows.push(row("gaps that name the restart as their cause", restarted, Must::Be(verdict.gaps)));
-    rows.push(row("gaps: messages of the backend counted", verdict.counted_at_gaps, Must::BeAtMost(verdict.missed_at_gaps)));
+    rows.push(row(
+        "gaps: messages of the backend counted",
+        verdict.counted_at_gaps,
+        Must::BeAtMost(verdict.missed_at_gaps),
+    ));
     rows.push(interrupted(&verdict));
     rows::judge(&title, &rows)
 }
@@ -270,7 +274,13 @@ pub(super) fn without_a_cluster(size: &Size) -> Result<()> {
     let (lost, least) = (verdict.gaps, Must::BeAtLeast(size.clients / 3));
     let mut rows = rows::of(
         &verdict,
-        &Allowed { gaps: least, gaps_of_one: 9, unknown: Must::Anything, missed: Must::Anything, ..Allowed::NOTHING },
+        &Allowed {
+            gaps: least,
+            gaps_of_one: 9,
+            unknown: Must::Anything,
+            missed: Must::Anything,
+            ..Allowed::NOTHING
+        },
     );
     rows.push(row("gaps that a cluster would have prevented", lost, least));
     let _ = LIMIT;

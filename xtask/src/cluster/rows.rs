@@ -124,7 +124,9 @@ mod tests {
         ] {
             assert_eq!(row("gaps", right, must).failure(), None);
             if let Some(wrong) = wrong {
-                assert!(row("gaps", wrong, must).failure().unwrap().starts_with(&format!("gaps: {wrong}, not 3")));
+                assert!(
+                    row("gaps", wrong, must).failure().unwrap().starts_with(&format!("gaps: {wrong}, not 3"))
+                );
             }
         }
     }

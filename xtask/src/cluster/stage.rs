@@ -225,10 +225,8 @@ impl Node {
 
 impl Balancer {
     fn start(folder: &Path) -> Result<Self> {
-        let mut process = Background::start_quietly(
-            &mut Command::new(cluster::BALANCER),
-            folder.join("balancer.log"),
-        )?;
+        let mut process =
+            Background::start_quietly(&mut Command::new(cluster::BALANCER), folder.join("balancer.log"))?;
         let control = process.announced(LIMIT, "control ")?.parse()?;
         Ok(Self { process, control })
     }

@@ -211,7 +211,8 @@ impl Stream<'_> {
     fn sent_before(&self, place: Place) -> u64 {
         let numbers = self.record.of_client.get(self.client).map_or(&[][..], Vec::as_slice);
         let earlier = numbers.iter().filter(|number| **number < place.0);
-        let sent: u64 = earlier.filter_map(|number| self.record.connections.get(number)).map(|c| c.sent).sum();
+        let sent: u64 =
+            earlier.filter_map(|number| self.record.connections.get(number)).map(|c| c.sent).sum();
         sent + place.1.saturating_sub(1)
     }
 
@@ -262,7 +263,8 @@ mod tests {
     use super::*;
 
     /// Two connections of client 7, one after the other: three messages on the first and two on the second.
-    const RECORD: &str = "open 1 7\npush 1 1\ntake 1 1 2\npush 1 3\nclose 1 1006\nopen 2 7\npush 2 1\ntake 2 2 2\n";
+    const RECORD: &str =
+        "open 1 7\npush 1 1\ntake 1 1 2\npush 1 3\nclose 1 1006\nopen 2 7\npush 2 1\ntake 2 2 2\n";
 
     fn verdict(list: &[&str]) -> Verdict {
         let lines: Vec<String> = list.iter().map(|line| format!("7 {line}\n")).collect();
@@ -272,8 +274,7 @@ mod tests {
     #[test]
     fn a_stream_without_a_hole_has_nothing_to_report() {
         let all = ["got 1 1 0", "got 1 2 1", "got 1 3 0", "got 2 1 0", "got 2 2 2"];
-        let expected =
-            Verdict { clients: 1, pushed: 5, received: 5, attached: 0, ..Verdict::default() };
+        let expected = Verdict { clients: 1, pushed: 5, received: 5, attached: 0, ..Verdict::default() };
         assert_eq!(verdict(&all), expected);
     }
 
@@ -314,7 +315,13 @@ mod tests {
 
     #[test]
     fn what_a_client_learned_of_its_messages_is_held_against_the_record() {
-        let list = ["sent 1 delivered", "sent 2 undelivered", "sent 3 delivered", "sent 4 unknown", "sent 5 pending"];
+        let list = [
+            "sent 1 delivered",
+            "sent 2 undelivered",
+            "sent 3 delivered",
+            "sent 4 unknown",
+            "sent 5 pending",
+        ];
         let found = verdict(&list);
         assert_eq!((found.sent, found.delivered, found.undelivered), (5, 2, 1));
         assert_eq!((found.unknown, found.pending), (1, 1));
@@ -330,7 +337,13 @@ mod tests {
 
     #[test]
     fn interruptions_last_from_the_loss_to_the_next_connection() {
-        let found = verdict(&["attached false 5", "detached 10", "attached true 30", "detached 40", "attached true 45"]);
+        let found = verdict(&[
+            "attached false 5",
+            "detached 10",
+            "attached true 30",
+            "detached 40",
+            "attached true 45",
+        ]);
         assert_eq!((found.interruptions.as_slice(), found.fresh), (&[5, 20][..], 1));
         assert_eq!((found.interrupted(50), found.interrupted(99)), (5, 20));
     }

@@ -108,3 +108,35 @@ fn an_address_in_use_exits_with_1() {
         "{stderr}"
     );
 }
+
+#[test]
+fn flags_of_a_cluster_that_contradict_each_other_name_both_and_the_reason() {
+    let (engine, file) = ("redis://127.0.0.1:1", "/dev/null");
+    for (flag, value) in [
+        ("--cluster-name", "a"),
+        ("--cluster-listen", "127.0.0.1:0"),
+        ("--cluster-advertise", "127.0.0.1:1"),
+        ("--cluster-url", "ws://h"),
+        ("--cluster-password-file", file),
+    ] {
+        check(&["serve", flag, value], &["--cluster <URL>"]);
+    }
+    check(&["serve", "--cluster", engine, "--cluster-listen", "x"], &["--cluster-listen", "127.0.0.1:8080"]);
+    check(&["serve", "--cluster", engine, "--cluster-url", "http://h"], &["--cluster-url", "ws://"]);
+    check(&["serve", "--cluster", engine, "--cluster-name", "a:b"], &["--cluster-name", "letters, digits"]);
+    check(
+        &["serve", "--cluster", engine, "--cluster-password-file", "/nowhere"],
+        &["--cluster-password-file /nowhere", "readable file"],
+    );
+    check(&["serve", "--cluster", engine, "--cluster-password-file", file], &["password on one line"]);
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().unwrap();
+    check(
+        &["serve", "--cluster", engine, "--state-dir", folder],
+        &["--state-dir contradicts --cluster", "remove one"],
+    );
+    check(&["serve", "--movable"], &["--movable requires", "--cluster URL", "--state-dir DIR"]);
+    let backend = ["serve", "--movable", "--state-dir", folder, "--upstream", "ws://127.0.0.1:1"];
+    check(&backend, &["--movable requires --on-backend-loss keep", "profile"]);
+    check(&[&backend[..], &["--profile", "yjs"]].concat(), &["--movable requires --on-backend-loss keep"]);
+}

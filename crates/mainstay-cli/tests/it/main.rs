@@ -20,6 +20,7 @@ mod promises;
 mod restart;
 mod resume;
 mod smuggling;
+mod supervisor;
 mod support;
 mod tls;
 mod upstream;

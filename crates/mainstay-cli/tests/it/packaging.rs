@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::{Gateway, run};
 
@@ -122,8 +123,10 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
     for path in [
         "packaging/mainstay.default",
         "packaging/mainstay.service",
+        "packaging/mainstay.socket",
         "packaging/Dockerfile",
         "packaging/compose.yaml",
+        "packaging/compose-cluster.yaml",
     ] {
         let text = file(path);
         let lines = || text.lines().filter(|line| !line.starts_with("# "));
@@ -133,7 +136,7 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
         }
     }
     // The commands that start the program: `mainstay serve --flag value` in the unit, and lists in the compose file.
-    for path in ["packaging/mainstay.service", "packaging/compose.yaml"] {
+    for path in ["packaging/mainstay.service", "packaging/compose.yaml", "packaging/compose-cluster.yaml"] {
         let text = file(path);
         let commands =
             text.lines().filter(|line| line.contains("command:") || line.starts_with("ExecStart="));
@@ -141,6 +144,38 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
             assert!(serve.iter().any(|(flag, _)| flag == word), "{path}: {word}");
         }
     }
+}
+
+#[test]
+fn the_socket_unit_and_the_settings_name_the_same_address() {
+    let after = |path: &str, begin: &str| {
+        let text = file(path);
+        text.lines()
+            .find_map(|line| line.strip_prefix(begin))
+            .unwrap_or_else(|| panic!("{path}: {begin}"))
+            .to_owned()
+    };
+    let listens = after("packaging/mainstay.default", "MAINSTAY_LISTEN=");
+    assert_eq!(after("packaging/mainstay.socket", "ListenStream="), listens);
+}
+
+#[test]
+fn systemd_accepts_the_units() {
+    let folder = std::env::temp_dir().join(format!("mainstay-units-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    for unit in ["mainstay.service", "mainstay.socket"] {
+        // The program and its manual pages are installed nowhere.
+        let text =
+            file(&format!("packaging/{unit}")).replace("/usr/bin/mainstay", env!("CARGO_BIN_EXE_mainstay"));
+        fs::write(folder.join(unit), text.replace("man:mainstay-serve(1) ", "")).unwrap();
+    }
+    let units = ["mainstay.service", "mainstay.socket"].map(|unit| folder.join(unit));
+    if let Ok(output) = Command::new("systemd-analyze").arg("verify").args(units).output() {
+        let complaints: Vec<&str> =
+            text(&output.stderr).lines().filter(|line| line.contains("mainstay.")).collect();
+        assert!(complaints.is_empty(), "{complaints:?}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

@@ -1,29 +1,14 @@
 //! A process and its successor on the same addresses.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
 use crate::frames::Frames;
-use crate::support::{Gateway, mainstay, until};
+use crate::support::{Gateway, connect, mainstay, until};
 
 fn free() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-/// Connects a client; returns the status of the response, or an error if the connection was refused or reset.
-fn connect(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(
-        b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-    )?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    Ok(String::from_utf8_lossy(&status[9..]).into_owned())
 }
 
 #[tokio::test]

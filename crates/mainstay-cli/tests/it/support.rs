@@ -18,12 +18,17 @@ use tokio::sync::Notify;
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    without_variables(&mut command);
+    command
+}
+
+/// Removes every `MAINSTAY_*` variable.
+pub(crate) fn without_variables(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.as_encoded_bytes().starts_with(b"MAINSTAY_") {
             command.env_remove(variable);
         }
     }
-    command
 }
 
 /// Runs `mainstay` with this input until it ends.
@@ -168,6 +173,19 @@ impl Drop for Gateway {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Connects a client; returns the status of the response, or an error if the connection was refused or reset.
+pub(crate) fn connect(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.write_all(
+        b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    Ok(String::from_utf8_lossy(&status[9..]).into_owned())
 }
 
 /// Returns the number in the text of a message.

@@ -24,6 +24,7 @@ use super::claims::{CLAIM_TIME, ClaimOutcome};
 use super::node_info::PeerKey;
 use super::nodes::Nodes;
 use super::table::Found;
+use crate::forward::Forward;
 use crate::session::message::{Delay, ResumeToken, SessionId};
 use crate::session::{Control, NodeId, Record, Route};
 use crate::ws::CloseCode;
@@ -108,6 +109,7 @@ pub struct Lookup {
     through_peer: bool,
     hops: u32,
     state: State,
+    forward: Forward,
 }
 
 #[derive(Debug, Clone)]
@@ -141,11 +143,14 @@ impl Nodes {
     #[must_use]
     pub fn begin(
         &mut self,
+        now: Instant,
         token: &ResumeToken,
         name: [u8; 16],
         known_here: bool,
         through_peer: bool,
     ) -> Lookup {
+        let mut forward = Forward::default();
+        forward.check(now);
         let route = Route::of(token);
         let session = route.map_or(SessionId([0; 8]), |route| route.session);
         let state = match route {
@@ -154,13 +159,14 @@ impl Nodes {
             Some(route) if through_peer => State::Claim { owner: route.node, why: Why::ByPeer },
             Some(route) => State::Find { owner: route.node, by_engine: false },
         };
-        Lookup { session, name, through_peer, hops: 0, state }
+        Lookup { session, name, through_peer, hops: 0, state, forward }
     }
 }
 
 impl Lookup {
     /// Returns what to do next. Without an intervening call the answer stays the same until the deadline.
     pub fn poll(&mut self, now: Instant, nodes: &mut Nodes) -> Step {
+        self.forward.check(now);
         loop {
             self.state = match &self.state {
                 State::Over(step) => return step.clone(),
@@ -183,7 +189,8 @@ impl Lookup {
     }
 
     /// Takes the outcome of [`Step::Ask`]. Poll afterwards.
-    pub fn handle_peer(&mut self, outcome: PeerOutcome) {
+    pub fn handle_peer(&mut self, now: Instant, outcome: PeerOutcome) {
+        self.forward.check(now);
         let State::Asking { owner, refused_once } = self.state else { return };
         self.state = match outcome {
             PeerOutcome::Refused if !refused_once => State::Asking { owner, refused_once: true },
@@ -195,7 +202,8 @@ impl Lookup {
     }
 
     /// After [`Step::Here`]: this node's registry has released the session. Poll afterwards.
-    pub fn released(&mut self, nodes: &Nodes) {
+    pub fn released(&mut self, now: Instant, nodes: &Nodes) {
+        self.forward.check(now);
         if matches!(self.state, State::Over(Step::Here)) {
             let why = if self.through_peer { Why::ByPeer } else { Why::Gone };
             self.state = State::Claim { owner: nodes.id(), why };

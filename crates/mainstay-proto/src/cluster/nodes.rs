@@ -14,7 +14,7 @@
 //!
 //! Source: `docs/CLUSTER.md`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -125,7 +125,8 @@ pub enum NodesEvent {
         /// The session.
         session: SessionId,
     },
-    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`).
+    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`). Reported once, until the engine
+    /// executes such a request again.
     EngineRefuses {
         /// The kind.
         request: &'static str,
@@ -187,6 +188,8 @@ pub struct Nodes {
     open: BTreeMap<RequestId, Open>,
     last_id: u64,
     events: VecDeque<NodesEvent>,
+    /// The kinds of requests that the engine refused the last time.
+    refuses: BTreeSet<Kind>,
     claimed: Claimed,
 }
 
@@ -224,7 +227,7 @@ struct Open {
     sent: Instant,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Heartbeat,
     Forget,
@@ -260,6 +263,7 @@ impl Nodes {
             open: BTreeMap::new(),
             last_id: 0,
             events: VecDeque::new(),
+            refuses: BTreeSet::new(),
             claimed: Claimed::default(),
             config,
         }
@@ -318,7 +322,8 @@ impl Nodes {
 
     /// Announces that this node ends in order: its peer listener is closed or about to close, and every session that it
     /// released may be claimed without asking it. Its field stays in the table, as long as the engine may keep its
-    /// records. [`NodesEvent::Left`] follows once the engine has answered; there are no heartbeats after that.
+    /// records. [`NodesEvent::Left`] follows once the engine has answered; there are no heartbeats after that. While the
+    /// engine is unreachable nothing follows: the caller has a deadline.
     pub fn leave(&mut self, now: Instant) {
         self.forward.check(now);
         if self.beat.leave == Leave::No {
@@ -421,7 +426,7 @@ impl Nodes {
             Response::Unknown => self.repeat(now, id, open.kind),
             Response::Refused(reason) => self.refused(now, id, open.kind, reason),
             response => {
-                self.answered(now);
+                self.answered(now, open.kind);
                 match open.kind {
                     Kind::Heartbeat => self.handle_table(now, open.sent, response),
                     Kind::Claim => self.handle_claim(now, id, response),
@@ -477,10 +482,11 @@ impl Nodes {
         }
     }
 
-    /// The engine has answered something.
-    fn answered(&mut self, now: Instant) {
+    /// The engine has executed a request. It is up once it executes heartbeats, which other nodes see.
+    fn answered(&mut self, now: Instant, kind: Kind) {
         self.engine.waiting_since = (!self.open.is_empty()).then_some(now);
-        if self.engine.is_connected && !self.engine.is_up {
+        self.refuses.remove(&kind);
+        if kind == Kind::Heartbeat && !self.engine.is_up {
             self.engine.is_up = true;
             let incarnation = self.engine.incarnation.clone().flatten();
             self.events.push_back(NodesEvent::EngineUp { incarnation, changed: false });
@@ -513,7 +519,9 @@ impl Nodes {
             Kind::Release => self.release_ended(id, |_| ReleaseOutcome::Refused(reason.clone())),
             Kind::Forget => {}
         }
-        self.events.push_back(NodesEvent::EngineRefuses { request: kind.as_str(), reason });
+        if self.refuses.insert(kind) {
+            self.events.push_back(NodesEvent::EngineRefuses { request: kind.as_str(), reason });
+        }
     }
 
     fn handle_table(&mut self, now: Instant, sent: Instant, response: Response) {

@@ -210,7 +210,8 @@ impl Life {
     }
 
     fn came(&mut self, message: &Message) {
-        let value: Value = message.as_text().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let value: Value =
+            message.as_text().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let number = |name: &str| value[name].as_u64().unwrap_or(0);
         self.line(format_args!("got {} {} {}", number("conn"), number("seq"), number("re")));
         self.crowd.got.fetch_add(1, Relaxed);

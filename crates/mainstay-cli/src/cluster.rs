@@ -1,0 +1,118 @@
+//! The flags of a cluster, and of sessions that outlive this process.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use mainstay::cluster::Engine;
+
+use crate::profiles::{BackendLoss, Settings};
+use crate::values;
+
+/// Where sessions go when this process ends, and how other nodes reach it.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ClusterFlags {
+    /// The engine that all nodes share, Redis 7 or later or Valkey: redis://HOST:6379, rediss://, redis+unix:///SOCKET,
+    /// redis+sentinel://HOST:26379/NAME or redis+cluster://HOST:6379. Any node then resumes the sessions of any other.
+    /// Default: none.
+    #[arg(long, value_name = "URL", value_parser = engine, env = "MAINSTAY_CLUSTER")]
+    cluster: Option<Engine>,
+    /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
+    #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay", requires = "cluster")]
+    cluster_name: String,
+    /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
+    /// free port at the address by which this node reaches the engine.
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address, requires = "cluster")]
+    cluster_listen: Option<SocketAddr>,
+    /// Address by which other nodes reach this one, if it differs from --cluster-listen, as behind a NAT. Default: the
+    /// listener's own.
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address, requires = "cluster")]
+    cluster_advertise: Option<SocketAddr>,
+    /// The public URL of this node alone, such as wss://n3.example.com: clients that can follow it resume there directly.
+    /// Default: none, other nodes forward them.
+    #[arg(long, value_name = "URL", value_parser = values::url, requires = "cluster")]
+    cluster_url: Option<String>,
+    /// A file with the engine's password, on one line: arguments and variables can be read by others. Default: none, or the
+    /// URL's.
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    cluster_password_file: Option<PathBuf>,
+    /// Sessions continue at another node, or in the next process, when this one ends: each gets a new connection to the
+    /// backend there. For backends that need nothing but the request, so it requires --on-backend-loss keep (or a profile
+    /// with it), and --cluster or --state-dir. Default: off, the sessions end with an exact account.
+    #[arg(long)]
+    pub(crate) movable: bool,
+    /// A folder of this process alone, in which it leaves its sessions for the next process when it ends. For one node
+    /// without an engine. Default: none.
+    #[arg(long, value_name = "DIR", env = "MAINSTAY_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl ClusterFlags {
+    /// Returns the engine, with its password.
+    ///
+    /// # Errors
+    /// The file of the password cannot be read, or has not one line.
+    pub(crate) fn engine(&self) -> Result<Option<Engine>, String> {
+        match (&self.cluster, &self.cluster_password_file) {
+            (Some(engine), Some(file)) => {
+                password(file).map(|password| Some(engine.clone().password(password)))
+            }
+            (engine, _) => Ok(engine.clone()),
+        }
+    }
+
+    /// Checks the flags against each other, and against what a lost backend connection means for a client.
+    ///
+    /// # Errors
+    /// Names the two flags that contradict each other, or the one that is missing.
+    pub(crate) fn check(&self, has_backend: bool, settings: &Settings) -> Result<(), String> {
+        if self.state_dir.is_some() && self.cluster.is_some() {
+            return Err(
+                "--state-dir contradicts --cluster: in a cluster another node continues the sessions at once, and a session \
+                 in a file would wait for this node; remove one of them"
+                    .into(),
+            );
+        }
+        if !self.movable {
+            return Ok(());
+        }
+        if self.cluster.is_none() && self.state_dir.is_none() {
+            return Err(
+                "--movable requires a place for the sessions: add --cluster URL, or --state-dir DIR for one node".into()
+            );
+        }
+        if has_backend && settings.on_backend_loss != BackendLoss::Keep {
+            return Err(
+                "--movable requires --on-backend-loss keep, or a profile with it: a session that moves gets a new connection \
+                 to the backend, and with renew its client would start again anyway"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Parses the URL of an engine.
+fn engine(text: &str) -> Result<Engine, String> {
+    Engine::parse(text).map_err(|error| error.to_string())
+}
+
+/// Parses the name of a cluster, which is a part of the engine's keys.
+fn name(text: &str) -> Result<String, String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let is_name = (1..=64).contains(&text.len()) && text.bytes().all(is_allowed);
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "must be 1 to 64 letters, digits, _, . and - only".to_owned())
+}
+
+/// Reads a password from the only line of a file. Errors never quote its content.
+fn password(file: &Path) -> Result<String, String> {
+    let wrong = |what: String| format!("--cluster-password-file {}: {what}", file.display());
+    let text =
+        std::fs::read_to_string(file).map_err(|error| wrong(format!("{error}; name a readable file")))?;
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.is_empty() || line.contains(['\r', '\n']) {
+        return Err(wrong("must hold the password on one line".to_owned()));
+    }
+    Ok(line.to_owned())
+}

@@ -1,0 +1,123 @@
+//! Under a supervisor such as systemd: listeners that it passes, and what it learns of the process.
+
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::frames::Frames;
+use crate::support::{Gateway, connect, mainstay, until, without_variables};
+
+/// `mainstay serve` with these arguments and this socket as descriptor 3, as a supervisor passes it.
+fn activated(socket: impl Into<OwnedFd>, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let shell = r#"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve "$@" 3<&0 </dev/null"#;
+    command.args(["-c", shell, env!("CARGO_BIN_EXE_mainstay")]).args(arguments);
+    command.stdin(Stdio::from(socket.into())).stdout(Stdio::piped()).stderr(Stdio::piped());
+    without_variables(&mut command);
+    command
+}
+
+fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn no_connection_is_refused_between_two_processes_that_a_supervisor_gives_the_same_listener() {
+    let (listener, address) = listener();
+    let mut old = Gateway::begin(activated(listener.try_clone().unwrap(), &[]));
+    assert_eq!(old.address(), address);
+    let client = Frames::connect(address, "/echo", "").await;
+    let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients = std::thread::spawn({
+        let (done, served) = (Arc::clone(&done), Arc::clone(&served));
+        move || {
+            while !done.load(Relaxed) {
+                // 503: the old process had accepted the connection, and drained before it read the request.
+                let status = connect(address).unwrap();
+                assert!(status == "101" || status == "503", "{status}");
+                served.fetch_add(usize::from(status == "101"), Relaxed);
+            }
+        }
+    });
+    until("clients are served", || served.load(Relaxed) > 3).await;
+    old.signal("TERM");
+    assert_eq!(old.ended().await, Some(0));
+    let before = served.load(Relaxed);
+    let new = Gateway::begin(activated(listener.try_clone().unwrap(), &[]));
+    until("clients are served again", || served.load(Relaxed) > before + 3).await;
+    done.store(true, Relaxed);
+    clients.join().unwrap();
+    drop((new, client));
+}
+
+#[test]
+fn a_socket_that_fits_no_flag_is_a_usage_error_of_one_line() {
+    let check = |socket: OwnedFd, names: &str, arguments: &[&str], expected: &[&str]| {
+        let output = activated(socket, arguments).env("LISTEN_FDNAMES", names).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(expected.iter().all(|words| stderr.contains(words)), "{expected:?}: {stderr}");
+    };
+    let tcp = || listener().0.into();
+    check(
+        UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+        "dns",
+        &[],
+        &["\"dns\"", "no TCP listener", "ListenStream="],
+    );
+    let (accepting, address) = listener();
+    let connected = TcpStream::connect(address).unwrap();
+    check(connected.into(), "mainstay", &[], &["no TCP listener", "Accept=no"]);
+    drop(accepting);
+    check(
+        tcp(),
+        "mainstay",
+        &["--listen", "127.0.0.1:1"],
+        &["--listen 127.0.0.1:1", "LISTEN_FDS", "same address"],
+    );
+    check(tcp(), "admin", &[], &["FileDescriptorName=admin", "add --admin 127.0.0.1:"]);
+    check(tcp(), "admin", &["--admin", "127.0.0.1:1"], &["--admin 127.0.0.1:1", "same address"]);
+}
+
+#[test]
+fn an_activated_socket_named_admin_serves_the_metrics() {
+    let (listener, address) = listener();
+    let mut command = activated(listener, &["--listen", "127.0.0.1:0", "--admin", &address.to_string()]);
+    command.env("LISTEN_FDNAMES", "admin");
+    let gateway = Gateway::begin(command);
+    assert!(Gateway::get_at(address, "/readyz", "").ends_with("ready\n"));
+    drop(gateway);
+}
+
+#[tokio::test]
+async fn a_supervisor_learns_that_the_process_serves_lives_and_drains() {
+    let folder = std::env::temp_dir().join(format!("mainstay-notify-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let next = || {
+        let mut message = [0; 512];
+        let length = socket.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut command = mainstay(&["serve", "--listen", "127.0.0.1:0", "--drain", "2s"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").env_remove("WATCHDOG_PID");
+    let mut gateway = Gateway::begin(command);
+    let ready = next();
+    assert!(ready.starts_with("READY=1\nSTATUS=serving clients at 127.0.0.1:"), "{ready}");
+    assert_eq!((next(), next()), ("WATCHDOG=1\n".to_owned(), "WATCHDOG=1\n".to_owned()));
+    gateway.signal("TERM");
+    let stopping = std::iter::repeat_with(next).find(|message| message != "WATCHDOG=1\n").unwrap();
+    let lines: Vec<&str> = stopping.lines().collect();
+    assert_eq!(lines[..2], ["STOPPING=1", "EXTEND_TIMEOUT_USEC=12000000"], "{stopping}");
+    assert!(lines[2].starts_with("STATUS=draining 0 sessions"), "{stopping}");
+    assert_eq!(gateway.ended().await, Some(0));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
