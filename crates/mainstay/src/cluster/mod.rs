@@ -6,30 +6,40 @@
 //! and *claimed* by the node that their client reaches next.
 //!
 //! - `config`: how a server takes part ([`ClusterConfig`]).
-//! - `engine`: the URL of an engine.
+//! - `engine`: the URL of an engine; `check`: whether a node can work with it.
+//! - `connect`, `info`, `fault`: a connection to it, what it reports of itself, and its errors in words.
+//! - `scripts`: requests as commands and scripts of Redis.
 //! - `redis`: the task that executes the machines' requests, and reports whether the engine answers.
 //! - `node`: this server's part: it moves requests, timers and events of the machine.
 //! - `listener`, `entry`, `relay`: the peer listener of the owner, the entry node's question, and the forwarding of bytes.
 //! - `state_dir`, `state_file`: without an engine, released sessions reach the next process through one file.
 //! - `figures`: counts for metrics.
 
+mod check;
 mod config;
+mod connect;
 mod engine;
 pub(crate) mod entry;
+mod fault;
 mod figures;
+mod info;
 mod listener;
 mod node;
 mod redis;
 pub(crate) mod relay;
+mod scripts;
 mod state_dir;
 mod state_file;
 #[cfg(test)]
 mod tests;
 
+pub use check::EngineFacts;
 pub use config::ClusterConfig;
-pub use engine::{Engine, EngineError, EngineFacts};
+pub use engine::{Engine, EngineError};
 pub use figures::ClusterFigures;
 pub(crate) use figures::Figures;
 pub(crate) use node::{Node, Seeking};
 pub use node::{ClusterStatus, JoinError};
+#[doc(hidden)]
+pub use redis::{Driver, Report, start};
 pub use state_dir::StateDirError;

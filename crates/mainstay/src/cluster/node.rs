@@ -23,6 +23,7 @@ use tokio::task::AbortHandle;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::config::Store;
+use super::engine::Host;
 use super::listener::{Listening, bind};
 use super::redis::{self, Driver, Report};
 use super::relay::{Beginning, Relays};
@@ -658,9 +659,9 @@ async fn keep_time(node: Weak<Node>, changed: Arc<Notify>) {
 /// The local address by which this node reaches the engine.
 async fn local_address(engine: &Engine) -> IpAddr {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let Some((host, port)) = first_host(engine) else { return loopback };
+    let Some(Host { name: host, port }) = engine.hosts().first() else { return loopback };
     let route = async {
-        let to = tokio::net::lookup_host((host.as_str(), port)).await?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let to = tokio::net::lookup_host((host.as_str(), *port)).await?.next().ok_or(std::io::ErrorKind::NotFound)?;
         let from: SocketAddr =
             if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };
         let socket = UdpSocket::bind(from).await?;
@@ -678,21 +679,6 @@ async fn local_address(engine: &Engine) -> IpAddr {
             );
             loopback
         }
-    }
-}
-
-/// SHIM until the engine's hosts are public here.
-fn first_host(engine: &Engine) -> Option<(String, u16)> {
-    let url = engine.to_string();
-    let (scheme, rest) = url.split_once("://")?;
-    if scheme.contains("unix") {
-        return None;
-    }
-    let hosts = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
-    let first = hosts.split(['/', ',']).next()?;
-    match first.rsplit_once(':') {
-        Some((host, port)) => Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?)),
-        None => Some((first.to_owned(), 6379)),
     }
 }
 
