@@ -59,7 +59,14 @@ impl ClusterConfig {
     }
 
     pub(crate) fn with(store: Store) -> Self {
-        Self { store, name: "mainstay".to_owned(), listen: None, advertise: None, url: None, mark: String::new() }
+        Self {
+            store,
+            name: "mainstay".to_owned(),
+            listen: None,
+            advertise: None,
+            url: None,
+            mark: String::new(),
+        }
     }
 
     /// Sets the name of the cluster: nodes with the same engine and name serve one another's sessions. Default: `mainstay`.
@@ -91,7 +98,11 @@ impl ClusterConfig {
     /// The address is out of range.
     pub fn advertise(mut self, address: SocketAddr) -> Result<Self, ConfigError> {
         let is_valid = address.port() != 0 && !address.ip().is_unspecified();
-        ConfigError::unless(is_valid, "cluster.advertise", "an address and a port that other nodes can reach")?;
+        ConfigError::unless(
+            is_valid,
+            "cluster.advertise",
+            "an address and a port that other nodes can reach",
+        )?;
         self.advertise = Some(address);
         Ok(self)
     }

@@ -80,8 +80,7 @@ impl Listening {
     async fn admit(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(Head, TcpStream, Bytes)> {
         let read = tokio::time::timeout(BLOCK_TIME, read_head(&mut stream)).await;
         let read = read.unwrap_or(Err(BlockError::Late));
-        let admitted =
-            read.and_then(|(head, early)| Ok((head.admit(self.id, &self.key)?, head, early)));
+        let admitted = read.and_then(|(head, early)| Ok((head.admit(self.id, &self.key)?, head, early)));
         match admitted {
             Ok((Admit::Hello, head, early)) => Some((head, stream, early)),
             Ok((Admit::OtherNode, ..)) => {

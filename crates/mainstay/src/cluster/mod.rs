@@ -38,8 +38,8 @@ pub use config::ClusterConfig;
 pub use engine::{Engine, EngineError};
 pub use figures::ClusterFigures;
 pub(crate) use figures::Figures;
-pub(crate) use node::{Node, Seeking};
 pub use node::{ClusterStatus, JoinError};
+pub(crate) use node::{Node, Seeking};
 #[doc(hidden)]
 pub use redis::{Driver, Report, start};
 pub use state_dir::StateDirError;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mainstay_proto::cluster::nodes::NodesStatus;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, ReleaseOutcome, Step,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome,
+    ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
 use mainstay_proto::session::{NodeId, Record, Released, Route};
@@ -124,7 +125,9 @@ pub enum JoinError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The peer listener cannot listen there.
-    #[error("the peer listener cannot listen on {address}: {error}; choose another address (--cluster-listen)")]
+    #[error(
+        "the peer listener cannot listen on {address}: {error}; choose another address (--cluster-listen)"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -288,7 +291,7 @@ impl Node {
                 let local = local_address(engine).await;
                 let address = self.listen(local, server)?;
                 let incarnation = facts.as_ref().and_then(|facts| facts.incarnation.as_deref());
-                let reached = facts.as_ref().map(|facts| facts.server.as_str());
+                let reached = facts.as_ref().and_then(|facts| facts.server.as_deref());
                 tracing::info!(
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
                     cluster = self.config.name, "joins the cluster"
@@ -342,7 +345,8 @@ impl Node {
         let bound = bind(wanted).and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (bound, listener): (SocketAddr, TcpListener) =
             bound.map_err(|error| JoinError::Listen { address: wanted, error })?;
-        let reachable = if bound.ip().is_unspecified() { SocketAddr::new(local, bound.port()) } else { bound };
+        let reachable =
+            if bound.ip().is_unspecified() { SocketAddr::new(local, bound.port()) } else { bound };
         let address = self.config.advertise.unwrap_or(reachable);
         let info = NodeInfo {
             address,
@@ -407,7 +411,7 @@ impl Node {
     /// Begins the lookup of a HELLO that presents this token under this name.
     pub(crate) fn begin(&self, token: &ResumeToken, name: [u8; 16], is_here: bool) -> Seeking {
         let session = Route::of(token).map_or(SessionId([0; 8]), |route| route.session);
-        let lookup = self.lock().nodes.begin(token, name, is_here, false);
+        let lookup = self.lock().nodes.begin(now(), token, name, is_here, false);
         Seeking { lookup, session }
     }
 
@@ -441,7 +445,7 @@ impl Node {
 
     /// The node that was asked did not attach the client.
     pub(crate) fn handle_peer(&self, seeking: &mut Seeking, outcome: PeerOutcome) {
-        seeking.lookup.handle_peer(outcome);
+        seeking.lookup.handle_peer(now(), outcome);
     }
 
     /// Forwards a client to the owner of its session from now on.
@@ -524,7 +528,9 @@ impl Node {
                 machine.nodes.leave(now);
             });
             if tokio::time::timeout(LEAVES_WITHIN, left).await.is_err() {
-                tracing::warn!("the engine did not answer: other nodes find this one gone by its closed listener");
+                tracing::warn!(
+                    "the engine did not answer: other nodes find this one gone by its closed listener"
+                );
             }
         } else {
             self.write_file().await;
@@ -661,9 +667,15 @@ async fn local_address(engine: &Engine) -> IpAddr {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let Some(Host { name: host, port }) = engine.hosts().first() else { return loopback };
     let route = async {
-        let to = tokio::net::lookup_host((host.as_str(), *port)).await?.next().ok_or(std::io::ErrorKind::NotFound)?;
-        let from: SocketAddr =
-            if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };
+        let to = tokio::net::lookup_host((host.as_str(), *port))
+            .await?
+            .next()
+            .ok_or(std::io::ErrorKind::NotFound)?;
+        let from: SocketAddr = if to.is_ipv4() {
+            (Ipv4Addr::UNSPECIFIED, 0).into()
+        } else {
+            (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+        };
         let socket = UdpSocket::bind(from).await?;
         // No packet is sent: the system only chooses the route.
         socket.connect(to).await?;

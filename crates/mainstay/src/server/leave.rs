@@ -97,7 +97,12 @@ impl Shared {
         node.all_released(until.max(Instant::now() + FINAL_RELEASES)).await;
         node.leave().await;
         let ClusterFigures { released, accounts, unreleased, .. } = node.figures.snapshot();
-        tracing::info!(released, accounts, unreleased, "this node has left: sessions, accounts of ended ones, and what was lost");
+        tracing::info!(
+            released,
+            accounts,
+            unreleased,
+            "this node has left: sessions, accounts of ended ones, and what was lost"
+        );
     }
 }
 

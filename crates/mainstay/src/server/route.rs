@@ -9,10 +9,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
 use mainstay_proto::cluster::{PeerKey, PeerOutcome, Step, lookup};
 use mainstay_proto::session::message::{Account, Hello, Resume};
-use mainstay_proto::admission::Source;
 use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
     Adopted, Answer, Control, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
@@ -145,7 +145,8 @@ impl Arrival<'_> {
 
     async fn resume_here(mut self) -> Option<Bound> {
         let answer = {
-            let who = Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
             let mut registry = self.shared.registry_for_hello();
             let (now, connection) = (now(), self.opened.connection);
             match registry.resume(now, connection, who, self.hello, &mut self.cores) {
@@ -167,7 +168,8 @@ impl Arrival<'_> {
     /// Opens a new session, with the account of the one that the client asked for.
     async fn open(mut self, account: Option<Account>) -> Option<Bound> {
         let answer = {
-            let who = Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
             let mut registry = self.shared.registry_for_hello();
             registry.open(now(), self.opened.connection, who, self.hello, account, &mut self.cores)
         };
@@ -207,7 +209,8 @@ impl Arrival<'_> {
     async fn begin(mut self, core: CoreRef) -> Option<Bound> {
         let connection = self.opened.connection;
         let resumed = {
-            let who = Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
             self.shared.registry_for_hello().resume(now(), connection, who, self.hello, &mut self.cores)
         };
         match resumed {
