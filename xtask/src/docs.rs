@@ -14,6 +14,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -152,10 +153,24 @@ fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<Path
         install::curl()?;
     }
     let nginx = if calls("nginx") { Some(install::nginx()?) } else { None };
+    let redis = if calls("redis-server") { redis()? } else { None };
     let here = env::current_dir()?;
     // A program without a folder is on the path.
-    let folders = nginx.iter().filter_map(|nginx| nginx.parent()).filter(|folder| *folder != Path::new(""));
-    Ok(folders.map(|folder| here.join(folder)).collect())
+    let nginx = nginx.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new(""));
+    Ok(nginx.into_iter().map(|folder| here.join(folder)).chain(redis).collect())
+}
+
+/// The folder of a `redis-server` that finds its libraries; `None` if it is on the path.
+fn redis() -> Result<Option<PathBuf>> {
+    let (program, libraries) = install::redis()?;
+    let Some(home) = program.parent().filter(|folder| *folder != Path::new("")) else { return Ok(None) };
+    let folder = home.join("with-libraries");
+    fs::create_dir_all(&folder)?;
+    let wrapper = folder.join("redis-server");
+    let (libraries, program) = (libraries.display(), program.display());
+    fs::write(&wrapper, format!("#!/bin/sh\nLD_LIBRARY_PATH='{libraries}' exec '{program}' \"$@\"\n"))?;
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+    Ok(Some(folder))
 }
 
 fn run_document(document: &str, blocks: &[Block], path: &OsStr) -> Result<()> {

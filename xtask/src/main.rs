@@ -9,9 +9,11 @@ mod bench;
 mod cable;
 mod circles;
 mod clients;
+mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
+mod engines;
 mod install;
 mod instructions;
 mod losses;
@@ -51,6 +53,11 @@ const STEPS: &[Step] = &[
     Step::new("release", "what users download, not optimised", release::step),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
+    Step::new(
+        "cluster",
+        "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
+        cluster::step,
+    ),
     Step::new(
         "ecosystems",
         "real servers and clients: directly, through nginx, through us",

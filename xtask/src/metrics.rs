@@ -1,14 +1,19 @@
-//! Reads a server's `/metrics`.
+//! Reads a server's `/metrics`, and what else its listener of `--admin` serves.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::Result;
 
-/// The whole answer of the listener that `--admin` opened.
+/// The whole answer to a request for `/metrics`.
 pub(crate) fn read(admin: SocketAddr) -> Result<String> {
+    get(admin, "/metrics")
+}
+
+/// The whole answer of the listener that `--admin` opened.
+pub(crate) fn get(admin: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(admin)?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

@@ -13,6 +13,7 @@
 
 mod idle;
 mod machine;
+mod nodes;
 mod page;
 mod storm;
 

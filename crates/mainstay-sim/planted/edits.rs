@@ -27,9 +27,9 @@ pub(crate) const EDITS: &[Edit] = &[
     ),
     edit(
         "ContradictionChangesNothing",
-        "            return Attach::Contradiction;",
-        "            if BACK { self.evict(); }
-            return Attach::Contradiction;",
+        "if let Some(refusal) = self.refusal_by_token(hello, resume, presented) {",
+        "if let Some(refusal) = self.refusal_by_token(hello, resume, presented) {
+            if BACK && refusal == Attach::Contradiction { self.evict(); }",
     ),
     edit(
         "EndedIsNotAttached",
@@ -40,6 +40,12 @@ pub(crate) const EDITS: &[Edit] = &[
         "StaleAttemptIsRefused",
         "stale.then_some(Attach::Stale)",
         "(stale && !BACK).then_some(Attach::Stale)",
+    ),
+    edit(
+        "KeyIsASecretOnlyAtFirst",
+        "if self.was_established() || hello.instance",
+        "if if BACK { self.established == Established::Current } else { self.was_established() }
+            || hello.instance",
     ),
     edit(
         "PresentedTokenStaysValid",
@@ -62,8 +68,8 @@ pub(crate) const EDITS: &[Edit] = &[
     edit(
         "DataEstablishesNothing",
         "                return self.flow.read_message(lane, message);",
-        "                if BACK && !self.established {
-                    self.established = true;
+        "                if BACK && self.established != Established::Current {
+                    self.established = Established::Current;
                     self.spent = self.presented.take();
                 }
                 return self.flow.read_message(lane, message);",

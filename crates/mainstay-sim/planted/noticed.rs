@@ -60,6 +60,11 @@ fn every_rule_that_is_turned_back_is_noticed() {
         (Rule::EndWaitsForTheAttempt, with(0, 0, Budget { ends: 1, ..replace }), "lock-out"),
         (Rule::SupersededIsFinalBeforeWelcome, with(0, 0, Budget { tabs: 1, ..replace }), "for ever"),
         (Rule::GapTakesOverNumbers, Scenario { drops_above: 1, ..with(0, 3, NONE) }, ""),
+        (
+            Rule::KeyIsASecretOnlyAtFirst,
+            Scenario { overheard: true, ..with(0, 0, cut) },
+            "by a key that is no secret",
+        ),
         (Rule::AccountIsForOneInstance, with(1, 0, Budget { tabs: 1, expiries: 1, ..cut }), "untrue"),
     ];
     let untried: Vec<_> = ALL.iter().filter(|rule| table.iter().all(|(tried, ..)| tried != *rule)).collect();

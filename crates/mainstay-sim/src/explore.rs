@@ -62,6 +62,8 @@ pub struct Scenario {
     pub lazy: bool,
     /// Each message waits until the application receives it; otherwise it is received at once.
     pub slow: bool,
+    /// An attacker has read the first HELLO of each session, and presents the key once the first epoch is established.
+    pub overheard: bool,
     /// Whether to look for lock-outs, too.
     pub live: bool,
     /// The number of states after which the explorer stops.
@@ -80,6 +82,7 @@ impl Scenario {
         manual: false,
         lazy: true,
         slow: false,
+        overheard: false,
         live: true,
         most_states: 1_000_000,
     };
@@ -328,6 +331,16 @@ pub fn small() -> Vec<Scenario> {
         new("tab, replace, 1+0", 1, 0, Budget { tabs: 1, replacements: 1, ..NONE }),
         new("tab, expiry, 1+0", 1, 0, Budget { tabs: 1, expiries: 1, cuts: 1, ..NONE }).at_once(),
         new("two cuts, 2+1", 2, 1, Budget { cuts: 2, ..NONE }).at_once(),
+        Scenario { overheard: true, ..new("overheard key, two cuts, 1+0", 1, 0, Budget { cuts: 2, ..NONE }) },
+        Scenario {
+            overheard: true,
+            ..new(
+                "overheard key, replace, abandon, 0+1",
+                0,
+                1,
+                Budget { replacements: 1, abandons: 1, ..NONE },
+            )
+        },
     ]
 }
 

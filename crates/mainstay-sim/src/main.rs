@@ -80,7 +80,7 @@ fn holds(scenario: &Scenario) -> bool {
 }
 
 fn play_seeds(arguments: &Arguments) -> ExitCode {
-    let (mut failed, mut counts) = (0_u64, Counts::default());
+    let (mut failed, mut counts, mut runs) = (0_u64, Counts::default(), 0_u64);
     for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
         let plan = Plan::draw(seed);
         let outcome = run(&plan, arguments.trace);
@@ -89,6 +89,7 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
             failed += 1;
         }
         counts.add(&outcome.counts);
+        runs = runs.rotate_left(1) ^ outcome.trace;
         if arguments.trace {
             println!("{plan:#?}");
             outcome.log.iter().for_each(|line| println!("{line}"));
@@ -101,6 +102,7 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
         }
     }
     report(arguments.seeds, &counts);
+    println!("runs {runs:016x}: a build that prints the same has played the same");
     println!("{} passed, {failed} failed", arguments.seeds - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -9,12 +9,15 @@ mod client;
 mod faults;
 mod network;
 mod server;
+mod sessions;
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mainstay_proto::session::ServerConfig;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -23,6 +26,7 @@ use crate::plan::{Fault, Plan};
 use client::ClientNode;
 use network::{Key, Packet, ServerEnd, Wire};
 use server::Server;
+use sessions::Arena;
 
 /// The outcome of a run.
 #[derive(Debug, Clone)]
@@ -115,7 +119,12 @@ struct World {
     rng: SmallRng,
     start: Instant,
     now: Instant,
-    server: Server,
+    config: Arc<ServerConfig>,
+    /// Every node that ever ran; without a cluster, one.
+    servers: Vec<Server>,
+    sessions: Arena,
+    /// Messages outside the stream, of all sessions.
+    volatile_sent: u64,
     clients: Vec<ClientNode>,
     wires: BTreeMap<Key, Wire>,
     next_wire: u64,
@@ -172,8 +181,12 @@ impl World {
         for (kind, mean) in &plan.faults {
             faults.push((start + mean.mul_f64(rng.random_range(0.0..2.0)), *kind, *mean));
         }
+        let config = server::config(&plan);
         Self {
-            server: Server::new(start, &plan, rng.random()),
+            servers: vec![Server::new(start, &plan, &config, rng.random())],
+            sessions: Arena::default(),
+            volatile_sent: 0,
+            config,
             plan,
             rng,
             start,
@@ -208,7 +221,7 @@ impl World {
         self.leave_all();
         self.play_until(self.now + LEAVING)?;
         self.check_empty()?;
-        match self.server.registry.size() {
+        match self.servers[0].registry.size() {
             (_, 1) => Ok(()),
             (names, tombstones) => Err(format!("{tombstones} tombstones, {names} names after their day")),
         }
@@ -239,15 +252,16 @@ impl World {
         let far = self.now + DAY * 10;
         let faults = self.faults.iter().map(|(at, ..)| *at);
         let clients = self.clients.iter().flat_map(|client| self.next_of_client(client));
-        let awake = |at: Instant| at.max(self.server.process.paused_until);
-        let server = self.next_of_server().map(awake);
+        let awake = |node: usize| move |at: Instant| at.max(self.servers[node].process.paused_until);
+        let running = (0..self.servers.len()).filter(|node| self.servers[*node].lives());
+        let server = running.flat_map(|node| self.next_of_server(node).map(awake(node)));
         let packets = self.wires.iter().flat_map(|(key, wire)| {
             let asleep_until = self.client_sleeps_until(*key);
             let down = wire.down.next_arrival().map(|at| at.max(asleep_until));
             let room_up = wire.up.next_room(self.now).map(|at| at.max(asleep_until));
             let judging = matches!(wire.server, ServerEnd::Judging { .. });
-            let up = wire.up.next_arrival().filter(|_| !judging).map(awake);
-            let room_down = wire.down.next_room(self.now).map(awake);
+            let up = wire.up.next_arrival().filter(|_| !judging).map(awake(wire.node));
+            let room_down = wire.down.next_room(self.now).map(awake(wire.node));
             [down, room_up, up, room_down].into_iter().flatten()
         });
         let times = faults.chain(clients).chain(server).chain(packets);
@@ -267,8 +281,10 @@ impl World {
                 self.client_turn(index)?;
             }
         }
-        if self.server.process.is_awake(self.now) {
-            self.server_turn()?;
+        for node in 0..self.servers.len() {
+            if self.servers[node].runs(self.now) {
+                self.server_turn(node)?;
+            }
         }
         self.drain_all();
         Ok(())
@@ -281,8 +297,8 @@ impl World {
                 self.settle_client(index)?;
             }
         }
-        if self.server.process.is_awake(self.now) {
-            for session in 0..self.server.sessions.0.len() {
+        for session in 0..self.sessions.hosted.len() {
+            if self.servers[self.sessions.hosted[session].node].runs(self.now) {
                 self.settle_session(session)?;
             }
         }
@@ -297,7 +313,7 @@ impl World {
             while let Some(wire) = self.wires.get_mut(&key) {
                 // A dead process reads nothing.
                 let client_awake = self.clients.get(key.client).is_none_or(|c| c.process.is_awake(self.now));
-                let server_awake = self.server.process.is_awake(self.now)
+                let server_awake = self.servers[wire.node].runs(self.now)
                     && !matches!(wire.server, ServerEnd::Judging { .. });
                 if client_awake && let Some(arrived) = wire.down.arrive(self.now) {
                     self.arrive_at_client(key, arrived)?;
@@ -322,7 +338,7 @@ impl World {
         if packet.control(&[4]).is_some() {
             wire.writer(up).beats(self.now);
         }
-        wire.lane(up).unsent.push_back(packet);
+        wire.lane(up).push(packet);
         self.drain(key, up);
     }
 
@@ -336,7 +352,7 @@ impl World {
                 wire.writer(up).probe_left(now, beat.nonce);
             }
         }
-        let waits = !wire.lane(up).unsent.is_empty();
+        let waits = wire.lane(up).waits();
         wire.writer(up).wrote(now, progress, waits);
         if waits {
             self.counts.partial += u64::from(progress);
@@ -351,15 +367,14 @@ impl World {
         for key in keys {
             for up in [true, false] {
                 let now = self.now;
+                let Some(wire) = self.wires.get_mut(&key) else { continue };
                 let awake = match self.clients.get(key.client) {
                     Some(client) if up => client.process.is_awake(now),
-                    _ => up || self.server.process.is_awake(now),
+                    _ => up || self.servers[wire.node].process.is_awake(now),
                 };
-                let waits = self.wires.get_mut(&key).is_some_and(|wire| !wire.lane(up).unsent.is_empty());
-                if !awake || !waits {
-                    continue;
+                if awake && wire.lane(up).waits() {
+                    self.drain(key, up);
                 }
-                self.drain(key, up);
             }
         }
     }
@@ -367,7 +382,7 @@ impl World {
     /// An end drops the connection: waiting bytes are lost, bytes in transit arrive before the reset.
     fn reset(&mut self, key: Key, up: bool) {
         if let Some(wire) = self.wires.get_mut(&key) {
-            wire.lane(up).unsent.clear();
+            wire.lane(up).drop_unsent();
         }
         self.fly(key, up, Packet::Reset);
     }
@@ -385,7 +400,7 @@ impl World {
     /// Processes that slept and woke have read everything readable by now.
     fn wake(&mut self) {
         let now = self.now;
-        let interval = self.server.config.heartbeat.interval();
+        let interval = self.config.heartbeat.interval();
         for (index, client) in self.clients.iter_mut().enumerate() {
             if client.process.is_awake(now) && std::mem::take(&mut client.process.sleeps) {
                 let judge = judge::Client { interval, rtt: client.machine.rtt() };
@@ -393,11 +408,15 @@ impl World {
                 wires.for_each(|(_, wire)| judge.woke(now, &mut wire.client));
             }
         }
-        if self.server.process.is_awake(now) && std::mem::take(&mut self.server.process.sleeps) {
-            for wire in self.wires.values_mut() {
+        for node in 0..self.servers.len() {
+            let process = &mut self.servers[node].process;
+            if !process.is_awake(now) || !std::mem::take(&mut process.sleeps) {
+                continue;
+            }
+            for wire in self.wires.values_mut().filter(|wire| wire.node == node) {
                 let rtt = match wire.server {
                     ServerEnd::Bound(session) => {
-                        self.server.sessions.0[session].machine.as_ref().and_then(|machine| machine.rtt())
+                        self.sessions.hosted[session].machine.as_ref().and_then(|machine| machine.rtt())
                     }
                     _ => None,
                 };
@@ -425,12 +444,12 @@ impl World {
 
     fn check_server_detection(&self, key: Key, wire: &Wire) -> Result<(), String> {
         let ServerEnd::Bound(session) = wire.server else { return Ok(()) };
-        let Some(machine) = &self.server.sessions.0[session].machine else { return Ok(()) };
+        let Some(machine) = &self.sessions.hosted[session].machine else { return Ok(()) };
         let attached = machine.connection() == Some(wire.server_id);
-        if !attached || !self.server.process.is_awake(self.now) {
+        if !attached || !self.servers[wire.node].runs(self.now) {
             return Ok(());
         }
-        let judge = judge::Server { interval: self.server.config.heartbeat.interval(), rtt: machine.rtt() };
+        let judge = judge::Server { interval: self.config.heartbeat.interval(), rtt: machine.rtt() };
         if self.now > judge.bound(&wire.server_observed) {
             return Err(format!(
                 "server still holds {key:?}, late: {}",
@@ -448,7 +467,7 @@ impl World {
         let late = match wire.opening {
             Some(until) => self.now > until,
             None => {
-                let interval = self.server.config.heartbeat.interval();
+                let interval = self.config.heartbeat.interval();
                 let judge = judge::Client { interval, rtt: client.machine.rtt() };
                 let mut others =
                     self.wires.range(Key { connection: mainstay_proto::session::ConnectionId(0), ..key }..);
@@ -472,11 +491,11 @@ impl World {
             }
             client.sent.settled()?;
             let (session, last) = client.got.position();
-            if let Some(session) = session.map(|session| &self.server.sessions.0[session])
-                && session.machine.is_some()
-                && last != session.sent
-            {
-                return Err(format!("client {index} got {last} of {} messages", session.sent));
+            if let Some(stream) = session.filter(|stream| self.sessions.lives(*stream)) {
+                let sent = self.sessions.streams[stream].sent;
+                if last != sent {
+                    return Err(format!("client {index} got {last} of {sent} messages"));
+                }
             }
         }
         Ok(())
@@ -486,14 +505,16 @@ impl World {
         if let Some(index) = self.clients.iter().position(|client| !client.machine.is_ended()) {
             return Err(format!("client {index} did not end"));
         }
-        let live = self.server.live();
-        if live > 0 {
-            return Err(format!("{live} sessions live after everyone left"));
-        }
-        let (names, _) = self.server.registry.size();
-        let tombstoned = self.server.registry.tombstoned_names();
-        if names != tombstoned {
-            return Err(format!("{} names lead nowhere", names - tombstoned));
+        for (node, server) in self.servers.iter().enumerate().filter(|(_, server)| server.lives()) {
+            let live = self.sessions.live(node);
+            if live > 0 {
+                return Err(format!("{live} sessions live after everyone left"));
+            }
+            let (names, _) = server.registry.size();
+            let tombstoned = server.registry.tombstoned_names();
+            if names != tombstoned {
+                return Err(format!("{} names lead nowhere", names - tombstoned));
+            }
         }
         Ok(())
     }

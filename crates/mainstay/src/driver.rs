@@ -93,12 +93,20 @@ impl Wire {
     }
 
     /// Reads once and passes each complete message to `take`, until that returns `false`.
-    pub(crate) fn poll_read(
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, take: impl FnMut(Arrived) -> bool) -> Reading {
+        self.poll_read_raw(cx, |_| {}, take)
+    }
+
+    /// As [`poll_read`](Self::poll_read); `raw` gets the bytes before they are parsed. Bytes that were left over because
+    /// `take` returned `false` come again at the next read.
+    pub(crate) fn poll_read_raw(
         &mut self,
         cx: &mut Context<'_>,
+        mut raw: impl FnMut(&[u8]),
         mut take: impl FnMut(Arrived) -> bool,
     ) -> Reading {
         if let Some(early) = self.early.take() {
+            raw(&early);
             take(Arrived::Bytes);
             let (mut early, mut replies) = (early.to_vec(), SendQueue::new());
             let reading = self.parse(&mut early, &mut replies, take);
@@ -115,6 +123,7 @@ impl Wire {
                     self.codec.pass_time(now());
                 }
                 let input = scratch.read.get_mut(..count).unwrap_or_default();
+                raw(input);
                 let reading = self.parse(input, &mut scratch.write, &mut take);
                 if !scratch.write.is_empty() {
                     self.queue(scratch.write.take_rest());
@@ -248,6 +257,18 @@ impl Wire {
         if self.unsent.is_none() && !out.is_empty() {
             self.unsent = Some(Box::new(out));
         }
+    }
+
+    /// Writes these bytes before any frame: the answer to another node.
+    #[cfg(feature = "cluster")]
+    pub(crate) async fn write_first(&mut self, mut bytes: Bytes) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.transport.poll_write_all(cx, &mut bytes)).await
+    }
+
+    /// Gives up the WebSocket and returns what it ran on. Whatever is queued is dropped.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn into_transport(self) -> (Transport, Option<Arc<Permit>>) {
+        (self.transport, self.permit)
     }
 
     /// Begins `mainstay.v1` on this connection: messages may be as large as `limits` allows.

@@ -3,7 +3,6 @@
 //! The network fails: `ss -K` resets every connection of the server, which lives. All sessions resume. Or the
 //! server is killed and started again: its memory and its sessions are gone, and every client learns the outcome
 //! of each of its messages. The judge compares the server's record with the clients' list of outcomes.
-/// How long any wait may take: the backoff's cap is 30 s.
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,7 +77,7 @@ impl Stage {
         install::socket_statistics()?;
         let mut running = Running::start(self)?;
         running.let_messages_pass(self);
-        running.cut()?;
+        cut(&[&running.address], &[&running.server, &running.client])?;
         let (back, cost) = running.wait_back()?;
         running.let_messages_pass(self);
         let resumed = ("sessions resumed", field(&back, "resumed"), Some(field(&back, "lost")));
@@ -143,7 +142,7 @@ impl Running {
         client.args(["--every", &stage.every.to_string(), "--fates"]).arg(folder.join("fates"));
         let client = Background::start_quietly(&mut client, folder.join("client.log"))?;
         let mut running = Self { folder, address, server, client };
-        running.wait_attached(1)?;
+        wait_attached(&mut running.client, 1)?;
         Ok(running)
     }
 
@@ -152,45 +151,17 @@ impl Running {
         sleep(Duration::from_secs_f64(1.5 * stage.every) + Duration::from_secs(1));
     }
 
-    /// Waits until all clients are attached for the `count`th time. Returns their reports.
-    fn wait_attached(&mut self, count: usize) -> Result<Value> {
-        let mut line = None;
-        self.client.wait_until(LIMIT, |log| {
-            let log = fs::read_to_string(log).unwrap_or_default();
-            line = log
-                .lines()
-                .filter(|line| line.starts_with("{\"attached\""))
-                .nth(count - 1)
-                .map(str::to_owned);
-            line.is_some()
-        })?;
-        Ok(serde_json::from_str(&line.unwrap_or_default())?)
-    }
-
     /// Waits until all are back after the storm.
     fn wait_back(&mut self) -> Result<(Value, Cost)> {
         let (server, client) = ([self.server.id()], [self.client.id()]);
         let (started, from) = (Instant::now(), (machine::cpu(&server)?, machine::cpu(&client)?));
-        let back = self.wait_attached(2)?;
+        let back = wait_attached(&mut self.client, 2)?;
         let cost = Cost {
             took: started.elapsed(),
             server: machine::cpu(&server)?.saturating_sub(from.0),
             clients: machine::cpu(&client)?.saturating_sub(from.1),
         };
         Ok((back, cost))
-    }
-
-    /// Ends every connection, at one moment for both ends: both are stopped while `ss` goes through them.
-    fn cut(&self) -> Result<()> {
-        let port = self.address.rsplit(':').next().unwrap_or_default();
-        let mut cut = Command::new("ss");
-        cut.args(["-K", "--tcp", "--numeric", "state", "established", "sport", "=", &format!(":{port}")]);
-        let ends = [&self.server, &self.client];
-        ends.iter().try_for_each(|end| end.signal("STOP"))?;
-        let status = cut.stdin(Stdio::null()).stdout(Stdio::null()).status();
-        ends.iter().try_for_each(|end| end.signal("CONT"))?;
-        let status = status?;
-        if status.success() { Ok(()) } else { Err(format!("`ss -K`: {status}; it needs root").into()) }
     }
 
     /// Ends all processes, and compares the outcomes at the clients with what the servers had received.
@@ -245,29 +216,57 @@ fn start_server(folder: &Path, listen: &str) -> Result<(Background, String)> {
     Ok((server, address))
 }
 
+/// Waits until all clients are attached for the `count`th time. Returns their reports.
+pub(super) fn wait_attached(client: &mut Background, count: usize) -> Result<Value> {
+    let mut line = None;
+    client.wait_until(LIMIT, |log| {
+        let log = fs::read_to_string(log).unwrap_or_default();
+        line = log.lines().filter(|line| line.starts_with("{\"attached\"")).nth(count - 1).map(str::to_owned);
+        line.is_some()
+    })?;
+    Ok(serde_json::from_str(&line.unwrap_or_default())?)
+}
+
+/// Ends every connection of the servers at `addresses`, at one moment for both ends: all are stopped while `ss` goes through
+/// them.
+pub(super) fn cut(addresses: &[&str], ends: &[&Background]) -> Result<()> {
+    let ports = addresses
+        .iter()
+        .map(|address| format!("sport = :{}", address.rsplit(':').next().unwrap_or_default()));
+    let mut cut = Command::new("ss");
+    cut.args(["-K", "--tcp", "--numeric", "state", "established"]);
+    cut.arg(ports.collect::<Vec<_>>().join(" or "));
+    ends.iter().try_for_each(|end| end.signal("STOP"))?;
+    let status = cut.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    ends.iter().try_for_each(|end| end.signal("CONT"))?;
+    let status = status?;
+    if status.success() { Ok(()) } else { Err(format!("`ss -K`: {status}; it needs root").into()) }
+}
+
 fn record(folder: &Path) -> PathBuf {
     folder.join("record")
 }
 
-fn field(value: &Value, name: &str) -> u64 {
+pub(super) fn field(value: &Value, name: &str) -> u64 {
     value[name].as_u64().unwrap_or(u64::MAX)
 }
 
 /// Compares the record with the outcomes.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Verdict {
-    told: u64,
+pub(super) struct Verdict {
+    pub(super) told: u64,
+    pub(super) delivered_and_seen: u64,
     unknown_seen: u64,
     not_seen: u64,
     seen_all_the_same: u64,
-    repeated: u64,
+    pub(super) repeated: u64,
     disordered: u64,
     invented: u64,
 }
 
 impl Verdict {
     /// Reads lines `client number` of the record, and lines `client number outcome` of the outcomes.
-    fn of(record: &str, fates: &str) -> Self {
+    pub(super) fn of(record: &str, fates: &str) -> Self {
         let mut verdict = Self::default();
         let (mut seen, mut last) = (HashMap::new(), HashMap::new());
         for line in record.lines() {
@@ -287,6 +286,7 @@ impl Verdict {
             let was_seen = seen.remove(&key).is_some();
             verdict.told += 1;
             match (fate, was_seen) {
+                (Some("delivered"), true) => verdict.delivered_and_seen += 1,
                 (Some("delivered"), false) => verdict.not_seen += 1,
                 (Some("lost"), true) => verdict.seen_all_the_same += 1,
                 (Some("unknown"), true) => verdict.unknown_seen += 1,
@@ -309,6 +309,7 @@ mod tests {
                      2 2 unknown\n";
         let expected = Verdict {
             told: 7,
+            delivered_and_seen: 3,
             unknown_seen: 1,
             not_seen: 1,
             seen_all_the_same: 1,
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn fates_that_the_record_bears_out_are_not() {
-        let expected = Verdict { told: 3, ..Verdict::default() };
+        let expected = Verdict { told: 3, delivered_and_seen: 1, ..Verdict::default() };
         assert_eq!(Verdict::of("1 1\n", "1 1 delivered\n1 2 lost\n1 3 unknown\n"), expected);
     }
 }

@@ -6,10 +6,30 @@
 //! [`Record`](crate::session::Record) in the engine, until another node *claims* it.
 //!
 //! - [`request`]: what the machines ask of the engine, and its answers.
+//! - [`nodes`]: this node's part in the cluster: its heartbeat, the node table, claims and releases.
+//! - [`lookup`]: the way of one HELLO to its session.
+//! - [`node_info`]: a field of the node table.
+//! - [`peer`]: the blocks that two nodes exchange.
+//! - [`records`]: what this node keeps itself where there is no engine.
 //!
 //! The machines ask by `poll_request` and are answered by `handle_response`. No machine waits: an operation that needs
 //! an answer is a state.
 //!
 //! Source: `docs/CLUSTER.md`.
 
+mod claims;
+pub mod lookup;
+pub mod node_info;
+pub mod nodes;
+pub mod peer;
+pub mod records;
+mod releases;
 pub mod request;
+mod table;
+
+pub use lookup::{Lookup, PeerOutcome, Step};
+pub use node_info::{Mark, NodeInfo, PeerKey};
+pub use nodes::{Nodes, NodesConfig, NodesEvent, NodesStatus};
+pub use records::LocalRecord;
+pub use releases::ReleaseOutcome;
+pub use table::{COMPLETE_AFTER, DEAD_AFTER};

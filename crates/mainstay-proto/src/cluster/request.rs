@@ -21,7 +21,8 @@ pub enum Request {
         /// Its value: the node's address, key, URL and count, as bytes.
         value: Bytes,
     },
-    /// Delete the field of a node: it is dead, or this node leaves. Answer: [`Response::Stored`].
+    /// Delete the field of a node that ended long ago. (A node that leaves keeps its field, which says so: what it
+    /// released is found by it.) Answer: [`Response::Stored`].
     Forget {
         /// The field.
         node: NodeId,
@@ -42,7 +43,10 @@ pub enum Request {
         /// How long the engine keeps it.
         keep: Duration,
     },
-    /// Take a record over, in one step. Executing it twice gives the same answer twice.
+    /// Take a record over, in one step: a record with this name that has no owner, or that `owner` or `claimant` claimed.
+    /// Executing it twice gives the same answer twice. One that another node claimed: [`Response::Moved`].
+    /// The engine keeps the record, so that the same claimant gets it again. The tokens that the claimant issues since are
+    /// not among the record's names: a client that has seen one of them cannot be set back to this record.
     /// Answer: [`Response::Claimed`], [`Response::Moved`] or [`Response::None`].
     Claim {
         /// The session.

@@ -145,7 +145,7 @@ impl Control {
                 let mut endpoint = None;
                 r.optional_fields(|kind, value| {
                     if kind == field::GOAWAY_ENDPOINT {
-                        endpoint = Some(get_text(value)?);
+                        endpoint = Some(value.rest_text()?);
                     }
                     Ok(())
                 })?;
@@ -324,7 +324,7 @@ impl Welcome {
         r.optional_fields(|kind, mut value| {
             match kind {
                 field::WELCOME_ACCOUNT => welcome.account = Some(get_account(value)?),
-                field::WELCOME_RESUME_AT => welcome.resume_at = Some(get_text(value)?),
+                field::WELCOME_RESUME_AT => welcome.resume_at = Some(value.rest_text()?),
                 field::WELCOME_MAX_MESSAGE => welcome.max_message = Some(value.integer()?),
                 _ => {}
             }
@@ -334,11 +334,11 @@ impl Welcome {
     }
 }
 
-fn put_window(w: Writer, window: Window) -> Writer {
+pub(super) fn put_window(w: Writer, window: Window) -> Writer {
     w.integer(window.messages).integer(window.bytes)
 }
 
-fn take_window(r: &mut Reader) -> Result<Window, Malformed> {
+pub(super) fn take_window(r: &mut Reader) -> Result<Window, Malformed> {
     let window = Window { messages: r.integer()?, bytes: r.integer()? };
     if window.messages == 0 { Err(Malformed::BadValue) } else { Ok(window) }
 }
@@ -365,48 +365,51 @@ fn get_delay(r: &mut Reader) -> Result<Delay, Malformed> {
     Ok(Delay { min: get_millis(r)?, max: get_millis(r)? })
 }
 
-fn put_account(w: Writer, account: Account) -> Writer {
-    let cause = match account.cause {
+pub(crate) fn put_account(w: Writer, account: Account) -> Writer {
+    w.integer(account.acknowledged)
+        .integer(account.delivered)
+        .integer(account.first_lost)
+        .integer(account.count)
+        .integer(cause_number(account.cause))
+}
+
+pub(super) fn cause_number(cause: LossCause) -> u64 {
+    match cause {
         LossCause::Unknown => 0,
         LossCause::Expired => 1,
         LossCause::Ended => 2,
         LossCause::Evicted => 3,
         LossCause::Restarted => 4,
         LossCause::Replaced => 5,
-    };
-    w.integer(account.acknowledged)
-        .integer(account.delivered)
-        .integer(account.first_lost)
-        .integer(account.count)
-        .integer(cause)
+    }
 }
 
-fn get_account(mut r: Reader) -> Result<Account, Malformed> {
+pub(super) fn cause_of(number: u64) -> LossCause {
+    match number {
+        1 => LossCause::Expired,
+        2 => LossCause::Ended,
+        3 => LossCause::Evicted,
+        4 => LossCause::Restarted,
+        5 => LossCause::Replaced,
+        // A later version may know more causes; the counts are what matters.
+        _ => LossCause::Unknown,
+    }
+}
+
+pub(crate) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
     Ok(Account {
         acknowledged: r.integer()?,
         delivered: r.integer()?,
         first_lost: r.integer()?,
         count: r.integer()?,
-        cause: match r.integer()? {
-            1 => LossCause::Expired,
-            2 => LossCause::Ended,
-            3 => LossCause::Evicted,
-            4 => LossCause::Restarted,
-            5 => LossCause::Replaced,
-            // A later version may know more causes; the counts are what matters.
-            _ => LossCause::Unknown,
-        },
+        cause: cause_of(r.integer()?),
     })
 }
 
-fn get_text(r: Reader) -> Result<String, Malformed> {
-    String::from_utf8(r.rest().to_vec()).map_err(|_| Malformed::BadValue)
-}
-
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MAX_INTEGER)
 }
 
-fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
+pub(super) fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
     r.integer().map(Duration::from_millis)
 }

@@ -44,6 +44,8 @@ pub enum EndCause {
     Evicted,
     /// The backend behind the server lost its state.
     Replaced,
+    /// None: the session goes on at another node, with a new handler.
+    Moved,
     /// The client violated the protocol in a way that a reconnection does not repair.
     ProtocolError,
     /// The connection of a plain client ended without a Close, or was declared dead.
@@ -73,6 +75,7 @@ impl EndCause {
             Self::Expired => "expired",
             Self::Evicted => "evicted",
             Self::Replaced => "replaced",
+            Self::Moved => "moved",
             Self::ProtocolError => "protocol_error",
             Self::Lost => "lost",
             Self::Panicked => "panicked",

@@ -14,6 +14,7 @@ use super::error::SessionError;
 use super::inbox::{Delivery, Inbox};
 use super::message::{Beat, Control, GapCause, Message, Window};
 use super::outbox::{Next, Outbox};
+use super::state::{Inbound, Outbound};
 use super::transmit::Transmit;
 use crate::queue::ByteQueue;
 
@@ -96,6 +97,11 @@ impl Flow {
             inbox: Inbox::new(config.accept, config.manual_ack),
             pong: None,
         }
+    }
+
+    /// Continues the streams of a session that another node had.
+    pub(super) fn from_state(inbound: &Inbound, outbound: Outbound) -> Self {
+        Self { outbox: Outbox::from_state(outbound), inbox: Inbox::from_state(inbound), pong: None }
     }
 
     /// Reads a numbered message. A message that was received before advances the position and is dropped.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::SessionError;
 use super::message::{GapCause, Message, Window};
+use super::state::Inbound;
 use crate::queue::{ByteQueue, Counted};
 
 /// Acknowledge at the latest after this many messages.
@@ -111,6 +112,23 @@ impl Inbox {
             unacked_bytes: 0,
             unacked_since: None,
             is_overdue: false,
+        }
+    }
+
+    /// Returns what another node needs to go on. What was not acknowledged stays behind: the peer sends it again.
+    pub(super) fn to_state(&self) -> Inbound {
+        Inbound { acknowledged: self.acknowledged, window: self.window, manual: self.manual }
+    }
+
+    /// Begins where another node's inbox had acknowledged.
+    pub(super) fn from_state(state: &Inbound) -> Self {
+        let Inbound { acknowledged, window, manual } = *state;
+        Self {
+            received: acknowledged,
+            delivered: acknowledged,
+            acknowledged,
+            acked: acknowledged,
+            ..Self::new(window, manual)
         }
     }
 

@@ -54,7 +54,7 @@ pub struct ClientKey(pub [u8; 16]);
 pub struct Instance(pub [u8; 8]);
 
 /// The public name of a session, for logs and metrics. It gives no access.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 8]);
 
 /// Why a session was lost, in an [`Account`].

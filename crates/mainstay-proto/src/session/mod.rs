@@ -10,7 +10,7 @@
 //! Source: `docs/PROTOCOL.md`.
 
 pub mod client;
-mod codec;
+pub(crate) mod codec;
 pub mod end;
 mod error;
 mod flow;
@@ -25,8 +25,9 @@ pub mod registry;
 mod replaced;
 mod route;
 pub mod server;
+pub mod state;
 mod transmit;
-mod wire;
+pub(crate) mod wire;
 
 pub use client::{ClientConfig, ClientEvent, ClientSession, EndedBy, Fate, LostMessages};
 pub use end::{End, EndCause, PeerClose};
@@ -40,9 +41,10 @@ pub use names::Presenter;
 pub use outbox::Progress;
 pub use plain::PlainSession;
 pub use record::Record;
-pub use registry::{Answer, RefuseReason, Registry, RegistryConfig, Sessions};
+pub use registry::{Adopted, Answer, RefuseReason, Registry, RegistryConfig, Released, Resumed, Sessions};
 pub use route::{NodeId, Route};
 pub use server::{Closed, ServerConfig, ServerSession};
+pub use state::BadRecord;
 pub use transmit::{ConnectionId, Transmit};
 pub use wire::MAX_INTEGER;
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::message::{ClientKey, Instance, ResumeToken, SessionId};
+use super::route::Route;
 
 /// The principal that presents a secret, and the path. A session opens only to the principal that opened it, at the
 /// path where it was opened: another path may admit other clients.
@@ -31,6 +32,13 @@ impl Presenter<'_> {
         Name::of(&[self.principal, self.path.as_bytes(), secret])
     }
 
+    /// Returns the name of a resume token as presented here: by it the engine and the nodes compare what a client
+    /// presents, and none of them needs the token itself.
+    #[must_use]
+    pub fn token_name(&self, token: &ResumeToken) -> [u8; 16] {
+        self.name(&token.0).0
+    }
+
     /// Returns the name of the principal alone.
     pub(super) fn principal(&self) -> Name {
         Name::of_principal(self.principal)
@@ -39,7 +47,7 @@ impl Presenter<'_> {
 
 /// The name under which a session or a tombstone is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Name([u8; 16]);
+pub(super) struct Name(pub(super) [u8; 16]);
 
 impl Name {
     pub(super) fn of_principal(principal: &[u8]) -> Self {
@@ -69,8 +77,13 @@ impl Secrets {
         Self { seed, drawn: 0 }
     }
 
-    pub(super) fn token(&mut self) -> ResumeToken {
-        ResumeToken(Bytes::copy_from_slice(&self.draw::<24>()))
+    /// Returns a fresh token; with a route in front, where the server has one.
+    pub(super) fn token(&mut self, route: Option<Route>) -> ResumeToken {
+        let secret = self.draw::<24>();
+        ResumeToken(match route {
+            None => Bytes::copy_from_slice(&secret),
+            Some(route) => Bytes::from([route.to_bytes().as_slice(), &secret].concat()),
+        })
     }
 
     pub(super) fn client_key(&mut self) -> ClientKey {
@@ -127,8 +140,8 @@ mod tests {
     #[test]
     fn no_two_secrets_are_alike_and_the_public_name_is_none_of_them() {
         let mut secrets = Secrets::new([7; 32]);
-        let (token, id) = (secrets.token(), secrets.session_id());
-        assert_ne!(token, secrets.token());
+        let (token, id) = (secrets.token(None), secrets.session_id());
+        assert_ne!(token, secrets.token(None));
         assert!(!token.0.starts_with(&id.0));
     }
 }

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 
 use super::error::SessionError;
 use super::message::{Message, Window};
+use super::state::{Outbound, Unacknowledged};
 use crate::queue::{append, take_first};
 
 /// The buffer of sent messages; the module describes it.
@@ -67,6 +68,10 @@ impl Item {
 /// The peer announced no limit on the size of messages.
 const UNKNOWN: u32 = u32::MAX;
 
+fn largest_of(announced: Option<u64>) -> u32 {
+    announced.and_then(|largest| u32::try_from(largest).ok()).unwrap_or(UNKNOWN)
+}
+
 /// What follows a position.
 pub(super) enum Next<'a> {
     Message(&'a Message),
@@ -104,6 +109,54 @@ impl Outbox {
             drops_oldest: false,
             dropped: 0,
         }
+    }
+
+    /// Returns what another node needs to go on: everything above what the peer acknowledged.
+    pub(super) fn to_state(&self) -> Outbound {
+        let mut before = self.acknowledged;
+        let kept = self.items.iter().filter(|item| item.last > self.acknowledged).map(|item| {
+            let count = item.last - before;
+            before = item.last;
+            match &item.kept {
+                Kept::Message(message) => Unacknowledged::Message(message.clone()),
+                Kept::Gap => Unacknowledged::Gap { count },
+            }
+        });
+        Outbound {
+            kept: kept.collect(),
+            acknowledged: self.acknowledged,
+            written: self.written,
+            limit: self.limit,
+            peer: self.peer,
+            largest: (self.largest != UNKNOWN).then(|| self.largest.into()),
+            drops_oldest: self.drops_oldest,
+            dropped: self.dropped,
+        }
+    }
+
+    /// Continues another node's outbox.
+    pub(super) fn from_state(state: Outbound) -> Self {
+        let mut outbox = Self {
+            base: state.acknowledged,
+            acknowledged: state.acknowledged,
+            written: state.written,
+            largest: largest_of(state.largest),
+            drops_oldest: state.drops_oldest,
+            dropped: state.dropped,
+            ..Self::new(state.limit, state.peer)
+        };
+        for kept in state.kept {
+            let (kept, count, length) = match kept {
+                Unacknowledged::Gap { count } => (Kept::Gap, count, 0),
+                Unacknowledged::Message(message) => {
+                    let length = message.len() as u64;
+                    (Kept::Message(message), 1, length)
+                }
+            };
+            let (last, bytes) = (outbox.last() + count, outbox.all_bytes() + length);
+            append(&mut outbox.items, Item { kept, last, bytes });
+        }
+        outbox
     }
 
     pub(super) fn drop_oldest_when_full(&mut self) {
@@ -162,7 +215,7 @@ impl Outbox {
     /// before: they are dropped and written as gaps. The peer has received none of them, because it would have
     /// refused them.
     pub(super) fn set_largest(&mut self, largest: Option<u64>) -> Vec<u64> {
-        self.largest = largest.and_then(|largest| u32::try_from(largest).ok()).unwrap_or(UNKNOWN);
+        self.largest = largest_of(largest);
         let largest = self.largest();
         let (mut before, mut gone, mut dropped) = (self.base_bytes, 0, Vec::new());
         for item in &mut self.items {

@@ -6,13 +6,17 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Attaching".
 
+mod moving;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::message::{Account, Control, Delay, Hello, Instance, LossCause, ResumeToken};
+pub use self::moving::{Adopted, Released};
+use super::message::{Account, Control, Delay, Hello, Instance, LossCause, Resume, ResumeToken, SessionId};
 use super::names::{Name, Presenter, Secrets};
+use super::route::{NodeId, Route};
 use super::server::{Attach, Attempt, Fenced, FinalCounts, Identity, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::admission::Source;
@@ -50,6 +54,16 @@ pub struct RegistryConfig {
     pub tombstone_life: Duration,
     /// Maximum number of tombstones; the oldest are dropped first. Default: 100,000 (about 128 bytes each).
     pub tombstones: usize,
+    /// The node whose tokens these are: each token names it and the session ([`Route`]). Default: none, and a token is
+    /// its secret alone.
+    pub node: Option<NodeId>,
+    /// Whether a session delivers nothing before a control message of its client has confirmed an epoch of it.
+    ///
+    /// A client key has no route, so two nodes may each make a session under one key. A client that has read WELCOME
+    /// presents its token and never the key again: at most one of those sessions is confirmed, and only that one
+    /// delivers. So no key is refused for its age, and a session that was never confirmed ends 10 s after its
+    /// connection. Default: `false`.
+    pub confirmation_first: bool,
 }
 
 impl Default for RegistryConfig {
@@ -59,6 +73,8 @@ impl Default for RegistryConfig {
             parked_per_source: None,
             tombstone_life: Duration::from_secs(24 * 60 * 60),
             tombstones: 100_000,
+            node: None,
+            confirmation_first: false,
         }
     }
 }
@@ -76,6 +92,8 @@ const SOURCES_BEFORE_A_SWEEP: usize = 1024;
 /// When a client that was refused for lack of room may try again: late enough to cost little, spread enough that
 /// clients do not return at once.
 const NO_ROOM: Delay = Delay { min: Duration::from_secs(1), max: Duration::from_secs(30) };
+/// When a client may try again whose session is on its way to another node: soon, because it moves in milliseconds.
+const ON_ITS_WAY: Delay = Delay { min: Duration::from_millis(200), max: Duration::from_secs(2) };
 
 /// The registry; the module describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,6 +106,8 @@ pub struct Registry<H> {
     live: usize,
     /// New sessions are refused, whatever room there is.
     is_closed: bool,
+    /// What a drain needs; `None` where there is none.
+    drain: Option<Box<moving::Drain>>,
     /// The keys of live sessions by source, only if the sessions of a source are limited. Keys of dead sessions may
     /// be among them.
     by_source: BTreeMap<Source, Vec<Name>>,
@@ -107,11 +127,25 @@ enum Entry<H> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Tombstone {
     names: Vec<Name>,
-    final_counts: FinalCounts,
+    /// `None`: the session was released, and goes on elsewhere.
+    final_counts: Option<FinalCounts>,
     buried: Instant,
     /// The instance that got the account and may send again what was not delivered. A copy of this instance holds the
     /// same messages, and gets no account.
     reported_to: Option<Instance>,
+}
+
+/// What became of the session that a HELLO asks for.
+#[derive(Debug, Clone)]
+pub enum Resumed<H> {
+    /// The HELLO is answered.
+    Answer(Answer<H>),
+    /// No such session is here. With its account if it was here and ended; [`open`](Registry::open) another with it.
+    Lost(Option<Account>),
+    /// This node released the session: ask the engine, or the node that has it by now.
+    Released,
+    /// The session is here and leaves: once it is [released](Registry::release), the answer is [`Released`](Self::Released).
+    Movable(H),
 }
 
 /// The answer to a HELLO.
@@ -156,6 +190,8 @@ pub enum RefuseReason {
     Unauthorized,
     /// The credentials could not be judged now.
     NotJudged,
+    /// The session is on its way to another node, or its node cannot be reached yet.
+    Moving,
 }
 
 impl RefuseReason {
@@ -168,7 +204,7 @@ impl RefuseReason {
             Self::Ended => CloseCode::SESSION_ENDED,
             Self::NoRoom => CloseCode::OVERLOADED,
             Self::Unauthorized => CloseCode::UNAUTHORIZED,
-            Self::NotJudged => CloseCode::UPSTREAM_UNAVAILABLE,
+            Self::NotJudged | Self::Moving => CloseCode::UPSTREAM_UNAVAILABLE,
         }
     }
 
@@ -181,8 +217,12 @@ impl RefuseReason {
     fn with_account(self, account: Option<Account>) -> Control {
         Control::Refuse {
             code: self.code().into(),
-            temporary: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged),
-            delay: if self == Self::NoRoom { NO_ROOM } else { Delay::default() },
+            temporary: matches!(self, Self::Stale | Self::NoRoom | Self::NotJudged | Self::Moving),
+            delay: match self {
+                Self::NoRoom => NO_ROOM,
+                Self::Moving => ON_ITS_WAY,
+                _ => Delay::default(),
+            },
             account,
         }
     }
@@ -199,6 +239,7 @@ impl<H: Clone> Registry<H> {
             names: BTreeMap::new(),
             live: 0,
             is_closed: false,
+            drain: None,
             by_source: BTreeMap::new(),
             tombstones: VecDeque::new(),
             first_tombstone: 0,
@@ -212,9 +253,11 @@ impl<H: Clone> Registry<H> {
         self.is_closed = is_closed;
     }
 
-    /// Answers a HELLO that `who` sent on `connection`.
+    /// Answers a HELLO that `who` sent on `connection`: [`resume`](Self::resume), if it asks for a session, and then
+    /// [`open`](Self::open).
     ///
-    /// Unknown, wrong and foreign tokens get the same answer: a new session.
+    /// Unknown, wrong and foreign tokens get the same answer: a new session. The client of a session that leaves comes
+    /// back later.
     pub fn hello<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
@@ -223,74 +266,88 @@ impl<H: Clone> Registry<H> {
         hello: &Hello,
         sessions: &mut S,
     ) -> Answer<H> {
-        self.forget_old(now);
-        let account = match &hello.resume {
-            None => None,
-            Some(resume) => {
-                let presented = who.name(&resume.token.0);
-                match self.resume(now, connection, who, hello, presented, sessions) {
-                    Resumed::Answer(answer) => return answer,
-                    Resumed::Lost(account) => account,
-                }
-            }
+        let account = match self.resume(now, connection, who, hello, sessions) {
+            Resumed::Answer(answer) => return answer,
+            Resumed::Lost(account) => account,
+            Resumed::Released | Resumed::Movable(_) => return refuse(RefuseReason::Moving, None),
         };
         self.open(now, connection, who, hello, account, sessions)
     }
 
-    /// Attaches to the session that the token names, or returns what became of it.
-    fn resume<S: Sessions<Handle = H>>(
+    /// Attaches to the session that the token in HELLO names, or returns what became of it. A HELLO without a token
+    /// asks for no session: `Lost(None)`.
+    pub fn resume<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
         connection: ConnectionId,
         who: Presenter<'_>,
         hello: &Hello,
-        presented: Name,
         sessions: &mut S,
     ) -> Resumed<H> {
-        let acknowledged = hello.resume.as_ref().map_or(0, |resume| resume.acknowledged);
+        self.forget_old(now);
+        let Some(resume) = &hello.resume else { return Resumed::Lost(None) };
+        let presented = who.name(&resume.token.0);
         self.bury_if_over(now, presented, sessions);
+        if let Some(moves) = self.resume_leaving(now, presented, hello, resume, sessions) {
+            return moves;
+        }
         match self.names.get(&presented).cloned() {
             None => Resumed::Lost(None),
-            Some(Entry::Tombstone(number)) => match self.tombstone(number).map(|t| t.final_counts) {
-                Some(final_counts) if final_counts.ended.is_some() => {
-                    Resumed::Answer(refuse_ended(final_counts, acknowledged))
-                }
-                Some(final_counts) => {
-                    let first = self.may_have_account(number, hello.instance);
-                    Resumed::Lost(first.then(|| account_of(final_counts, acknowledged)))
-                }
-                None => Resumed::Lost(None),
-            },
+            Some(Entry::Tombstone(number)) => self.answer_from_tombstone(number, hello.instance, resume),
             Some(Entry::Live(handle)) => {
-                let (token, name) = self.new_token(who);
+                let id = sessions.with(&handle, |session| session.id());
+                let (token, name) = self.new_token(who, id);
                 let seed = Self::connection_seed(connection);
-                let attach = sessions.with(&handle, |session| {
-                    session.attach_by_token(now, Attempt { connection, hello, token, name, seed }, presented)
-                });
-                match attach {
-                    Attach::Done { fenced, dropped } => {
-                        self.rename(&handle, name, dropped);
-                        Resumed::Answer(Answer::Attached {
-                            session: handle,
-                            created: false,
-                            lost: false,
-                            evicted: None,
-                            fenced,
-                        })
-                    }
-                    Attach::Stale => Resumed::Answer(refuse(RefuseReason::Stale, None)),
-                    Attach::Ending { .. } => {
-                        let final_counts = sessions.with(&handle, |session| session.final_counts());
-                        Resumed::Answer(refuse_ended(final_counts, acknowledged))
-                    }
-                    Attach::NotYours | Attach::Contradiction => Resumed::Lost(None),
+                let attempt = Attempt { connection, hello, token, name, seed };
+                let attach =
+                    sessions.with(&handle, |session| session.attach_by_token(now, attempt, presented));
+                if let Attach::Done { fenced, dropped } = attach {
+                    self.rename(&handle, name, dropped);
+                    let (created, lost, evicted) = (false, false, None);
+                    return Resumed::Answer(Answer::Attached {
+                        session: handle,
+                        created,
+                        lost,
+                        evicted,
+                        fenced,
+                    });
                 }
+                Self::not_resumed(&handle, attach, resume, sessions)
             }
         }
     }
 
-    /// Attaches to the session that the client's key names, or creates one under that key.
-    fn open<S: Sessions<Handle = H>>(
+    /// Returns the answer to a HELLO that attached nothing.
+    fn not_resumed<S: Sessions<Handle = H>>(
+        handle: &H,
+        attach: Attach,
+        resume: &Resume,
+        sessions: &mut S,
+    ) -> Resumed<H> {
+        match attach {
+            Attach::Stale => Resumed::Answer(refuse(RefuseReason::Stale, None)),
+            Attach::Leaving => Resumed::Movable(handle.clone()),
+            Attach::Ending { .. } => {
+                let final_counts = sessions.with(handle, |session| session.final_counts());
+                Resumed::Answer(refuse_ended(final_counts, resume.acknowledged))
+            }
+            Attach::NotYours | Attach::Contradiction | Attach::Done { .. } => Resumed::Lost(None),
+        }
+    }
+
+    fn answer_from_tombstone(&mut self, number: u64, instance: Instance, resume: &Resume) -> Resumed<H> {
+        let Some(tombstone) = self.tombstone(number) else { return Resumed::Lost(None) };
+        let Some(final_counts) = tombstone.final_counts else { return Resumed::Released };
+        if final_counts.ended.is_some() {
+            return Resumed::Answer(refuse_ended(final_counts, resume.acknowledged));
+        }
+        let first = self.may_have_account(number, instance);
+        Resumed::Lost(first.then(|| account_of(final_counts, resume.acknowledged)))
+    }
+
+    /// Attaches to the session that the client's key names, or creates one under that key. `account`: what became of
+    /// the session that the client asked for; each WELCOME of the new one carries it until an epoch is established.
+    pub fn open<S: Sessions<Handle = H>>(
         &mut self,
         now: Instant,
         connection: ConnectionId,
@@ -306,7 +363,8 @@ impl<H: Clone> Registry<H> {
         let mut evicted = None;
         let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
-                let account = self.tombstone(number).map(|t| account_of(t.final_counts, 0));
+                let final_counts = self.tombstone(number).and_then(|tombstone| tombstone.final_counts);
+                let account = final_counts.map(|final_counts| account_of(final_counts, 0));
                 return refuse(RefuseReason::KeyUsed, account);
             }
             Some(Entry::Live(handle)) => (handle, false),
@@ -324,7 +382,8 @@ impl<H: Clone> Registry<H> {
                 }
                 self.live += 1;
                 let id = self.secrets.session_id();
-                let identity = Identity { id, principal: who.principal(), key, account };
+                let confirmation_first = self.config.confirmation_first;
+                let identity = Identity { id, principal: who.principal(), key, account, confirmation_first };
                 let config = sessions.config().unwrap_or_else(|| Arc::clone(&self.sessions));
                 let session = ServerSession::new(config, now, identity, hello);
                 let handle = sessions.create(session);
@@ -332,7 +391,8 @@ impl<H: Clone> Registry<H> {
                 (handle, true)
             }
         };
-        let (token, name) = self.new_token(who);
+        let id = sessions.with(&handle, |session| session.id());
+        let (token, name) = self.new_token(who, id);
         let seed = Self::connection_seed(connection);
         let attach = sessions.with(&handle, |session| {
             session.attach_by_key(now, Attempt { connection, hello, token, name, seed })
@@ -346,6 +406,7 @@ impl<H: Clone> Registry<H> {
                 Answer::Attached { session: handle, created, lost, evicted, fenced }
             }
             Attach::Stale => refuse(RefuseReason::Stale, None),
+            Attach::Leaving => refuse(RefuseReason::Moving, None),
             Attach::Ending { .. } => {
                 refuse_ended(sessions.with(&handle, |session| session.final_counts()), 0)
             }
@@ -425,27 +486,44 @@ impl<H: Clone> Registry<H> {
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every session whose
     /// [`closed`](ServerSession::closed) is set, before you drop the session. Does nothing for other sessions.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
-        // The tombstone may be forgotten by now. Then no name is left, and the session must not count as live.
-        let is_live = matches!(self.names.get(&session.key), Some(Entry::Live(_)));
+        // The tombstone may be forgotten by now. Then no name is left, and the session must not count as live. Another
+        // session may have its key by now, but none its token.
+        let is_live = matches!(self.names.get(&session.own_name()), Some(Entry::Live(_)));
         if session.closed().is_none() || !is_live {
             return;
         }
         self.forget_old(now);
         self.live = self.live.saturating_sub(1);
-        if let Some(spent) = session.spent() {
-            self.names.remove(&spent);
+        let names = self.take_names(session);
+        self.note_ended_in_drain(session);
+        self.entomb(now, names, Some(session.final_counts()), None);
+    }
+
+    /// Removes the names that lead nowhere once this session is gone, and returns those for its tombstone.
+    fn take_names(&mut self, session: &ServerSession) -> Vec<Name> {
+        let mut names: Vec<Name> = session.names().collect();
+        let spent = session.spent();
+        let freed = self.frees_key(session).then_some(session.key);
+        names.retain(|name| Some(*name) != freed);
+        for name in [spent, freed].into_iter().flatten() {
+            self.names.remove(&name);
         }
-        let names: Vec<Name> = session.names().collect();
-        let number = self.first_tombstone + self.tombstones.len() as u64;
+        names
+    }
+
+    /// Lets these names lead to a tombstone from now on.
+    fn entomb(
+        &mut self,
+        now: Instant,
+        names: Vec<Name>,
+        final_counts: Option<FinalCounts>,
+        reported_to: Option<Instance>,
+    ) {
+        let number = self.next_tombstone();
         for name in &names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
-        self.tombstones.push_back(Tombstone {
-            names,
-            final_counts: session.final_counts(),
-            buried: now,
-            reported_to: None,
-        });
+        self.tombstones.push_back(Tombstone { names, final_counts, buried: now, reported_to });
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
         }
@@ -477,11 +555,25 @@ impl<H: Clone> Registry<H> {
         self.names.insert(issued, Entry::Live(handle.clone()));
     }
 
+    fn next_tombstone(&self) -> u64 {
+        self.first_tombstone + self.tombstones.len() as u64
+    }
+
+    /// Whether the key of this session may name another one once it is over: nothing was delivered in it.
+    fn frees_key(&self, session: &ServerSession) -> bool {
+        self.config.confirmation_first
+            && !session.was_established()
+            && session.final_counts().ended.is_none()
+            && session.own_name() != session.key
+    }
+
     /// Whether a key that a client presented before may have named a session that is forgotten. The client counts the
     /// age of the key and does not know the transit time, so the limit has a margin: a HELLO that is not the first
-    /// (age 0) and whose key is nearly as old as the server's memory is too old.
+    /// (age 0) and whose key is nearly as old as the server's memory is too old. Where confirmation comes first, a
+    /// forgotten session of a key that is still presented delivered nothing.
     fn may_have_lived(&self, now: Instant, key_age: Duration) -> bool {
-        !key_age.is_zero()
+        !self.config.confirmation_first
+            && !key_age.is_zero()
             && now.checked_sub(key_age).is_none_or(|made| made < self.remembers_since + HELLO_TRANSIT)
     }
 
@@ -518,12 +610,13 @@ impl<H: Clone> Registry<H> {
                 self.names.remove(name);
             }
         }
+        self.drain.as_mut().into_iter().for_each(|drain| drain.forget(self.first_tombstone));
         self.first_tombstone += 1;
         self.remembers_since = self.remembers_since.max(tombstone.buried);
     }
 
-    fn new_token(&mut self, who: Presenter<'_>) -> (ResumeToken, Name) {
-        let token = self.secrets.token();
+    fn new_token(&mut self, who: Presenter<'_>, session: SessionId) -> (ResumeToken, Name) {
+        let token = self.secrets.token(self.config.node.map(|node| Route { node, session }));
         let name = who.name(&token.0);
         (token, name)
     }
@@ -532,12 +625,6 @@ impl<H: Clone> Registry<H> {
     fn connection_seed(connection: ConnectionId) -> u64 {
         connection.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
-}
-
-enum Resumed<H> {
-    Answer(Answer<H>),
-    /// No session; its account if there is a tombstone.
-    Lost(Option<Account>),
 }
 
 fn refuse<H>(why: RefuseReason, account: Option<Account>) -> Answer<H> {

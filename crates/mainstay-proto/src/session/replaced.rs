@@ -43,6 +43,17 @@ impl Replacements {
         }
     }
 
+    /// Returns the marks for another node: each as the message before it and its count, in order.
+    pub(super) fn to_state(&self) -> Vec<(u64, u64)> {
+        self.marks.iter().map(|mark| (mark.after, mark.count)).collect()
+    }
+
+    /// Continues with the marks of another node. The last one has the count of all.
+    pub(super) fn from_state(marks: &[(u64, u64)]) -> Self {
+        let marks: VecDeque<_> = marks.iter().map(|&(after, count)| Mark { after, count }).collect();
+        Self { count: marks.back().map_or(0, |mark| mark.count), marks, written: 0 }
+    }
+
     /// Another connection is attached.
     pub(super) fn begin_connection(&mut self) {
         self.written = 0;

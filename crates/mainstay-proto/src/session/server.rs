@@ -16,11 +16,14 @@ mod attach;
 mod ending;
 mod frames;
 mod messages;
+mod moving;
 mod output;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 pub use self::attach::Fenced;
 pub(super) use self::attach::{Attach, Attempt};
@@ -95,7 +98,8 @@ pub struct ServerSession {
     /// A token that is no longer valid. The registry still has its name, until the next attach.
     spent: Option<Name>,
     epoch: u64,
-    established: bool,
+    established: Established,
+    hold: Hold,
     instance: Instance,
     attempt: u64,
     /// The account of the session that this one replaces. Every WELCOME carries it until the epoch is established.
@@ -111,10 +115,62 @@ pub struct ServerSession {
     attached: Option<Box<Attached>>,
     /// Messages outside the stream that wait for the application.
     volatiles: Volatiles,
-    /// Where in the stream the connection behind this server was replaced; `None`: never.
-    replaced: Option<Box<Replacements>>,
+    /// What few sessions have; `None`: this one has nothing of it.
+    rare: Option<Box<Rare>>,
     /// Which end ended the session, and how; `None` while neither did.
     end: Option<Box<End>>,
+}
+
+/// Which epochs are established: in each, the client has sent a control message after WELCOME.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Established {
+    /// None, at any node: the key is a secret.
+    Never,
+    /// An earlier one, perhaps at another node.
+    Earlier,
+    /// The current one.
+    Current,
+}
+
+/// Why nothing is delivered to the application, although the session is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Hold {
+    /// Everything is delivered.
+    No,
+    /// No control message of the client has confirmed an epoch at this node. Only where confirmation comes first.
+    Unconfirmed,
+    /// The session leaves this node: what arrived stays with the client, which sends it again.
+    Leaving,
+}
+
+/// What few sessions have.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Rare {
+    /// Where in the stream the connection behind this server was replaced.
+    replaced: Replacements,
+    /// A new handler may continue the session at another node.
+    is_movable: bool,
+    /// What the application saved for that handler.
+    saved: Option<Bytes>,
+    /// The claim by which this node has the session.
+    claim: u64,
+    /// The connection that the session left, until its Close is polled.
+    fenced: Option<ConnectionId>,
+}
+
+/// The claim of the node where a session begins.
+const FIRST_CLAIM: u64 = 1;
+
+impl Default for Rare {
+    fn default() -> Self {
+        Self {
+            replaced: Replacements::default(),
+            is_movable: false,
+            saved: None,
+            claim: FIRST_CLAIM,
+            fenced: None,
+        }
+    }
 }
 
 /// The connection that a session is attached to.
@@ -186,6 +242,8 @@ pub(super) struct Identity {
     pub(super) principal: Name,
     pub(super) key: Name,
     pub(super) account: Option<Account>,
+    /// Nothing is delivered before the first confirmation.
+    pub(super) confirmation_first: bool,
 }
 
 impl ServerSession {
@@ -201,7 +259,8 @@ impl ServerSession {
             issued: None,
             spent: None,
             epoch: 0,
-            established: false,
+            established: Established::Never,
+            hold: if identity.confirmation_first { Hold::Unconfirmed } else { Hold::No },
             instance: hello.instance,
             attempt: 0,
             account: identity.account.map(Box::new),
@@ -211,7 +270,7 @@ impl ServerSession {
             forgets: false,
             attached: None,
             volatiles: Volatiles::default(),
-            replaced: None,
+            rare: None,
             end: None,
         }
     }

@@ -13,16 +13,16 @@ use super::error::Malformed;
 pub const MAX_INTEGER: u64 = (1 << 53) - 1;
 
 /// Reads the fields of one control message, front to back.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     rest: Bytes,
 }
 
 impl Reader {
-    pub(super) fn new(body: Bytes) -> Self {
+    pub(crate) fn new(body: Bytes) -> Self {
         Self { rest: body }
     }
 
-    pub(super) fn integer(&mut self) -> Result<u64, Malformed> {
+    pub(crate) fn integer(&mut self) -> Result<u64, Malformed> {
         let first = *self.rest.first().ok_or(Malformed::Truncated)?;
         let length = 1_usize << (first >> 6);
         if self.rest.len() < length {
@@ -36,7 +36,7 @@ impl Reader {
         if value > MAX_INTEGER { Err(Malformed::IntegerTooLarge) } else { Ok(value) }
     }
 
-    pub(super) fn flag(&mut self) -> Result<bool, Malformed> {
+    pub(crate) fn flag(&mut self) -> Result<bool, Malformed> {
         match self.integer()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -44,7 +44,7 @@ impl Reader {
         }
     }
 
-    pub(super) fn bytes(&mut self) -> Result<Bytes, Malformed> {
+    pub(crate) fn bytes(&mut self) -> Result<Bytes, Malformed> {
         let length = usize::try_from(self.integer()?).map_err(|_| Malformed::Truncated)?;
         if self.rest.len() < length {
             return Err(Malformed::Truncated);
@@ -52,22 +52,38 @@ impl Reader {
         Ok(self.rest.split_to(length))
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         self.bytes()?.as_ref().try_into().map_err(|_| Malformed::BadValue)
     }
 
-    pub(super) fn text(&mut self) -> Result<String, Malformed> {
+    /// Reads bytes whose number both ends know, without a length.
+    pub(crate) fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        if self.rest.len() < N {
+            return Err(Malformed::Truncated);
+        }
+        self.rest.split_to(N).as_ref().try_into().map_err(|_| Malformed::Truncated)
+    }
+
+    pub(crate) fn text(&mut self) -> Result<String, Malformed> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed::BadValue)
     }
 
-    pub(super) fn rest(self) -> Bytes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub(crate) fn rest(self) -> Bytes {
         self.rest
+    }
+
+    pub(crate) fn rest_text(self) -> Result<String, Malformed> {
+        String::from_utf8(self.rest.to_vec()).map_err(|_| Malformed::BadValue)
     }
 
     /// Reads the optional fields at the end of a message. `field` is called once for each field and ignores types
     /// that it does not know. A type below 64 that appears twice is an error: two implementations must not disagree
     /// on which one counts. (Types are one-byte varints; a larger one is unknown and skipped.)
-    pub(super) fn optional_fields(
+    pub(crate) fn optional_fields(
         mut self,
         mut field: impl FnMut(u64, Reader) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
@@ -92,45 +108,50 @@ impl Reader {
 const MAX_FIELDS: usize = 32;
 
 /// Writes the fields of one control message.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     out: BytesMut,
 }
 
 impl Writer {
-    pub(super) fn new(kind: u8) -> Self {
+    pub(crate) fn new(kind: u8) -> Self {
         let mut out = BytesMut::with_capacity(64);
         out.put_u8(kind);
         Self { out }
     }
 
-    pub(super) fn integer(mut self, value: u64) -> Self {
+    /// Begins without a type.
+    pub(crate) fn untyped() -> Self {
+        Self { out: BytesMut::with_capacity(256) }
+    }
+
+    pub(crate) fn integer(mut self, value: u64) -> Self {
         put_integer(&mut self.out, value);
         self
     }
 
-    pub(super) fn flag(self, value: bool) -> Self {
+    pub(crate) fn flag(self, value: bool) -> Self {
         self.integer(u64::from(value))
     }
 
-    pub(super) fn bytes(mut self, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, value: &[u8]) -> Self {
         put_integer(&mut self.out, value.len() as u64);
         self.out.put_slice(value);
         self
     }
 
     /// Bytes up to the end of the message, without a length.
-    pub(super) fn rest(mut self, value: &[u8]) -> Self {
+    pub(crate) fn rest(mut self, value: &[u8]) -> Self {
         self.out.put_slice(value);
         self
     }
 
     /// An optional field whose value is written by `fields`.
-    pub(super) fn field(self, kind: u64, fields: impl FnOnce(Writer) -> Writer) -> Self {
+    pub(crate) fn field(self, kind: u64, fields: impl FnOnce(Writer) -> Writer) -> Self {
         let value = fields(Writer { out: BytesMut::new() });
         self.integer(kind).bytes(&value.out)
     }
 
-    pub(super) fn finish(self) -> Bytes {
+    pub(crate) fn finish(self) -> Bytes {
         self.out.freeze()
     }
 }

@@ -74,6 +74,8 @@ pub(super) enum Event {
     Buries(usize),
     Restarts,
     SecondTab,
+    /// An attacker presents the key of a session.
+    KeyIsPresented(usize),
 }
 
 impl Event {
@@ -121,6 +123,8 @@ pub(super) struct World {
     facts: Rc<Facts>,
     left: Budget,
     incarnation: u8,
+    /// The HELLO that created each session, where an attacker has read it, and whether the first epoch is established.
+    overheard: Vec<(Rc<Hello>, bool)>,
 }
 
 #[derive(Clone, Hash)]
@@ -215,6 +219,7 @@ impl World {
             facts: Rc::new(facts),
             left: scenario.faults,
             incarnation: 1,
+            overheard: Vec::new(),
         }
     }
 
@@ -233,6 +238,8 @@ impl World {
         if self.left.tabs > 0 {
             events.push(Event::SecondTab);
         }
+        let known = (0..).zip(&self.overheard).filter(|(_, (_, established))| *established);
+        events.extend(known.map(|(session, _)| Event::KeyIsPresented(session)));
         let mut events: Vec<_> = events.into_iter().map(|event| (event, event.is_progress())).collect();
         (0..self.links.len()).for_each(|link| self.detections(link, &mut events));
         events
@@ -468,6 +475,7 @@ impl World {
             }
             Event::Restarts => self.restarts(),
             Event::SecondTab => return Ok(self.opens_second_tab()),
+            Event::KeyIsPresented(session) => return self.key_is_presented(session),
         }
         Ok(true)
     }
@@ -538,6 +546,19 @@ impl World {
         true
     }
 
+    /// The attacker says to be the client, and later than it. A refusal changes nothing, so it makes no new state.
+    fn key_is_presented(&mut self, session: usize) -> Step {
+        let hello = Hello { attempt: u64::MAX >> 11, ..(*self.overheard[session].0).clone() };
+        let (now, connection) = (self.now(), ConnectionId(u64::MAX));
+        let registry = Rc::make_mut(&mut self.registry);
+        match registry.hello(now, connection, Presenter::default(), &hello, &mut self.sessions) {
+            Answer::Attached { .. } => {
+                Err(format!("session {session} was opened by a key that is no secret"))
+            }
+            Answer::Refused { .. } => Ok(false),
+        }
+    }
+
     // ---- connections ----------------------------------------------------------------------------
 
     fn reaches_server(&mut self, index: usize) -> Result<(), String> {
@@ -555,7 +576,11 @@ impl World {
                 if let Frame::Control(Control::End { acknowledged, .. }) = &frame {
                     self.facts().client_ended(session, *acknowledged)?;
                 }
+                let is_control = matches!(frame, Frame::Control(_));
                 self.session(session).handle_frame(now, ConnectionId(index as u64), frame).map_err(broke)?;
+                if let Some((_, established)) = self.overheard.get_mut(session) {
+                    *established |= is_control;
+                }
                 self.settle_session(session)
             }
         }
@@ -568,6 +593,9 @@ impl World {
             Answer::Attached { session, created, fenced, .. } => {
                 if created {
                     self.facts().add_session();
+                    if self.setting.scenario.overheard {
+                        self.overheard.push((Rc::new(hello.clone()), false));
+                    }
                     if self.setting.scenario.drops_above > 0 {
                         self.session(session).drop_oldest_when_full();
                     }

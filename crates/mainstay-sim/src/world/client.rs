@@ -283,7 +283,7 @@ impl World {
     pub(super) fn answer_ping(&mut self, key: Key, up: bool, nonce: u64) {
         let Some(wire) = self.wires.get_mut(&key) else { return };
         let lane = wire.lane(up);
-        if lane.unsent.is_empty() {
+        if !lane.waits() {
             self.write(key, up, Packet::Pong(nonce));
         } else {
             lane.pong = Some(nonce);
@@ -333,7 +333,7 @@ impl World {
             self.note(|| format!("client {index} -> {}", describe(&command)));
             any = true;
             let life = self.clients[index].life;
-            let key = |connection| Key { client: index, life, connection };
+            let key = |connection| Key { client: index, life, connection, leg: 0 };
             match command {
                 Command::Dial(id) => {
                     let key = key(id);
@@ -341,7 +341,8 @@ impl World {
                     self.next_wire += 1;
                     // The server's deadline starts when it accepts.
                     let opening = CONNECT_TIMEOUT + OPENING_DEADLINE;
-                    self.wires.insert(key, Wire::new(self.now, server_id, CONNECT_TIMEOUT, opening));
+                    let end = (server_id, self.balance());
+                    self.wires.insert(key, Wire::new(self.now, end, CONNECT_TIMEOUT, opening));
                     self.fly(key, true, Packet::Opened);
                 }
                 Command::Transmit(id, Transmit::Abort) => {
@@ -359,8 +360,8 @@ impl World {
         let (now, mut any) = (self.now, false);
         let life = self.clients[index].life;
         while let Some(connection) = self.clients[index].machine.writer() {
-            let key = Key { client: index, life, connection };
-            if self.wires.get_mut(&key).is_some_and(|wire| !wire.up.unsent.is_empty()) {
+            let key = Key { client: index, life, connection, leg: 0 };
+            if self.wires.get_mut(&key).is_some_and(|wire| wire.up.waits()) {
                 break;
             }
             let Some(transmit) = self.clients[index].machine.poll_transmit(now, connection) else { break };
@@ -370,7 +371,7 @@ impl World {
         }
         let client = &mut self.clients[index];
         for connection in [client.machine.writer(), client.attached].into_iter().flatten() {
-            let key = Key { client: index, life, connection };
+            let key = Key { client: index, life, connection, leg: 0 };
             let Some(wire) = self.wires.get_mut(&key) else { continue };
             match wire.up.outcome() {
                 Written::All => client.machine.handle_flushed(now, connection),
@@ -427,15 +428,26 @@ impl World {
                 self.counts.dropped += count;
                 client.got.dropped(first, count)?;
                 if let (Some(session), last) = client.got.position() {
-                    self.server.sessions.0[session].delivered(last);
+                    self.sessions.streams[session].delivered(last);
                 }
                 continue;
             }
             let Incoming::Message(message) = incoming else { return Err(format!("{incoming:?}")) };
             let payload = Payload::read(&message, 's', longest)?;
             client.got.delivered(payload.owner, payload.number)?;
-            self.server.read_by(payload, index, client.life)?;
+            let life = client.life;
+            self.check_reader(payload, index, life)?;
         }
+        Ok(())
+    }
+
+    /// The client's application received a message of a session.
+    fn check_reader(&mut self, payload: Payload, client: usize, life: u64) -> Result<(), String> {
+        let stream = self.sessions.streams.get_mut(payload.owner).ok_or("a message of no session")?;
+        if stream.owner != (client, life) {
+            return Err(format!("client {client} got {payload:?}, which is for {:?}", stream.owner));
+        }
+        stream.delivered(payload.number);
         Ok(())
     }
 
@@ -489,10 +501,10 @@ impl World {
     fn judge_client_verdict(&mut self, index: usize, evidence: Evidence) -> Result<(), String> {
         let (now, client) = (self.now, &self.clients[index]);
         let Some(connection) = client.attached else { return Err("a verdict without a connection".into()) };
-        let Some(wire) = self.wires.get(&Key { client: index, life: client.life, connection }) else {
+        let Some(wire) = self.wires.get(&Key { client: index, life: client.life, connection, leg: 0 }) else {
             return Err("a verdict on a connection that is over".into());
         };
-        let judge = judge::Client { interval: self.server.config.heartbeat.interval(), rtt: client.rtt };
+        let judge = judge::Client { interval: self.config.heartbeat.interval(), rtt: client.rtt };
         if let Some(wrong) = judge.too_early(now, &wire.client, evidence) {
             return Err(format!("client {index} gave up too early: {wrong}; {}", wire.client.describe(now)));
         }
@@ -501,7 +513,7 @@ impl World {
             return Ok(());
         }
         let since = now - judge.patience(now, &wire.client, evidence) - self.plan.round_trip();
-        let ends = [&client.process, &self.server.process];
+        let ends = [&client.process, &self.servers[wire.node].process];
         if !Self::is_excused(wire, &wire.client, ends, since) {
             return Err(format!("false verdict of client {index} on a connection without a fault"));
         }

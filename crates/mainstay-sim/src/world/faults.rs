@@ -98,24 +98,27 @@ impl World {
 
     fn strike_server(&mut self, fault: Fault, until: Instant) -> bool {
         match fault {
-            Fault::PauseServer => self.server.process.pause(until, until),
+            Fault::PauseServer => {
+                let node = self.some_node();
+                self.servers[node].process.pause(until, until);
+            }
             Fault::SleepServer => {
+                let node = self.some_node();
                 let late = until + self.retransmission();
-                self.server.process.pause(until, late);
-                self.server.process.late_until = Some(late);
-                self.wires.values_mut().for_each(|wire| wire.up.hold(late));
+                self.servers[node].process.pause(until, late);
+                self.servers[node].process.late_until = Some(late);
+                let mine = self.wires.values_mut().filter(|wire| wire.node == node);
+                mine.for_each(|wire| wire.up.hold(late));
             }
             Fault::Restart => self.restart(),
             Fault::GoAway => {
                 let delay = Delay { min: Duration::ZERO, max: Duration::from_secs(2) };
-                for machine in self.server.sessions.0.iter_mut().filter_map(|hosted| hosted.machine.as_mut())
-                {
+                for machine in self.sessions.hosted.iter_mut().filter_map(|hosted| hosted.machine.as_mut()) {
                     machine.go_away(self.now, "maintenance", delay, Duration::from_secs(5));
                 }
             }
             Fault::Replace => {
-                for machine in self.server.sessions.0.iter_mut().filter_map(|hosted| hosted.machine.as_mut())
-                {
+                for machine in self.sessions.hosted.iter_mut().filter_map(|hosted| hosted.machine.as_mut()) {
                     machine.note_replaced();
                 }
             }
@@ -168,7 +171,7 @@ impl World {
             if silently && let Some(wire) = self.wires.get_mut(&key) {
                 wire.up.swallow();
                 wire.down.swallow();
-                wire.up.unsent.clear();
+                wire.up.drop_unsent();
             } else {
                 self.reset(key, true);
             }
@@ -189,22 +192,38 @@ impl World {
         self.clients[index].authenticate(now, grade, words);
     }
 
+    /// Picks a node that lives.
+    fn some_node(&mut self) -> usize {
+        let living: Vec<_> = (0..self.servers.len()).filter(|node| self.servers[*node].lives()).collect();
+        if living.len() < 2 {
+            living.first().copied().unwrap_or(0)
+        } else {
+            living[self.rng.random_range(0..living.len())]
+        }
+    }
+
+    /// The balancer picks the node that gets a connection.
+    pub(super) fn balance(&mut self) -> usize {
+        self.some_node()
+    }
+
     /// Picks any open session, while the server runs.
     fn some_open_session(&mut self) -> Option<usize> {
-        let open = |hosted: &super::server::Hosted| {
+        let open = |hosted: &super::sessions::Hosted| {
             hosted.machine.as_ref().is_some_and(mainstay_proto::session::ServerSession::is_open)
         };
-        let sessions = &self.server.sessions.0;
-        let live: Vec<_> = (0..sessions.len()).filter(|session| open(&sessions[*session])).collect();
-        let is_awake = self.server.process.is_awake(self.now);
-        (is_awake && !live.is_empty()).then(|| live[self.rng.random_range(0..live.len())])
+        let sessions = &self.sessions.hosted;
+        let runs = |session: &usize| self.servers[sessions[*session].node].runs(self.now);
+        let live: Vec<_> =
+            (0..sessions.len()).filter(|session| open(&sessions[*session]) && runs(session)).collect();
+        (!live.is_empty()).then(|| live[self.rng.random_range(0..live.len())])
     }
 
     /// Every delivered message was passed on to the backend that is lost.
     fn renew_a_session(&mut self) -> bool {
         let Some(session) = self.some_open_session() else { return false };
         let now = self.now;
-        if let Some(machine) = &mut self.server.sessions.0[session].machine {
+        if let Some(machine) = self.sessions.machine(session) {
             machine.renew(now, u64::MAX);
         }
         true
@@ -213,9 +232,8 @@ impl World {
     fn end_a_session(&mut self) -> bool {
         let Some(session) = self.some_open_session() else { return false };
         let now = self.now;
-        let hosted = &mut self.server.sessions.0[session];
-        let (client, life) = hosted.owner();
-        if let Some(machine) = &mut hosted.machine {
+        let (client, life) = self.sessions.stream_of(session).owner;
+        if let Some(machine) = self.sessions.machine(session) {
             machine.close(now, CloseCode::SESSION_ENDED, "over");
         }
         if let Some(client) = self.clients.get_mut(client).filter(|client| client.life == life) {
@@ -231,7 +249,8 @@ impl World {
             self.reset(key, false);
         }
         let seed = self.rng.random();
-        self.server.restart(self.now, seed);
+        self.sessions.hosted.iter_mut().for_each(|session| session.machine = None);
+        self.servers[0].restart(self.now, seed);
     }
 
     pub(super) fn heal(&mut self) {

@@ -17,17 +17,30 @@ use mainstay_proto::ws::Kind;
 use crate::judge::Observed;
 use crate::payload::{self, show};
 
-/// A connection of one life of one client.
+/// A connection of one life of one client, or its continuation from the entry node to another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) client: usize,
     pub(super) life: u64,
     pub(super) connection: ConnectionId,
+    /// 0: from the client to its entry node. Above: the entry node's connections to other nodes, in order.
+    pub(super) leg: u64,
+}
+
+impl Key {
+    /// Whether this is the client's own connection.
+    pub(super) fn is_outer(self) -> bool {
+        self.leg == 0
+    }
 }
 
 /// One connection, seen by the network.
 pub(super) struct Wire {
     pub(super) server_id: ConnectionId,
+    /// The node at the server's end.
+    pub(super) node: usize,
+    /// The node at the client's end, where a node opened the connection.
+    pub(super) entry: Option<usize>,
     pub(super) up: Lane,
     pub(super) down: Lane,
     pub(super) client_open: bool,
@@ -56,10 +69,16 @@ pub(super) enum ServerEnd {
     Closed,
 }
 
+/// Bytes that are written, and the packet that is complete with the last of them. A relay forwards pieces of packets.
+struct Piece {
+    bytes: usize,
+    packet: Option<Packet>,
+}
+
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Packets that are written, and not yet accepted by the socket, and how many bytes of the first it accepted.
-    pub(super) unsent: VecDeque<Packet>,
+    /// What is written, and not yet accepted by the socket, and how many bytes of the first it accepted.
+    unsent: VecDeque<Piece>,
     taken: usize,
     /// The socket accepted bytes since the writer was last notified.
     progress: bool,
@@ -109,7 +128,7 @@ impl Lane {
     pub(super) fn drain(&mut self, now: Instant, at: Instant, socket: usize) -> (bool, Vec<Packet>) {
         let (mut progress, mut left) = (false, Vec::new());
         while let Some(first) = self.unsent.front() {
-            let missing = first.len() - self.taken;
+            let missing = first.bytes - self.taken;
             let bytes = missing.min(self.room(now, socket));
             if bytes == 0 {
                 break;
@@ -117,16 +136,36 @@ impl Lane {
             (progress, self.progress) = (true, true);
             self.taken += bytes;
             let whole = if bytes == missing { self.unsent.pop_front() } else { None };
-            if let Some(packet) = &whole {
+            if whole.is_some() {
                 self.taken = 0;
-                left.push(packet.clone());
             }
-            self.fly(at, bytes, whole);
+            let packet = whole.and_then(|piece| piece.packet);
+            left.extend(packet.clone());
+            self.fly(at, bytes, packet);
         }
         if !self.unsent.is_empty() && self.is_disturbed(now) {
             self.trouble(now);
         }
         (progress, left)
+    }
+
+    /// Writes a packet, behind what waits.
+    pub(super) fn push(&mut self, packet: Packet) {
+        self.push_piece(packet.len(), Some(packet));
+    }
+
+    /// Writes what a relay read: bytes, and the packet that they complete.
+    pub(super) fn push_piece(&mut self, bytes: usize, packet: Option<Packet>) {
+        self.unsent.push_back(Piece { bytes, packet });
+    }
+
+    /// Whether bytes wait for the socket.
+    pub(super) fn waits(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    pub(super) fn drop_unsent(&mut self) {
+        self.unsent.clear();
     }
 
     fn is_disturbed(&self, now: Instant) -> bool {
@@ -166,10 +205,15 @@ impl Lane {
 
     /// Returns what has arrived: `Some(None)` is bytes of an incomplete packet.
     pub(super) fn arrive(&mut self, now: Instant) -> Option<Option<Packet>> {
+        self.arrive_piece(now).map(|(_, packet)| packet)
+    }
+
+    /// Returns what has arrived, with its bytes.
+    pub(super) fn arrive_piece(&mut self, now: Instant) -> Option<(usize, Option<Packet>)> {
         self.flying.front().filter(|flying| flying.at <= now)?;
         let Flying { bytes, packet, .. } = self.flying.pop_front()?;
         self.flying_bytes -= bytes;
-        Some(packet)
+        Some((bytes, packet))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -206,9 +250,16 @@ impl Lane {
 }
 
 impl Wire {
-    pub(super) fn new(now: Instant, server_id: ConnectionId, connect: Duration, opening: Duration) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        (server_id, node): (ConnectionId, usize),
+        connect: Duration,
+        opening: Duration,
+    ) -> Self {
         Self {
             server_id,
+            node,
+            entry: None,
             up: Lane::default(),
             down: Lane::default(),
             client_open: true,

@@ -1,4 +1,4 @@
-//! The server's process: its registry, its sessions, and their applications.
+//! A server's process: its registry, the connections that reach it, and what its sessions do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,129 +8,75 @@ use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ConnectionId, Control, Frame, Presenter, RefuseReason, Registry, RegistryConfig, ServerConfig,
-    ServerSession, Sessions, Transmit,
+    ServerSession, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 use rand::RngExt;
 
 use super::client::show;
-use super::network::{Key, Packet, ServerEnd, Written};
+use super::network::{Key, Packet, ServerEnd, Wire, Written};
 use super::{OPENING_DEADLINE, Process, World};
 use crate::judge::{self, Observed};
-use crate::oracle::Volatile;
 use crate::payload::Payload;
 use crate::plan::Plan;
 
 pub(super) struct Server {
     pub(super) registry: Registry<usize>,
-    pub(super) config: Arc<ServerConfig>,
+    config: Arc<ServerConfig>,
     limits: RegistryConfig,
-    pub(super) sessions: Arena,
     next_send: Instant,
-    /// Messages outside the stream, of all sessions.
-    volatile_sent: u64,
     pub(super) process: Process,
+    /// Its process was killed, or exited after a drain.
+    pub(super) is_dead: bool,
     /// AUTHs that are being judged: when the verdict comes, for which session and connection, and the credentials.
     auths: Vec<(Instant, usize, ConnectionId, Bytes)>,
 }
 
-/// A session and its application.
-#[derive(Default)]
-pub(super) struct Hosted {
-    pub(super) machine: Option<ServerSession>,
-    /// The number of the last message that the application sent.
-    pub(super) sent: u64,
-    /// The highest of them that the client's application received.
-    delivered: u64,
-    /// The client that owns it, and the instance.
-    owner: (usize, u64),
-    principal: Vec<u8>,
-    /// The newest epoch in which bytes were written, and the connection.
-    writer: Option<(u64, ConnectionId)>,
-    /// When its application receives its next message.
-    next_take: Option<Instant>,
-    /// When it acknowledges what it received.
-    confirms_at: Option<Instant>,
-    volatile: Volatile,
-}
-
-impl Hosted {
-    pub(super) fn owner(&self) -> (usize, u64) {
-        self.owner
-    }
-
-    /// The client's application received everything up to this number, or a gap in its place.
-    pub(super) fn delivered(&mut self, number: u64) {
-        self.delivered = self.delivered.max(number);
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Arena(pub(super) Vec<Hosted>);
-
-impl Sessions for Arena {
-    type Handle = usize;
-
-    fn with<R>(&mut self, handle: &usize, f: impl FnOnce(&mut ServerSession) -> R) -> R {
-        #[allow(clippy::expect_used, reason = "a dangling name is a bug that the run must stop at")]
-        f(self.0[*handle].machine.as_mut().expect("the registry names a session that is gone"))
-    }
-
-    fn create(&mut self, session: ServerSession) -> usize {
-        self.0.push(Hosted { machine: Some(session), ..Hosted::default() });
-        self.0.len() - 1
-    }
-}
-
 impl Server {
-    pub(super) fn new(now: Instant, plan: &Plan, seed: [u8; 32]) -> Self {
-        let heartbeat =
-            HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
-        let mut config =
-            ServerConfig { heartbeat, resume_window: plan.resume_window, ..ServerConfig::default() };
-        if let Some(window) = plan.windows {
-            (config.flow.keep, config.flow.accept) = (window, window);
-        }
-        if let Some(messages) = plan.drops_above {
-            config.flow.keep.messages = messages;
-        }
-        config.flow.manual_ack = plan.manual;
-        let config = Arc::new(config);
+    pub(super) fn new(now: Instant, plan: &Plan, config: &Arc<ServerConfig>, seed: [u8; 32]) -> Self {
         let mut limits = RegistryConfig::default();
         limits.sessions = plan.spare_room.map_or(limits.sessions, |spare| plan.clients + spare);
         limits.tombstones = plan.tombstones.unwrap_or(limits.tombstones);
         Self {
-            registry: Registry::new(now, limits, Arc::clone(&config), seed),
-            config,
+            registry: Registry::new(now, limits, Arc::clone(config), seed),
+            config: Arc::clone(config),
             limits,
-            sessions: Arena::default(),
             next_send: now,
-            volatile_sent: 0,
             process: Process::new(now),
+            is_dead: false,
             auths: Vec::new(),
         }
     }
 
-    pub(super) fn live(&self) -> usize {
-        self.sessions.0.iter().filter(|session| session.machine.is_some()).count()
+    /// Whether its process exists.
+    pub(super) fn lives(&self) -> bool {
+        !self.is_dead
     }
 
-    /// The client's application received a message of a session.
-    pub(super) fn read_by(&mut self, payload: Payload, client: usize, life: u64) -> Result<(), String> {
-        let session = self.sessions.0.get_mut(payload.owner).ok_or("a message of no session")?;
-        if session.owner != (client, life) {
-            return Err(format!("client {client} got {payload:?}, which is for {:?}", session.owner));
-        }
-        session.delivered(payload.number);
-        Ok(())
+    /// Whether its process exists and is not paused.
+    pub(super) fn runs(&self, now: Instant) -> bool {
+        self.lives() && self.process.is_awake(now)
     }
 
     pub(super) fn restart(&mut self, now: Instant, seed: [u8; 32]) {
-        self.sessions.0.iter_mut().for_each(|session| session.machine = None);
         self.auths.clear();
         self.registry = Registry::new(now, self.limits, Arc::clone(&self.config), seed);
         self.process = Process { paused_until: now, ..self.process };
     }
+}
+
+/// Returns the configuration of all sessions of a run.
+pub(super) fn config(plan: &Plan) -> Arc<ServerConfig> {
+    let heartbeat = HeartbeatConfig::every(plan.heartbeat.max(Duration::from_secs(1))).unwrap_or_default();
+    let mut config = ServerConfig { heartbeat, resume_window: plan.resume_window, ..ServerConfig::default() };
+    if let Some(window) = plan.windows {
+        (config.flow.keep, config.flow.accept) = (window, window);
+    }
+    if let Some(messages) = plan.drops_above {
+        config.flow.keep.messages = messages;
+    }
+    config.flow.manual_ack = plan.manual;
+    Arc::new(config)
 }
 
 /// Returns the principal that these credentials prove.
@@ -142,15 +88,16 @@ fn principal(credentials: Option<&Bytes>) -> Option<Vec<u8>> {
 }
 
 impl World {
-    pub(super) fn next_of_server(&self) -> impl Iterator<Item = Instant> {
-        let server = &self.server;
-        let sessions =
-            server.sessions.0.iter().filter_map(|session| session.machine.as_ref()?.poll_timeout());
-        let hosted = server.sessions.0.iter().filter(|session| session.machine.is_some());
+    pub(super) fn next_of_server(&self, node: usize) -> impl Iterator<Item = Instant> {
+        let server = &self.servers[node];
+        let hosted = self.sessions.hosted.iter().filter(move |hosted| hosted.node == node);
+        let sessions = hosted.clone().filter_map(|session| session.machine.as_ref()?.poll_timeout());
+        let hosted = hosted.filter(|session| session.machine.is_some());
         let takes = hosted.flat_map(|session| [session.next_take, session.confirms_at]).flatten();
         let sends = (!self.healing).then_some(server.next_send);
         let auths = server.auths.iter().map(|(at, ..)| *at);
-        let openings = self.wires.values().filter_map(|wire| match wire.server {
+        let wires = self.wires.values().filter(move |wire| wire.node == node);
+        let openings = wires.filter_map(|wire| match wire.server {
             ServerEnd::Opening(until) => Some(until),
             ServerEnd::Judging { at, until, .. } => Some(at.min(until)),
             _ => None,
@@ -158,12 +105,12 @@ impl World {
         sessions.chain(takes).chain(sends).chain(auths).chain(openings)
     }
 
-    pub(super) fn server_turn(&mut self) -> Result<(), String> {
-        self.server_sends();
-        self.judge_hellos()?;
-        self.judge_auths();
-        for session in 0..self.server.sessions.0.len() {
-            let hosted = &mut self.server.sessions.0[session];
+    pub(super) fn server_turn(&mut self, node: usize) -> Result<(), String> {
+        self.server_sends(node);
+        self.judge_hellos(node)?;
+        self.judge_auths(node);
+        for session in self.sessions.of_node(node) {
+            let hosted = &mut self.sessions.hosted[session];
             if let (Some(machine), Some(_)) =
                 (&mut hosted.machine, hosted.confirms_at.take_if(|at| *at <= self.now))
             {
@@ -174,25 +121,29 @@ impl World {
         Ok(())
     }
 
-    fn server_sends(&mut self) {
+    fn server_sends(&mut self, node: usize) {
         let (now, longest) = (self.now, self.plan.longest);
-        if self.healing || self.server.next_send > now {
+        if self.healing || self.servers[node].next_send > now {
             return;
         }
         let pause = self.plan.message_every.mul_f64(self.rng.random_range(0.0..1.0));
-        self.server.next_send = now + pause + Duration::from_millis(1);
-        let count = self.server.sessions.0.len().max(1);
+        self.servers[node].next_send = now + pause + Duration::from_millis(1);
+        let mine = self.sessions.of_node(node);
+        let count = mine.len().max(1);
         // The newest live longest: old ones are over.
-        let session = count - 1 - self.rng.random_range(0..count.min(self.plan.clients * 2));
-        let Some(hosted) = self.server.sessions.0.get_mut(session) else { return };
+        let chosen = count - 1 - self.rng.random_range(0..count.min(self.plan.clients * 2));
+        let Some(hosted) = mine.get(chosen).and_then(|session| self.sessions.hosted.get_mut(*session)) else {
+            return;
+        };
         let Some(machine) = &mut hosted.machine else { return };
-        let payload = |from, number| Payload { from, owner: session, number }.write(longest);
+        let (owner, stream) = (hosted.stream, &mut self.sessions.streams[hosted.stream]);
+        let payload = |from, number| Payload { from, owner, number }.write(longest);
         if self.plan.volatile && self.rng.random_bool(0.3) {
-            self.server.volatile_sent += 1;
-            machine.send_volatile(payload('S', self.server.volatile_sent));
+            self.volatile_sent += 1;
+            machine.send_volatile(payload('S', self.volatile_sent));
         }
-        if machine.send(payload('s', hosted.sent + 1)).is_ok() {
-            hosted.sent += 1;
+        if machine.send(payload('s', stream.sent + 1)).is_ok() {
+            stream.sent += 1;
             self.counts.messages += 1;
         } else {
             self.counts.full += 1;
@@ -203,14 +154,14 @@ impl World {
 
     fn keep_time(&mut self, session: usize) -> Result<(), String> {
         let now = self.now;
-        let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
         if machine.poll_timeout().is_none_or(|at| at > now) {
             return Ok(());
         }
         let connection = machine.connection();
         let mut verdict = None;
         while verdict.is_none() {
-            let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+            let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
             match machine.handle_timeout(now) {
                 // Everything readable was delivered before this turn.
                 Some(Action::Drain) => drop(self.session_writes(session)?),
@@ -219,7 +170,7 @@ impl World {
                 None => break,
             }
         }
-        let aborts = self.server.sessions.0[session].machine.as_ref().is_some_and(ServerSession::wants_abort);
+        let aborts = self.sessions.hosted[session].machine.as_ref().is_some_and(ServerSession::wants_abort);
         let Some(connection) = connection else { return Ok(()) };
         if let Some(Action::Dead(evidence)) = verdict {
             self.judge_server_verdict(session, connection, evidence)?;
@@ -239,11 +190,11 @@ impl World {
     ) -> Result<(), String> {
         self.note(|| format!("server calls {connection:?} dead: {evidence:?}"));
         self.counts.dead[evidence as usize] += 1;
-        let rtt = self.server.sessions.0[session].machine.as_ref().and_then(ServerSession::rtt);
+        let rtt = self.sessions.hosted[session].machine.as_ref().and_then(ServerSession::rtt);
         let Some((key, wire)) = self.wires.iter().find(|(_, wire)| wire.server_id == connection) else {
             return Err("a verdict on a connection that is over".into());
         };
-        let judge = judge::Server { interval: self.server.config.heartbeat.interval(), rtt };
+        let judge = judge::Server { interval: self.config.heartbeat.interval(), rtt };
         if let Some(wrong) = judge.too_early(self.now, &wire.server_observed, evidence) {
             return Err(format!(
                 "verdict {evidence:?} too early: {wrong}; {}",
@@ -252,7 +203,7 @@ impl World {
         }
         let since = self.now - judge.patience(evidence) - self.plan.round_trip();
         let peer = self.clients.get(key.client).map(|client| client.process);
-        let own = &self.server.process;
+        let own = &self.servers[wire.node].process;
         if peer.is_some_and(|peer| !Self::is_excused(wire, &wire.server_observed, [own, &peer], since)) {
             return Err(format!("false verdict {evidence:?} on a connection without a fault"));
         }
@@ -262,7 +213,7 @@ impl World {
     /// Drops the transport; the session stays, if it is not over.
     fn drop_wire(&mut self, session: usize, connection: ConnectionId) {
         self.note(|| format!("server drops the connection of session {session}"));
-        if let Some(machine) = self.server.sessions.0[session].machine.as_mut() {
+        if let Some(machine) = self.sessions.hosted[session].machine.as_mut() {
             machine.handle_lost(self.now, connection);
         }
         if let Some(key) = self.key_of(connection) {
@@ -286,7 +237,7 @@ impl World {
             wire.server_observed.answered(beat.nonce);
         }
         self.note(|| format!("session {session} conn {} <- {arrived:?}", id.0));
-        let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+        let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
         match arrived {
             Some(Packet::Message(kind, payload)) => {
                 let outcome =
@@ -350,8 +301,9 @@ impl World {
     }
 
     /// Handles verdicts that are due, and openings that took too long.
-    pub(super) fn judge_hellos(&mut self) -> Result<(), String> {
-        let keys: Vec<_> = self.wires.keys().copied().collect();
+    pub(super) fn judge_hellos(&mut self, node: usize) -> Result<(), String> {
+        let mine = |(key, wire): (&Key, &Wire)| (wire.node == node).then_some(*key);
+        let keys: Vec<_> = self.wires.iter().filter_map(mine).collect();
         for key in keys {
             let Some(wire) = self.wires.get_mut(&key) else { continue };
             match &wire.server {
@@ -394,10 +346,12 @@ impl World {
     }
 
     fn hello(&mut self, key: Key, hello: &Hello, principal: Vec<u8>) -> Result<(), String> {
-        let Some(id) = self.wires.get(&key).map(|wire| wire.server_id) else { return Ok(()) };
+        let Some((id, node)) = self.wires.get(&key).map(|wire| (wire.server_id, wire.node)) else {
+            return Ok(());
+        };
         let who = Presenter { principal: &principal, ..Presenter::default() };
-        let server = &mut self.server;
-        let answer = server.registry.hello(self.now, id, who, hello, &mut server.sessions);
+        self.sessions.creator = node;
+        let answer = self.servers[node].registry.hello(self.now, id, who, hello, &mut self.sessions);
         self.note(|| format!("answer {answer:?}"));
         let (session, created, evicted, fenced) = match answer {
             Answer::Attached { session, created, evicted, fenced, lost: _ } => {
@@ -411,19 +365,19 @@ impl World {
         if let Some(evicted) = evicted {
             self.bury_if_over(evicted);
         }
-        let live = self.server.live();
-        let hosted = &mut self.server.sessions.0[session];
+        let (live, limit) = (self.sessions.live(node), self.servers[node].limits.sessions);
+        let stream = self.sessions.stream_of(session);
         if created {
-            (hosted.owner, hosted.principal) = ((key.client, key.life), principal);
-            if let (Some(_), Some(machine)) = (self.plan.drops_above, &mut hosted.machine) {
+            (stream.owner, stream.principal) = ((key.client, key.life), principal);
+            if let (Some(_), Some(machine)) = (self.plan.drops_above, self.sessions.machine(session)) {
                 machine.drop_oldest_when_full();
             }
-            if live > self.server.limits.sessions {
-                return Err(format!("{live} sessions live, of {}", self.server.limits.sessions));
+            if live > limit {
+                return Err(format!("{live} sessions live, of {limit}"));
             }
         } else {
             self.counts.resumed += 1;
-            if (hosted.owner, &hosted.principal) != ((key.client, key.life), &principal) {
+            if (stream.owner, &stream.principal) != ((key.client, key.life), &principal) {
                 return Err(format!("session {session} was opened to another principal"));
             }
         }
@@ -440,11 +394,11 @@ impl World {
         Ok(())
     }
 
-    fn judge_auths(&mut self) {
+    fn judge_auths(&mut self, node: usize) {
         let now = self.now;
-        while let Some(at) = self.server.auths.iter().position(|(at, ..)| *at <= now) {
-            let (_, session, connection, credentials) = self.server.auths.swap_remove(at);
-            let Some(machine) = &mut self.server.sessions.0[session].machine else { continue };
+        while let Some(at) = self.servers[node].auths.iter().position(|(at, ..)| *at <= now) {
+            let (_, session, connection, credentials) = self.servers[node].auths.swap_remove(at);
+            let Some(machine) = &mut self.sessions.hosted[session].machine else { continue };
             let available = self.plan.judged_within.is_some() && self.no_judge_until <= now;
             let principal = principal(Some(&credentials)).filter(|_| available);
             machine.handle_verdict(connection, principal.as_deref());
@@ -471,10 +425,11 @@ impl World {
         let now = self.now;
         loop {
             self.session_takes(session)?;
-            let Some(machine) = self.server.sessions.0[session].machine.as_mut() else { return Ok(()) };
+            let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
             if let Some((connection, credentials)) = machine.poll_auth() {
                 let at = now + self.judging();
-                self.server.auths.push((at, session, connection, credentials));
+                let node = self.sessions.hosted[session].node;
+                self.servers[node].auths.push((at, session, connection, credentials));
             }
             if !self.session_writes(session)? {
                 break;
@@ -488,14 +443,15 @@ impl World {
         let (now, longest) = (self.now, self.plan.longest);
         loop {
             let pause = self.handling();
-            let hosted = &mut self.server.sessions.0[session];
+            let hosted = &mut self.sessions.hosted[session];
+            let stream = &mut self.sessions.streams[hosted.stream];
             let Some(machine) = &mut hosted.machine else { return Ok(()) };
             while let Some(message) = machine.deliver_volatile() {
                 let payload = Payload::read(&message, 'C', longest)?;
-                if payload.owner != hosted.owner.0 {
-                    return Err(format!("{payload:?} in a session of client {}", hosted.owner.0));
+                if payload.owner != stream.owner.0 {
+                    return Err(format!("{payload:?} in a session of client {}", stream.owner.0));
                 }
-                hosted.volatile.delivered(payload.number)?;
+                stream.volatile.delivered(payload.number)?;
                 self.counts.volatile += 1;
             }
             if hosted.next_take.is_some_and(|at| at > now) {
@@ -507,10 +463,10 @@ impl World {
                 hosted.confirms_at.get_or_insert(now + pause + Duration::from_millis(700));
             }
             let payload = Payload::from_delivery(&delivery, 'c', longest)?;
-            if payload.owner != hosted.owner.0 {
-                return Err(format!("{payload:?} in a session of client {}", hosted.owner.0));
+            if payload.owner != stream.owner.0 {
+                return Err(format!("{payload:?} in a session of client {}", stream.owner.0));
             }
-            self.clients[payload.owner].sent.delivered(session, payload.number)?;
+            self.clients[payload.owner].sent.delivered(hosted.stream, payload.number)?;
         }
     }
 
@@ -520,14 +476,14 @@ impl World {
         let (now, mut any) = (self.now, false);
         loop {
             self.check_acknowledged(session)?;
-            let hosted = &mut self.server.sessions.0[session];
+            let hosted = &mut self.sessions.hosted[session];
             let Some(machine) = &mut hosted.machine else { return Ok(any) };
             let Some(connection) = machine.connection() else { return Ok(any) };
             let found = self.wires.iter_mut().find(|(_, wire)| wire.server_id == connection);
             let Some((key, wire)) = found else {
                 return Err(format!("session {session} has a connection that is over"));
             };
-            let (key, waits) = (*key, !wire.down.unsent.is_empty());
+            let (key, waits) = (*key, wire.down.waits());
             let next = if waits { None } else { machine.poll_transmit(now, connection) };
             let Some(transmit) = next else {
                 match wire.down.outcome() {
@@ -551,11 +507,11 @@ impl World {
     /// Checks that the client's application received what the client acknowledged. (The application cannot observe
     /// to which session an initial gap belongs.)
     fn check_acknowledged(&self, session: usize) -> Result<(), String> {
-        let hosted = &self.server.sessions.0[session];
+        let hosted = &self.sessions.hosted[session];
         let acknowledged = hosted.machine.as_ref().map_or(0, ServerSession::acknowledged);
-        let known = hosted.delivered > 0 || self.plan.drops_above.is_none();
-        if acknowledged > hosted.delivered && known {
-            let delivered = hosted.delivered;
+        let delivered = self.sessions.streams[hosted.stream].delivered;
+        let known = delivered > 0 || self.plan.drops_above.is_none();
+        if acknowledged > delivered && known {
             return Err(format!("{acknowledged} acknowledged, {delivered} delivered, session {session}"));
         }
         Ok(())
@@ -569,7 +525,7 @@ impl World {
         let last = matches!(packet, Packet::Close(..));
         self.write(key, false, packet);
         if last {
-            if let Some(machine) = &mut self.server.sessions.0[session].machine {
+            if let Some(machine) = &mut self.sessions.hosted[session].machine {
                 machine.handle_lost(self.now, connection);
             }
             self.set_server_end(key, ServerEnd::Closed);
@@ -577,10 +533,11 @@ impl World {
     }
 
     fn bury_if_over(&mut self, session: usize) {
-        let hosted = &mut self.server.sessions.0[session];
+        let hosted = &mut self.sessions.hosted[session];
+        let node = hosted.node;
         let Some(machine) = hosted.machine.take_if(|machine| machine.closed().is_some()) else { return };
         self.note(|| format!("session {session} is over: {:?}", machine.closed()));
-        self.server.registry.bury(self.now, &machine);
+        self.servers[node].registry.bury(self.now, &machine);
         let bound = |end: &ServerEnd| match end {
             ServerEnd::Bound(bound) | ServerEnd::Fenced(bound) => *bound == session,
             _ => false,

@@ -9,6 +9,8 @@ use mainstay_proto::session::{LifetimeConfig, RegistryConfig, Window};
 use mainstay_proto::ws::{Limits, Origins};
 
 use crate::Budget;
+#[cfg(feature = "cluster")]
+use crate::cluster::ClusterConfig;
 
 /// How a server behaves. Each setter checks its value, so every `Config` is valid. `docs/DEFAULTS.md` has the reasons for
 /// the defaults.
@@ -44,6 +46,8 @@ pub struct Config {
     pub(crate) origins: Origins,
     pub(crate) deflate: bool,
     pub(crate) log_principal: bool,
+    #[cfg(feature = "cluster")]
+    pub(crate) cluster: Option<ClusterConfig>,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -66,6 +70,8 @@ impl Config {
             origins: Origins::default(),
             deflate: false,
             log_principal: false,
+            #[cfg(feature = "cluster")]
+            cluster: None,
         }
     }
 
@@ -193,6 +199,18 @@ impl Config {
     /// beside `session` and `epoch`. Default: no; it may be a person's name.
     pub fn log_principal(mut self, log_principal: bool) -> Self {
         self.log_principal = log_principal;
+        self
+    }
+
+    /// Makes the server a node of a cluster, whose nodes resume one another's sessions, or lets its sessions move to the next
+    /// process on this machine: see [`ClusterConfig`]. [`serve`](crate::serve) joins; behind another server, call
+    /// [`Server::join`](crate::Server::join). Default: neither.
+    ///
+    /// In a cluster with an engine a handler starts, and receives, one round trip later: once its client has confirmed the
+    /// session.
+    #[cfg(feature = "cluster")]
+    pub fn cluster(mut self, cluster: ClusterConfig) -> Self {
+        self.cluster = Some(cluster);
         self
     }
 }

@@ -29,6 +29,8 @@ use super::stats::Counters;
 use crate::SendError;
 use crate::budget::Holder;
 use crate::clock::now;
+#[cfg(feature = "cluster")]
+use crate::cluster::Node;
 use crate::driver::Wire;
 use crate::worker::{self, Mailbox, Signal};
 
@@ -147,6 +149,13 @@ impl Core {
         self.lock().extras = extras.then(|| Box::new(Extras { authenticate, span }));
     }
 
+    /// As [`begin_epoch`](Self::begin_epoch), for a client that another node relays: the judge of its credentials stays.
+    #[cfg(feature = "cluster")]
+    pub(super) fn begin_relayed_epoch(&self) {
+        let authenticate = self.lock().extras.take().and_then(|extras| extras.authenticate);
+        self.begin_epoch(authenticate);
+    }
+
     fn epoch_span(&self) -> Option<Span> {
         let span = match self.with_session(|session| (session.id(), session.epoch())) {
             Some((id, epoch)) => tracing::info_span!("session", session = %id, epoch, principal = Empty),
@@ -262,6 +271,9 @@ pub(crate) struct Shared {
     cores: Mutex<Slab<Weak<Core>>>,
     /// Set once draining began: over which time the sessions leave.
     pub(super) draining: OnceLock<Duration>,
+    /// This server's part in a cluster.
+    #[cfg(feature = "cluster")]
+    pub(crate) node: Option<Arc<Node>>,
     logged_too_big: AtomicBool,
     pub(crate) stats: Counters,
 }
@@ -279,11 +291,19 @@ impl Shared {
             resume_window: config.resume_window,
             heartbeat: config.heartbeat,
             lifetime: config.lifetime,
+            #[cfg(feature = "cluster")]
+            resume_at: config.cluster.as_ref().and_then(|cluster| cluster.url.clone()),
             ..ServerConfig::default()
         });
+        #[cfg(feature = "cluster")]
+        let node = config.cluster.clone().map(Node::new);
         let names = RegistryConfig {
             sessions: config.max_sessions,
             parked_per_source: config.max_parked_per_address,
+            #[cfg(feature = "cluster")]
+            node: node.as_ref().map(|node| node.id),
+            #[cfg(feature = "cluster")]
+            confirmation_first: node.as_ref().is_some_and(|node| node.has_engine()),
             ..RegistryConfig::default()
         };
         let registry = Registry::new(now(), names, Arc::clone(&sessions), crate::random_seed());
@@ -298,6 +318,8 @@ impl Shared {
             gate,
             cores: Mutex::new(Slab::new()),
             draining: OnceLock::new(),
+            #[cfg(feature = "cluster")]
+            node,
             logged_too_big: AtomicBool::new(false),
             stats: Counters::default(),
         });
@@ -314,6 +336,13 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The registry, told whether the memory budget admits new sessions.
+    pub(super) fn registry_for_hello(&self) -> MutexGuard<'_, Registry<CoreRef>> {
+        let mut registry = self.registry();
+        registry.set_closed(!self.config.budget.level().admits());
+        registry
+    }
+
     /// The configuration of a session with this heartbeat. All sessions that have the same heartbeat share it.
     pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
         if heartbeat == self.sessions.heartbeat {
@@ -327,6 +356,19 @@ impl Shared {
             known.push(Arc::downgrade(&config));
             config
         })
+    }
+
+    /// Whether a session delivers nothing, and has no handler, before its client is confirmed.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn confirms_first(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.has_engine())
+    }
+
+    /// Ends a session without its client, as if its resume window had passed, and has its task look.
+    #[cfg(feature = "cluster")]
+    pub(super) fn end_now(self: &Arc<Self>, core: &CoreRef) {
+        self.registry().evict_this(now(), core, &mut Cores::without_client(self));
+        core.notify();
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -440,7 +482,7 @@ pub(super) struct Cores {
 
 impl Cores {
     /// For calls that create no session.
-    fn without_client(shared: &Arc<Shared>) -> Self {
+    pub(super) fn without_client(shared: &Arc<Shared>) -> Self {
         let heartbeat = shared.config.heartbeat;
         Self { shared: Arc::clone(shared), info: PeerInfo::new(None), heartbeat }
     }

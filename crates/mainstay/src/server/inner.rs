@@ -51,6 +51,17 @@ struct Rare {
     receipts: VecDeque<(u64, Settle)>,
     /// A message that the session accepted as a `Sink` before there was room for it.
     sending: Option<Message>,
+    /// The session leaves this server. Only in a cluster.
+    leaving: Option<Leaving>,
+}
+
+/// What a session does that leaves this server.
+#[derive(Default)]
+struct Leaving {
+    /// Completes when the handler has returned.
+    returned: Option<tokio::sync::oneshot::Sender<()>>,
+    /// Its task has given up the connection.
+    is_disconnected: bool,
 }
 
 #[derive(Default)]
@@ -136,6 +147,29 @@ impl Inner {
     ) -> Option<Fault> {
         let rare = self.rare.as_mut()?;
         Injected::take_due(&mut rare.fault, now, self.peer.connection(), connection, hung_up)
+    }
+}
+
+/// Leaving.
+impl Inner {
+    #[cfg(feature = "cluster")]
+    pub(super) fn set_leaving(&mut self, returned: tokio::sync::oneshot::Sender<()>) {
+        let leaving = Leaving { returned: Some(returned), is_disconnected: false };
+        self.rare.get_or_insert_default().leaving = Some(leaving);
+    }
+
+    /// The handler has returned.
+    pub(super) fn note_returned(&mut self) {
+        let leaving = self.rare.as_mut().and_then(|rare| rare.leaving.as_mut());
+        if let Some(returned) = leaving.and_then(|leaving| leaving.returned.take()) {
+            let _ = returned.send(());
+        }
+    }
+
+    /// Whether the session's task has to give up the connection now, because the session leaves: `true` once.
+    pub(super) fn poll_disconnect(&mut self) -> bool {
+        let leaving = self.rare.as_mut().and_then(|rare| rare.leaving.as_mut());
+        leaving.is_some_and(|leaving| !std::mem::replace(&mut leaving.is_disconnected, true))
     }
 }
 

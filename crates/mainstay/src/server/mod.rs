@@ -32,6 +32,8 @@
 mod auth;
 mod changes;
 mod config;
+#[cfg(feature = "cluster")]
+mod confirmed;
 mod core;
 #[cfg(feature = "fault-injection")]
 mod disturb;
@@ -39,10 +41,16 @@ mod drain;
 mod fault;
 pub(crate) mod handle;
 mod inner;
+#[cfg(feature = "cluster")]
+mod leave;
 mod limits;
 mod open;
+#[cfg(feature = "cluster")]
+mod owner;
 mod peer;
 mod room;
+#[cfg(feature = "cluster")]
+mod route;
 mod sender;
 pub(crate) mod serve;
 pub(crate) mod session;
@@ -54,6 +62,10 @@ mod task;
 pub(crate) mod upgrade;
 mod write_timeout;
 
+#[cfg(feature = "cluster")]
+pub(crate) use self::core::Shared;
+#[cfg(feature = "cluster")]
+pub(crate) use self::owner::attach as attach_from_peer;
 pub use mainstay_proto::admission::AdmissionConfig;
 pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
 pub use mainstay_proto::ws::Origins;

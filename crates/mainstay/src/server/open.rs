@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{
     Answer, ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError, Transmit,
 };
@@ -57,6 +58,8 @@ pub(super) struct SessionOptions {
     pub(super) heartbeat: HeartbeatConfig,
     pub(super) manual: bool,
     pub(super) drops_oldest: bool,
+    #[cfg(feature = "cluster")]
+    pub(super) movable: bool,
     pub(super) deflate: Option<DeflateParams>,
 }
 
@@ -67,10 +70,8 @@ pub(super) struct HeadDuration(pub(super) Duration);
 /// The largest HELLO, credentials included.
 const LARGEST_HELLO: usize = 64 * 1024;
 
-/// A new session and its first connection.
-type Bound = (ConnectionId, CoreRef, Wire);
-
-static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+/// A session that has no handler yet, and its connection; `None`: its client has to come once more.
+pub(super) type Bound = (ConnectionId, CoreRef, Option<Wire>);
 
 /// Begins a session with the handler, if this connection creates one.
 pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
@@ -78,10 +79,15 @@ where
     H: FnOnce(Session) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    if let Some((connection, core, wire)) = bind(&shared, opening).await {
+    let Some((connection, core, wire)) = bind(&shared, opening).await else { return };
+    #[cfg(feature = "cluster")]
+    if shared.confirms_first() {
+        let handler = |session| super::confirmed::WhenConfirmed::new(session, handler);
         SessionTask::begin(Arc::clone(&core), connection, wire, handler);
-        shared.drain_if_draining(&core);
+        return shared.drain_if_draining(&core);
     }
+    SessionTask::begin(Arc::clone(&core), connection, wire, handler);
+    shared.drain_if_draining(&core);
 }
 
 /// Binds a new connection to a session. Returns `None` if that session has its handler already, or if there is none.
@@ -98,13 +104,11 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     };
     let (transport, early) = raw(upgraded);
     let limits = shared.config.limits;
-    // Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
-    let most = if info.resumable { LARGEST_HELLO.min(limits.max_message) } else { limits.max_message };
-    let first = Limits { max_message: most, ..limits };
+    let first = if info.resumable { before_hello(limits) } else { limits };
     let codec = Connection::new(Role::Server, first, options.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(Permit::keep);
-    let connection = ConnectionId(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
+    let connection = next_connection();
     Counters::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_duration);
     if !info.resumable {
@@ -116,7 +120,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 let core =
                     Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
                 core.begin_epoch(None);
-                Some((connection, core, wire))
+                Some((connection, core, Some(wire)))
             }
             Err(why) => {
                 // A plain client has presented its request, and gets a Close.
@@ -126,7 +130,17 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             }
         };
     }
-    let hello = wait_for_hello(stats, &mut wire, deadline).await;
+    #[cfg(feature = "cluster")]
+    let mut raw = bytes::BytesMut::new();
+    #[cfg(feature = "cluster")]
+    let keep = |bytes: &[u8]| {
+        if shared.node.is_some() {
+            raw.extend_from_slice(bytes);
+        }
+    };
+    #[cfg(not(feature = "cluster"))]
+    let keep = |_: &[u8]| {};
+    let hello = wait_for_hello(stats, &mut wire, keep, deadline).await;
     let Ok(hello) = hello else {
         wire.finish().await;
         return None;
@@ -136,7 +150,12 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             info.principal = principal.as_ref().into();
             wire.begin_session(limits);
             let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
-            attach(cores, connection, options, &hello, wire).await
+            let opened = Opened { connection, options, wire, deadline };
+            #[cfg(feature = "cluster")]
+            if let (Some(node), Some(resume)) = (&shared.node, &hello.resume) {
+                return super::route::attach(node, cores, opened, &hello, resume, raw.freeze()).await;
+            }
+            attach(cores, opened, &hello).await
         }
         Err(why) => {
             refuse(stats, wire, &why.refuse(), why).await;
@@ -145,22 +164,28 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     }
 }
 
-async fn attach(
-    mut cores: Cores,
-    connection: ConnectionId,
-    options: SessionOptions,
-    hello: &Hello,
-    wire: Wire,
-) -> Option<Bound> {
+/// A connection whose client has sent its HELLO and is authenticated.
+pub(super) struct Opened {
+    pub(super) connection: ConnectionId,
+    pub(super) options: SessionOptions,
+    pub(super) wire: Wire,
+    pub(super) deadline: Instant,
+}
+
+async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.info.principal.clone());
-    let address = cores.info.address;
-    let stats = &shared.stats;
-    let who = Presenter { principal: &principal, path: &options.path };
+    let who = Presenter { principal: &principal, path: &opened.options.path };
     let answer = {
-        let mut registry = shared.registry();
-        registry.set_closed(!shared.config.budget.level().admits());
-        registry.hello(now(), connection, who, hello, &mut cores)
+        let mut registry = shared.registry_for_hello();
+        registry.hello(now(), opened.connection, who, hello, &mut cores)
     };
+    settle(&cores, opened, answer).await
+}
+
+/// Does what the registry decided.
+pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef>) -> Option<Bound> {
+    let Opened { connection, options, wire, .. } = opened;
+    let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
             refuse(stats, wire, &answer, why).await;
@@ -171,40 +196,46 @@ async fn attach(
                 Counters::add(&stats.evicted, 1);
                 evicted.notify();
             }
-            Counters::add(&stats.connections, 1);
             let counter = match (created, lost) {
                 (true, false) => &stats.attached_new,
                 (_, true) => &stats.attached_lost,
                 (false, false) => &stats.attached_resumed,
             };
             Counters::add(counter, 1);
-            core.begin_epoch(options.authenticate);
+            core.begin_epoch(options.authenticate.clone());
             if created {
-                core.with_session(|session| {
-                    if options.manual {
-                        session.manual_ack();
-                    }
-                    if options.drops_oldest {
-                        session.drop_oldest_when_full();
-                    }
-                });
-                return Some((connection, core, wire));
+                Counters::add(&stats.connections, 1);
+                options.apply(&core);
+                return Some((connection, core, Some(wire)));
             }
-            let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
-            Counters::add(&stats.replayed, replayed);
-            let from = Origin { address, path: options.path };
-            let loser = core.supersede(fenced, connection, wire, from);
-            shared.drain_if_draining(&core);
-            if let Some((wire, frame)) = loser {
-                Counters::subtract(&stats.connections, 1);
-                wire.close_and_finish(frame.code, &frame.reason).await;
-            }
+            let from = Origin { address: cores.info.address, path: options.path };
+            resume(&core, fenced, connection, wire, from).await;
             None
         }
     }
 }
 
-async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
+/// Gives a session that has its handler the connection on which its client is back.
+pub(super) async fn resume(
+    core: &CoreRef,
+    fenced: Option<Fenced>,
+    connection: ConnectionId,
+    wire: Wire,
+    from: Origin,
+) {
+    let stats = &core.shared.stats;
+    Counters::add(&stats.connections, 1);
+    let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
+    Counters::add(&stats.replayed, replayed);
+    let loser = core.supersede(fenced, connection, wire, from);
+    core.shared.drain_if_draining(core);
+    if let Some((wire, frame)) = loser {
+        Counters::subtract(&stats.connections, 1);
+        wire.close_and_finish(frame.code, &frame.reason).await;
+    }
+}
+
+pub(super) async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
     tracing::debug!(?why, "HELLO refused");
     Counters::add(&stats.attach_refused, 1);
     wire.send_control(refuse).await;
@@ -218,11 +249,44 @@ impl SessionOptions {
             None => Ok(self.principal.clone()),
         }
     }
+
+    /// Sets what the application chose for a session that gets its handler now.
+    pub(super) fn apply(&self, core: &CoreRef) {
+        core.with_session(|session| {
+            if self.manual {
+                session.manual_ack();
+            }
+            if self.drops_oldest {
+                session.drop_oldest_when_full();
+            }
+            #[cfg(feature = "cluster")]
+            if self.movable {
+                session.set_movable();
+            }
+        });
+    }
 }
 
-/// Returns HELLO if it comes in time. An error was counted, and the Close for it is queued.
-async fn wait_for_hello(stats: &Counters, wire: &mut Wire, deadline: Instant) -> Result<Hello, ()> {
-    let (counter, frame) = match timeout_at(deadline, read_hello(wire)).await {
+/// Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
+pub(super) fn before_hello(limits: Limits) -> Limits {
+    Limits { max_message: LARGEST_HELLO.min(limits.max_message), ..limits }
+}
+
+/// Returns a number that no other connection of this process has.
+pub(super) fn next_connection() -> ConnectionId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    ConnectionId(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Returns HELLO if it comes in time; `raw` gets the bytes that were read. An error was counted, and the Close for it is
+/// queued.
+pub(super) async fn wait_for_hello(
+    stats: &Counters,
+    wire: &mut Wire,
+    raw: impl FnMut(&[u8]) + Send,
+    deadline: Instant,
+) -> Result<Hello, ()> {
+    let (counter, frame) = match timeout_at(deadline, read_hello(wire, raw)).await {
         Ok(Ok(hello)) => return Ok(hello),
         Ok(Err(None)) => (&stats.openings_failed, None),
         Ok(Err(Some(error))) => {
@@ -240,11 +304,14 @@ async fn wait_for_hello(stats: &Counters, wire: &mut Wire, deadline: Instant) ->
 }
 
 /// Reads the first message, which must be HELLO. The error is `None` if the connection ended first.
-async fn read_hello(wire: &mut Wire) -> Result<Hello, Option<SessionError>> {
+async fn read_hello(
+    wire: &mut Wire,
+    mut raw: impl FnMut(&[u8]) + Send,
+) -> Result<Hello, Option<SessionError>> {
     poll_fn(|cx| {
         let mut first = None;
         loop {
-            let reading = wire.poll_read(cx, |arrived| match arrived {
+            let reading = wire.poll_read_raw(cx, &mut raw, |arrived| match arrived {
                 Arrived::Message(message) => {
                     first = Some(Frame::decode(message));
                     false
@@ -297,7 +364,7 @@ impl Wire {
     }
 
     /// Closes the connection and waits for its end.
-    async fn close_and_finish(mut self, code: CloseCode, reason: &str) {
+    pub(super) async fn close_and_finish(mut self, code: CloseCode, reason: &str) {
         self.close(&CloseFrame { code, reason: reason.to_owned() });
         self.finish().await;
     }

@@ -150,6 +150,18 @@ impl Peer {
         }
     }
 
+    /// Whether the handler may start.
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.session().is_none_or(ServerSession::is_confirmed)
+    }
+
+    /// Whether nothing more happens here for the application: the session is over, or leaves this server.
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_over(&self) -> bool {
+        self.is_closed() || self.session().is_some_and(ServerSession::is_leaving)
+    }
+
     pub(super) fn peer_close(&self) -> Option<PeerClose> {
         either!(self, peer => peer.peer_close())
     }
@@ -278,6 +290,14 @@ impl Peer {
 
     pub(super) fn close(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
         either!(self, peer => peer.close_for(now, cause, code, reason));
+    }
+
+    /// The application dropped its handle.
+    pub(super) fn handle_dropped(&mut self, now: Instant) {
+        match self {
+            Self::Session(session) => session.handle_dropped(now),
+            Self::Plain(plain) => plain.close(now, CloseCode::NORMAL, ""),
+        }
     }
 
     pub(super) fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {

@@ -183,6 +183,32 @@ impl Session {
         self.core.change_state(|peer| peer.renew(now(), passed_on));
     }
 
+    /// Keeps what the next handler starts with, if the session [moves](crate::SessionUpgrade::movable) to another server. It
+    /// replaces what was saved before, and moves together with the messages that were sent and received before this call:
+    /// save right behind what changes the state, with no `await` in between. It does nothing for a plain peer.
+    #[cfg(feature = "cluster")]
+    pub fn save(&self, state: impl Into<bytes::Bytes>) {
+        let state = state.into();
+        self.core.with_session(|session| session.save(state));
+    }
+
+    /// Returns what was [saved](Self::save) last. A handler that starts with a session that moved here finds what the handler
+    /// before it saved on the other server; `None` in a session that begins here.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub fn restored(&self) -> Option<bytes::Bytes> {
+        self.core.with_session(|session| session.saved().cloned()).flatten()
+    }
+
+    /// Whether the session leaves this server: [`recv`](Self::recv) returned `None` because of that, and the session goes on
+    /// elsewhere once the handler has returned. What the handler sends until then moves along. Only
+    /// [`close`](Self::close) and [`abort`](Self::abort) still end it.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.core.with_session(|session| session.is_leaving()) == Some(true)
+    }
+
     /// Returns how the client left: the Close of a plain client, the END of one that speaks `mainstay.v1`. `None` before
     /// that, and if the client vanished.
     #[must_use]
@@ -221,7 +247,7 @@ impl Drop for Session {
         if std::thread::panicking() {
             self.core.close(EndCause::Panicked, CloseCode::INTERNAL_ERROR, "the handler panicked");
         } else {
-            self.close(CloseCode::NORMAL, "");
+            self.core.change_state(|peer| peer.handle_dropped(now()));
         }
         self.core.lock().peer.forget_undelivered();
     }

@@ -62,17 +62,18 @@ struct Connected {
 }
 
 impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
-    /// Spawns the session at its worker. If `handler` panics, the session is buried instead.
+    /// Spawns the session at its worker; `None`: its client has no connection. If `handler` panics, the session is buried
+    /// instead.
     pub(super) fn begin(
         core: CoreRef,
         connection: ConnectionId,
-        wire: Wire,
+        wire: Option<Wire>,
         handler: impl FnOnce(Session) -> F,
     ) {
         Counters::add(&core.shared.stats.sessions, 1);
         let connected = Connected {
             connection,
-            wire: Some(wire),
+            wire,
             slot: core.shared.list(&core),
             loss: Loss::None,
             _token: core.shared.tracker.token(),
@@ -111,6 +112,9 @@ impl<F: Future<Output = ()> + Send> Task for SessionTask<F> {
                 if handler.as_mut().as_pin_mut().is_some_and(|handler| handler.poll(cx).is_ready()) {
                     // The drop of its `Session` ends the session in order.
                     handler.set(None);
+                    if cfg!(feature = "cluster") {
+                        connected.core.lock().note_returned();
+                    }
                 }
                 // The handler may have run for long.
                 clock::begin_poll();
@@ -132,10 +136,11 @@ impl Connected {
     /// Takes over a connection that another task attached, which fenced the one before, and notes what the worker reports
     /// of the socket. Returns the span of the epoch.
     fn begin_poll(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> Option<Span> {
-        let (incoming, has_fault, owes_welcome, span) = {
+        let (incoming, has_fault, owes_welcome, leaves, span) = {
             let mut inner = self.core.lock();
             let owes_welcome = inner.peer.owes_welcome();
-            (inner.incoming.take(), inner.fault_at().is_some(), owes_welcome, inner.span())
+            let leaves = cfg!(feature = "cluster") && inner.poll_disconnect();
+            (inner.incoming.take(), inner.fault_at().is_some(), owes_welcome, leaves, inner.span())
         };
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced, from } = *incoming;
@@ -158,7 +163,20 @@ impl Connected {
         if owes_welcome {
             self.write(context, cx);
         }
+        if leaves {
+            self.disconnect(context, cx);
+        }
         span
+    }
+
+    /// Gives up the connection of a session that leaves: its Close is written, within 5 s.
+    fn disconnect(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) {
+        self.write(context, cx);
+        if let Some(wire) = self.wire.take() {
+            // Earlier bytes wait for the socket.
+            Counters::subtract(&self.core.shared.stats.connections, 1);
+            self.core.shared.tracker.spawn(wire.deregister(context).finish());
+        }
     }
 
     fn log_begin(&self) {
@@ -452,6 +470,9 @@ impl Connected {
             (inner.incoming.take(), inner.charge.set(0, 0))
         };
         self.core.shared.config.budget.apply(Part::Sessions, change);
+        if cfg!(feature = "cluster") {
+            self.core.lock().note_returned();
+        }
         let left = u64::from(self.wire.take().is_some()) + u64::from(incoming.is_some());
         Counters::subtract(&stats.connections, left);
         Counters::subtract(&stats.sessions, 1);
@@ -595,7 +616,7 @@ mod tests {
         let mailbox = crate::worker::mailbox();
         let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
         let start = Instant::now();
-        SessionTask::begin(core, ConnectionId(1), wire, async |_| {});
+        SessionTask::begin(core, ConnectionId(1), Some(wire), async |_| {});
         shared.tracker.close();
         shared.tracker.wait().await;
         start.elapsed()
@@ -617,7 +638,7 @@ mod tests {
         SessionTask::begin(
             core,
             ConnectionId(1),
-            wire,
+            Some(wire),
             async |mut session| while session.recv().await.is_some() {},
         );
         let header = [&[0x82, 0x80 | 127][..], &(1_u64 << 20).to_be_bytes(), &[0; 4]].concat();

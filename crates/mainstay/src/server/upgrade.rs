@@ -164,6 +164,8 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
                 heartbeat,
                 manual: false,
                 drops_oldest: false,
+                #[cfg(feature = "cluster")]
+                movable: false,
                 deflate: None,
             },
             subprotocols: None,
@@ -269,6 +271,34 @@ impl SessionUpgrade {
     /// It changes nothing for a plain peer, to which no gap can be reported.
     pub fn drop_oldest(mut self) -> Self {
         self.options.drops_oldest = true;
+        self
+    }
+
+    /// Lets the session move to another server: when this one drains, [`Session::recv`] returns `None`
+    /// ([`Session::is_leaving`]), and once the handler has returned, another server of the cluster continues the session, with
+    /// a new handler that starts with what this one [saved](Session::save). The client notices nothing. Default: a drain ends
+    /// the session, and its client gets the exact account of it.
+    ///
+    /// The handler has 5 s to return; what it sends meanwhile moves along. It changes nothing for a plain peer, and nothing
+    /// without [`Config::cluster`](super::Config::cluster).
+    ///
+    /// ```no_run
+    /// # use mainstay::SessionUpgrade;
+    /// async fn count(upgrade: SessionUpgrade) -> axum::response::Response {
+    ///     upgrade.movable().on_session(|mut session| async move {
+    ///         let saved = session.restored().and_then(|saved| saved.as_ref().try_into().ok());
+    ///         let mut count = saved.map_or(0, u64::from_be_bytes);
+    ///         while session.recv().await.is_some() {
+    ///             count += 1;
+    ///             session.save(count.to_be_bytes().to_vec());
+    ///             session.send(count.to_string()).await.ok();
+    ///         }
+    ///     })
+    /// }
+    /// ```
+    #[cfg(feature = "cluster")]
+    pub fn movable(mut self) -> Self {
+        self.options.movable = true;
         self
     }
 

@@ -9,9 +9,15 @@ use mio::{Interest, Registry, Token};
 pub(crate) struct TaskContext<'a> {
     pub(super) registry: &'a Registry,
     pub(super) token: Token,
-    /// What the task's sockets became ready for since its last poll.
+    /// What the sockets of this side became ready for since the task's last poll.
     pub(crate) readiness: Readiness,
+    /// The same of the other side.
+    #[cfg(feature = "cluster")]
+    pub(super) other: Readiness,
 }
+
+/// The sides of a task, each with a readiness of its own: a relay has two sockets at once, any other task one.
+pub(super) const SIDES: usize = if cfg!(feature = "cluster") { 2 } else { 1 };
 
 impl TaskContext<'_> {
     /// Registers `socket` with the worker's epoll, which reports its readiness to this task.
@@ -22,6 +28,13 @@ impl TaskContext<'_> {
     /// Deregisters `socket`, so that its late events are not attributed to the task's next socket.
     pub(crate) fn deregister(&self, socket: &mut mio::net::TcpStream) {
         let _ = self.registry.deregister(socket);
+    }
+
+    /// Returns the context of the task's other side.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn other_side(&self) -> Self {
+        let Self { registry, token: Token(token), readiness, other } = *self;
+        Self { registry, token: Token(token ^ 1), readiness: other, other: readiness }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::coop;
 use tokio::time::Sleep;
 
-use super::context::{Readiness, TaskContext, TaskPoll};
+use super::context::{Readiness, SIDES, TaskContext, TaskPoll};
 use super::mailbox::{self, Mailbox, NOT_SPAWNED, Task};
 use super::scratch;
 use super::wheel::Wheel;
@@ -52,9 +52,9 @@ impl Reactor {
         let mut count = 0;
         for event in &self.events {
             count += 1;
-            let key = event.token().0;
+            let (key, side) = (event.token().0 / SIDES, event.token().0 % SIDES);
             if let Some(entry) = tasks.get_mut(key) {
-                entry.readiness.add(event);
+                entry.readiness[side].add(event);
                 entry.enqueue(key as u32, queue);
             }
         }
@@ -64,7 +64,7 @@ impl Reactor {
 
 struct Entry {
     task: Pin<Box<dyn Task>>,
-    readiness: Readiness,
+    readiness: [Readiness; SIDES],
     queued: bool,
 }
 
@@ -152,7 +152,7 @@ impl EventLoop {
             let signal = task.signal();
             signal.begin_poll();
             signal.set_key(key);
-            entry.insert(Entry { task, readiness: Readiness::default(), queued: true });
+            entry.insert(Entry { task, readiness: Default::default(), queued: true });
             self.queue.push(key);
         }
         woken.drain(..).for_each(|key| self.enqueue(key));
@@ -195,10 +195,13 @@ impl EventLoop {
     fn poll_task(&mut self, key: u32) {
         let Some(entry) = self.tasks.get_mut(key as usize) else { return };
         entry.queued = false;
+        let readiness = std::mem::take(&mut entry.readiness);
         let context = TaskContext {
             registry: self.reactor.get_ref().poll.registry(),
-            token: Token(key as usize),
-            readiness: std::mem::take(&mut entry.readiness),
+            token: Token(key as usize * SIDES),
+            readiness: readiness[0],
+            #[cfg(feature = "cluster")]
+            other: readiness[1],
         };
         entry.task.signal().begin_poll();
         clock::begin_poll();

@@ -2,7 +2,11 @@
 //!
 //! ```text
 //! storm_client --url ws://127.0.0.1:9000/echo --clients 10000 --every 5 [--fates FILE]
+//! storm_client --nodes FILE ...
 //! ```
+//!
+//! With `--nodes`, the file names servers, `HOST:PORT` each, separated by white space; every attempt goes to one of them at
+//! random, as behind a load balancer, and reads the file anew.
 //!
 //! The server must return each message to its sender. Every client sends a numbered one each `--every`
 //! seconds, with the library's defaults throughout. Cut the network meanwhile, or kill the server and start
@@ -12,10 +16,12 @@
 
 use std::error::Error;
 use std::fmt::Write;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay::client::Event;
+use mainstay::client::{Builder, Event, Request};
 use mainstay::{Client, CloseCode, Message, Outcome, Receipt};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,10 +38,9 @@ const WINDOW: u128 = 100;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let (url, fates) = (flag("--url").ok_or(USAGE)?, flag("--fates"));
+    let (builder, fates) = (builder()?, flag("--fates"));
     let count: u32 = flag("--clients").ok_or(USAGE)?.parse()?;
     let every = Duration::try_from_secs_f64(flag("--every").ok_or(USAGE)?.parse()?)?;
-    let builder = Client::builder(&url)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (stop, stopped) = watch::channel(false);
     let storm = Arc::new(Storm { count, tally: Mutex::default() });
@@ -61,7 +66,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-const USAGE: &str = "usage: storm_client --url URL --clients COUNT --every SECONDS [--fates FILE]";
+const USAGE: &str =
+    "usage: storm_client --url URL | --nodes FILE --clients COUNT --every SECONDS [--fates FILE]";
+
+/// Clients of one URL, or of a node at random.
+fn builder() -> Result<Builder, Box<dyn Error>> {
+    let Some(file) = flag("--nodes") else { return Ok(Client::builder(&flag("--url").ok_or(USAGE)?)?) };
+    let dice = Arc::new((RandomState::new(), AtomicU64::new(0)));
+    Ok(Client::builder("ws://127.0.0.1/")?.request(move || {
+        let (file, dice) = (file.clone(), Arc::clone(&dice));
+        async move {
+            let text = std::fs::read_to_string(file)?;
+            let nodes: Vec<&str> = text.split_whitespace().collect();
+            let thrown = dice.0.hash_one(dice.1.fetch_add(1, Relaxed));
+            let at = usize::try_from(thrown % nodes.len().max(1) as u64).unwrap_or(0);
+            Ok(Request::default().url(format!("ws://{}/", nodes.get(at).ok_or("no node")?).parse()?))
+        }
+    }))
+}
 
 fn flag(name: &str) -> Option<String> {
     std::env::args().skip_while(|word| word != name).nth(1)
@@ -79,11 +101,26 @@ struct Life {
     jumps: u64,
     /// Numbers that came again, or late.
     repeated: u64,
+    is_attached: bool,
+    /// When the connection was lost, and how long each such time lasted.
+    lost_at: Option<Instant>,
+    interruptions: Vec<Duration>,
 }
 
 impl Life {
     fn new(id: u32) -> Self {
-        Self { id, sent: Vec::new(), fates: Vec::new(), last: 0, gaps: 0, jumps: 0, repeated: 0 }
+        Self {
+            id,
+            sent: Vec::new(),
+            fates: Vec::new(),
+            last: 0,
+            gaps: 0,
+            jumps: 0,
+            repeated: 0,
+            is_attached: false,
+            lost_at: None,
+            interruptions: Vec::new(),
+        }
     }
 
     /// Sends until it is told to stop, and ends once the last message is back.
@@ -109,8 +146,8 @@ impl Life {
                 }
                 Some(message) = client.recv() => self.came_back(&message),
                 Some(event) = events.next() => {
-                    self.gaps += u64::from(matches!(event, Event::Gap(_)));
-                    storm.happened(&event);
+                    storm.happened(&event, self.is_attached);
+                    self.happened(&event);
                 }
                 _ = stopped.changed(), if !stopping => stopping = true,
                 else => break,
@@ -121,6 +158,21 @@ impl Life {
             self.fates.push(tracked.await);
         }
         self
+    }
+
+    fn happened(&mut self, event: &Event) {
+        match event {
+            Event::Gap(_) => self.gaps += 1,
+            Event::Detached { .. } => {
+                self.is_attached = false;
+                self.lost_at = self.lost_at.or(Some(Instant::now()));
+            }
+            Event::Attached { .. } => {
+                self.is_attached = true;
+                self.interruptions.extend(self.lost_at.take().map(|at| at.elapsed()));
+            }
+            _ => {}
+        }
     }
 
     fn came_back(&mut self, message: &Message) {
@@ -147,12 +199,15 @@ struct Tally {
     failed: u32,
     resumed: u32,
     fresh: u32,
+    /// Connections that were replaced before they were lost.
+    replaced: u32,
     /// Attempts that failed, and clients that came back, by the window in which they did.
     windows: Vec<(u32, u32)>,
 }
 
 impl Storm {
-    fn happened(&self, event: &Event) {
+    /// Counts an event of a client that `was_attached` before it.
+    fn happened(&self, event: &Event, was_attached: bool) {
         let mut tally = self.tally();
         match event {
             Event::Detached { .. } => {
@@ -165,6 +220,7 @@ impl Storm {
                 tally.failed += 1;
                 tally.window().0 += 1;
             }
+            Event::Attached { .. } if was_attached => tally.replaced += 1,
             Event::Attached { resumed, .. } => {
                 tally.attached += 1;
                 *(if *resumed { &mut tally.resumed } else { &mut tally.fresh }) += 1;
@@ -205,6 +261,7 @@ impl Tally {
             "lost": self.lost,
             "resumed": self.resumed,
             "fresh": self.fresh,
+            "replaced": self.replaced,
             "attempts": self.failed + self.resumed + self.fresh,
             "attempts_in_worst_100ms": most(1, |(failed, back)| failed + back),
             "back_in_worst_100ms": most(1, |(_, back)| *back),
@@ -229,6 +286,12 @@ fn summary(lives: &[Life]) -> serde_json::Value {
         lives.iter().map(|life| life.fates.iter().filter(|fate| **fate == wanted).count()).sum::<usize>()
     };
     let sum = |of: fn(&Life) -> u64| lives.iter().map(of).sum::<u64>();
+    let mut interruptions: Vec<Duration> = lives.iter().flat_map(|life| life.interruptions.clone()).collect();
+    interruptions.sort_unstable();
+    let within = |percent: usize| {
+        let at = (interruptions.len() * percent).div_ceil(100).saturating_sub(1);
+        interruptions.get(at).map_or(0, Duration::as_millis)
+    };
     json!({
         "clients": lives.len(),
         "sent": lives.iter().map(|life| life.fates.len()).sum::<usize>(),
@@ -240,6 +303,10 @@ fn summary(lives: &[Life]) -> serde_json::Value {
         "jumps": sum(|life| life.jumps),
         "jumps_without_a_gap": sum(|life| life.jumps.saturating_sub(life.gaps)),
         "repeated": sum(|life| life.repeated),
+        "interruptions": interruptions.len(),
+        "interrupted_50": within(50),
+        "interrupted_99": within(99),
+        "interrupted_most": within(100),
         "last_message_not_back": sum(|life| u64::from(life.last != life.fates.len())),
     })
 }

@@ -9,11 +9,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::ending::Ending;
-use super::{Attached, Life, ServerSession};
+use super::{Attached, Established, Hold, Life, ServerSession};
 use crate::heartbeat::Heartbeat;
 use crate::session::flow::{Lane, Volatiles};
 use crate::session::lifetime::Lifetime;
-use crate::session::message::{Hello, ResumeToken, Welcome};
+use crate::session::message::{Hello, Resume, ResumeToken, Welcome};
 use crate::session::names::Name;
 use crate::session::transmit::ConnectionId;
 use crate::session::{CLOSE_TIMEOUT, FINAL_WRITES};
@@ -30,6 +30,8 @@ pub(in crate::session) enum Attach {
     NotYours,
     /// The counts in HELLO are those of another copy of this client.
     Contradiction,
+    /// The session leaves this node.
+    Leaving,
     /// END was sent: no connection attaches to this session again.
     Ending { code: u64 },
 }
@@ -63,7 +65,7 @@ impl ServerSession {
         if let Some(refusal) = self.refusal(hello) {
             return refusal;
         }
-        if self.established || hello.instance != self.instance {
+        if self.was_established() || hello.instance != self.instance {
             return Attach::NotYours;
         }
         // A client that sent `resume` has written no message and begins where WELCOME says. A client that did not
@@ -81,23 +83,33 @@ impl ServerSession {
     ) -> Attach {
         let hello = attempt.hello;
         let Some(resume) = &hello.resume else { return Attach::NotYours };
-        if self.presented != Some(presented) && self.issued != Some(presented) {
-            return Attach::NotYours;
-        }
-        if let Some(refusal) = self.refusal(hello) {
+        if let Some(refusal) = self.refusal_by_token(hello, resume, presented) {
             return refusal;
-        }
-        let contradiction = resume.acknowledged > self.flow.outbox.written()
-            || resume.acknowledged < self.flow.outbox.acknowledged()
-            || resume.sent < self.flow.inbox.received()
-            || resume.first_held > self.flow.inbox.acknowledged() + 1;
-        if contradiction {
-            return Attach::Contradiction;
         }
         let lane = Lane { wrote: resume.acknowledged, read: self.flow.inbox.acknowledged() };
         // `acknowledged` was checked against `written` above.
         let _ = self.flow.outbox.acknowledge(resume.acknowledged);
         self.take_over(now, attempt, lane, Some(presented))
+    }
+
+    /// Returns why a HELLO with this token attaches nothing; `None` if it may attach.
+    pub(in crate::session) fn refusal_by_token(
+        &self,
+        hello: &Hello,
+        resume: &Resume,
+        presented: Name,
+    ) -> Option<Attach> {
+        if self.presented != Some(presented) && self.issued != Some(presented) {
+            return Some(Attach::NotYours);
+        }
+        if let Some(refusal) = self.refusal(hello) {
+            return Some(refusal);
+        }
+        let contradiction = resume.acknowledged > self.flow.outbox.written()
+            || resume.acknowledged < self.flow.outbox.acknowledged()
+            || resume.sent < self.flow.inbox.received()
+            || resume.first_held > self.flow.inbox.acknowledged() + 1;
+        contradiction.then_some(Attach::Contradiction)
     }
 
     fn refusal(&self, hello: &Hello) -> Option<Attach> {
@@ -107,7 +119,7 @@ impl ServerSession {
             _ => {}
         }
         let stale = hello.instance == self.instance && hello.attempt <= self.attempt;
-        stale.then_some(Attach::Stale)
+        stale.then_some(Attach::Stale).or_else(|| self.is_leaving().then_some(Attach::Leaving))
     }
 
     /// Moves the session to a new connection, in one step: it fences the old connection first, and reads its own
@@ -123,7 +135,9 @@ impl ServerSession {
         let old = self.attached.take();
         self.flow.forget_owed();
         self.epoch += 1;
-        self.established = false;
+        if self.established == Established::Current {
+            self.established = Established::Earlier;
+        }
         // Two tokens were valid; only the presented one stays valid.
         let other = [self.presented, self.issued].into_iter().flatten().find(|name| Some(*name) != presented);
         let dropped = [self.spent.take(), other];
@@ -152,7 +166,7 @@ impl ServerSession {
             volatiles: Volatiles::default(),
             auth: None,
         }));
-        self.replaced.as_mut().into_iter().for_each(|replaced| replaced.begin_connection());
+        self.rare.as_mut().into_iter().for_each(|rare| rare.replaced.begin_connection());
         self.continue_life(now);
         self.queue_end_if_due(now);
         Attach::Done { fenced, dropped }
@@ -200,7 +214,10 @@ impl ServerSession {
     /// Handles the client's first control message after WELCOME: the epoch is established, and the presented token is
     /// spent.
     pub(super) fn establish_epoch(&mut self) {
-        self.established = true;
+        self.established = Established::Current;
+        if self.hold == Hold::Unconfirmed {
+            self.hold = Hold::No;
+        }
         self.spent = self.presented.take();
         self.account = None;
     }
@@ -208,6 +225,22 @@ impl ServerSession {
     /// Returns the names under which a client may attach to this session now, its key included.
     pub(in crate::session) fn names(&self) -> impl Iterator<Item = Name> + '_ {
         [Some(self.key), self.presented, self.issued].into_iter().flatten()
+    }
+
+    /// Whether an epoch was ever established, at any node.
+    pub(in crate::session) fn was_established(&self) -> bool {
+        self.established != Established::Never
+    }
+
+    /// Returns a name that no other session ever has: that of the newest token. A session that no connection attached
+    /// to has only its key.
+    pub(in crate::session) fn own_name(&self) -> Name {
+        self.issued.unwrap_or(self.key)
+    }
+
+    /// Returns the names of the valid tokens.
+    pub(in crate::session) fn tokens(&self) -> [Option<Name>; 2] {
+        [self.presented, self.issued]
     }
 
     pub(in crate::session) fn spent(&self) -> Option<Name> {

@@ -28,6 +28,8 @@ pub enum Closed {
     Evicted,
     /// The backend behind the server lost its state.
     Replaced,
+    /// This node released it: another node may claim it.
+    Moved,
 }
 
 /// How a session ends after everything is acknowledged.
@@ -81,6 +83,7 @@ impl ServerSession {
             _ => return,
         };
         self.note_end(cause, Some(code), reason);
+        self.stay();
         let how = Box::new(Ending::End { code, reason: reason.to_owned(), by });
         self.stop_delivering();
         self.life = Life::Closing { how, until };
@@ -147,6 +150,7 @@ impl ServerSession {
         };
         self.flow.inbox.retract(passed_on);
         self.note_end(EndCause::Replaced, None, "");
+        self.stay();
         self.stop_delivering();
         self.life = Life::Closing { how: Box::new(Ending::Replaced), until };
         self.queue_end_if_due(now);
@@ -167,7 +171,7 @@ impl ServerSession {
     pub fn retire(&mut self) {
         self.is_retired = true;
         if self.attached.is_none() {
-            self.evict();
+            self.end_in_drain();
         }
     }
 
@@ -235,7 +239,7 @@ impl ServerSession {
                 Closed::Replaced => {
                     Transmit::Close { code: CloseCode::RESTART, reason: BACKEND_LOST.to_owned() }
                 }
-                Closed::Expired | Closed::Evicted => Transmit::Abort,
+                Closed::Expired | Closed::Evicted | Closed::Moved => Transmit::Abort,
             });
         }
     }
@@ -274,11 +278,15 @@ impl ServerSession {
         if let Some(end) = self.end.as_deref() {
             return (!self.is_open()).then(|| end.clone());
         }
+        if self.is_leaving() {
+            return Some(End::new(EndCause::Moved, None, ""));
+        }
         let cause = match self.closed()? {
             Closed::Expired => EndCause::Expired,
             Closed::Evicted if self.is_retired => EndCause::Drained,
             Closed::Evicted => EndCause::Evicted,
             Closed::Replaced => EndCause::Replaced,
+            Closed::Moved => EndCause::Moved,
             Closed::Ended { by_us: true, .. } => EndCause::Closed,
             Closed::Ended { by_us: false, .. } => EndCause::Client,
         };
@@ -306,6 +314,7 @@ impl ServerSession {
     pub(in crate::session) fn final_counts(&self) -> FinalCounts {
         let (cause, ended) = match self.life {
             Life::Closed(Closed::Expired) => (LossCause::Expired, None),
+            Life::Closed(Closed::Evicted) if self.is_retired => (LossCause::Restarted, None),
             Life::Closed(Closed::Evicted) => (LossCause::Evicted, None),
             Life::Closed(Closed::Replaced) => (LossCause::Replaced, None),
             Life::Closed(Closed::Ended { code, by_us }) => (LossCause::Ended, by_us.then_some(code)),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::ending::{Closed, Ending};
-use super::{Auth, Life, ServerSession};
+use super::{Auth, Established, Life, ServerSession};
 use crate::session::CLOSE_TIMEOUT;
 use crate::session::end::EndCause;
 use crate::session::error::SessionError;
@@ -43,7 +43,7 @@ impl ServerSession {
                 return self.flow.read_message(lane, message);
             }
             Frame::Control(control) => {
-                if !self.established {
+                if self.established != Established::Current {
                     self.establish_epoch();
                 }
                 self.handle_control(now, control)?;
@@ -175,7 +175,7 @@ impl ServerSession {
             self.forget_undelivered();
         }
         if self.is_retired {
-            self.evict();
+            self.end_in_drain();
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Auth, Life, ServerSession};
+use super::{Auth, Hold, Life, ServerSession};
 use crate::session::inbox::Delivery;
 use crate::session::message::Message;
 use crate::session::names::Name;
@@ -64,6 +64,9 @@ impl ServerSession {
     /// Returns the next message or gap for the application, in order. Its delivery counts as its acknowledgement,
     /// except in manual mode.
     pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
+        if self.hold != Hold::No {
+            return None;
+        }
         if !self.delivers() {
             return None;
         }
@@ -75,14 +78,14 @@ impl ServerSession {
     /// Returns the next message from outside the stream. These messages have no numbers: an application that polls
     /// the stream first misses no numbered message.
     pub fn deliver_volatile(&mut self) -> Option<Message> {
-        self.delivers().then(|| self.volatiles.pop()).flatten()
+        (self.hold == Hold::No && self.delivers()).then(|| self.volatiles.pop()).flatten()
     }
 
     /// Whether something may still be delivered: the session is open, or the client ended it and earlier messages
-    /// wait. After this end closed the session, nothing is delivered.
+    /// wait. After this end closed the session, and once it [leaves](Self::leave), nothing is delivered.
     #[must_use]
     pub fn delivers(&self) -> bool {
-        self.is_open() || matches!(self.life, Life::EndReceived { .. })
+        (self.is_open() && self.hold != Hold::Leaving) || matches!(self.life, Life::EndReceived { .. })
     }
 
     /// Returns credentials that the client sent for the live session, once each. The application judges them and
@@ -144,6 +147,6 @@ impl ServerSession {
     /// carries the mark again.
     pub fn note_replaced(&mut self) {
         let (after, acknowledged) = (self.flow.outbox.last(), self.flow.outbox.acknowledged());
-        self.replaced.get_or_insert_default().add(after, acknowledged);
+        self.rare.get_or_insert_default().replaced.add(after, acknowledged);
     }
 }

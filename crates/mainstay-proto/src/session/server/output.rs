@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::ending::{Closed, Ending};
+use super::moving::UNCONFIRMED_LIFE;
 use super::{Auth, Life, Probe, ServerSession};
 use crate::heartbeat::Action;
 use crate::session::end::EndCause;
@@ -15,7 +16,9 @@ use crate::ws::CloseCode;
 impl ServerSession {
     /// Returns the next thing to do to `connection`. A fenced connection gets nothing.
     pub fn poll_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
-        let attached = self.attached.as_mut().filter(|a| a.connection == connection)?;
+        let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) else {
+            return self.close_fenced(connection);
+        };
         if let Some(welcome) = attached.welcome.take() {
             return Some(Transmit::control(&Control::Welcome(welcome)));
         }
@@ -46,8 +49,8 @@ impl ServerSession {
         {
             return Some(transmit);
         }
-        if let Some(replaced) = &mut self.replaced
-            && let Some(mark) = replaced.transmit(attached.lane.wrote)
+        if let Some(rare) = &mut self.rare
+            && let Some(mark) = rare.replaced.transmit(attached.lane.wrote)
         {
             return Some(mark);
         }
@@ -135,6 +138,9 @@ impl ServerSession {
 
     fn expires_at(&self) -> Option<Instant> {
         match self.life {
+            Life::Parked { since } if self.was_never_confirmed() => {
+                Some(since + self.resume_window.min(UNCONFIRMED_LIFE))
+            }
             Life::Parked { since } => Some(since + self.resume_window),
             Life::Closing { until, .. } if self.attached.is_none() => Some(until),
             _ => None,

@@ -1,0 +1,104 @@
+//! The sessions of all nodes, and their applications.
+//!
+//! A session that moves is another machine at another node ([`Hosted`]), and still the same [`Stream`] to its
+//! applications: numbers continue.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use mainstay_proto::session::{ConnectionId, ServerSession, Sessions};
+
+use crate::oracle::Volatile;
+
+/// A session at one node.
+pub(super) struct Hosted {
+    pub(super) machine: Option<ServerSession>,
+    pub(super) node: usize,
+    pub(super) stream: usize,
+    /// The newest epoch in which bytes were written, and the connection.
+    pub(super) writer: Option<(u64, ConnectionId)>,
+    /// When its application receives its next message.
+    pub(super) next_take: Option<Instant>,
+    /// When it acknowledges what it received.
+    pub(super) confirms_at: Option<Instant>,
+}
+
+/// A session as its applications see it, wherever it is.
+#[derive(Default)]
+pub(super) struct Stream {
+    /// The number of the last message that the server's application sent.
+    pub(super) sent: u64,
+    /// The highest of them that the client's application received.
+    pub(super) delivered: u64,
+    /// The client that owns it, and the instance.
+    pub(super) owner: (usize, u64),
+    pub(super) principal: Vec<u8>,
+    pub(super) volatile: Volatile,
+}
+
+impl Stream {
+    /// The client's application received everything up to this number, or a gap in its place.
+    pub(super) fn delivered(&mut self, number: u64) {
+        self.delivered = self.delivered.max(number);
+    }
+}
+
+/// The sessions of all nodes.
+#[derive(Default)]
+pub(super) struct Arena {
+    pub(super) hosted: Vec<Hosted>,
+    pub(super) streams: Vec<Stream>,
+    by_id: BTreeMap<[u8; 8], usize>,
+    /// The node that creates sessions now.
+    pub(super) creator: usize,
+}
+
+impl Arena {
+    pub(super) fn machine(&mut self, session: usize) -> Option<&mut ServerSession> {
+        self.hosted[session].machine.as_mut()
+    }
+
+    pub(super) fn stream_of(&mut self, session: usize) -> &mut Stream {
+        &mut self.streams[self.hosted[session].stream]
+    }
+
+    /// Returns the sessions of a node, those that are over too.
+    pub(super) fn of_node(&self, node: usize) -> Vec<usize> {
+        (0..self.hosted.len()).filter(|session| self.hosted[*session].node == node).collect()
+    }
+
+    /// Whether some node has the session.
+    pub(super) fn lives(&self, stream: usize) -> bool {
+        self.hosted.iter().any(|hosted| hosted.stream == stream && hosted.machine.is_some())
+    }
+
+    /// Returns the number of sessions that live at a node.
+    pub(super) fn live(&self, node: usize) -> usize {
+        self.hosted.iter().filter(|hosted| hosted.node == node && hosted.machine.is_some()).count()
+    }
+}
+
+impl Sessions for Arena {
+    type Handle = usize;
+
+    fn with<R>(&mut self, handle: &usize, f: impl FnOnce(&mut ServerSession) -> R) -> R {
+        #[allow(clippy::expect_used, reason = "a dangling name is a bug that the run must stop at")]
+        f(self.machine(*handle).expect("the registry names a session that is gone"))
+    }
+
+    fn create(&mut self, session: ServerSession) -> usize {
+        let stream = *self.by_id.entry(session.id().0).or_insert_with(|| {
+            self.streams.push(Stream::default());
+            self.streams.len() - 1
+        });
+        self.hosted.push(Hosted {
+            machine: Some(session),
+            node: self.creator,
+            stream,
+            writer: None,
+            next_take: None,
+            confirms_at: None,
+        });
+        self.hosted.len() - 1
+    }
+}

@@ -1,0 +1,257 @@
+//! A relay: a client's connection that this node forwards to the owner of its session, byte for byte.
+//!
+//! A relay is a task of a worker with two sockets and no buffer at rest. It reads into the worker's scratch buffer and writes
+//! to the other side. While bytes wait that the other side did not accept, it reads no further, so TCP holds back whichever
+//! end is too fast. Heartbeats, windows and replay run between client and owner: a relay knows nothing of them.
+//!
+//! Source: `docs/CLUSTER.md`.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::net::TcpStream;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::figures::Figures;
+use crate::clock::now;
+use crate::driver::Permit;
+use crate::transport::Transport;
+use crate::worker::{self, Signal, Task, TaskContext, TaskPoll, with_scratch};
+
+/// Reads of each side for each poll.
+const ROUNDS: usize = 4;
+/// How long the other side has to follow, once one has ended.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The relays of one node.
+#[derive(Default)]
+pub(super) struct Relays {
+    handles: Mutex<Slab<Arc<Handle>>>,
+}
+
+/// Wakes a relay, or cuts it.
+struct Handle {
+    signal: Signal,
+    is_cut: AtomicBool,
+}
+
+impl Wake for Handle {
+    fn wake(self: Arc<Self>) {
+        self.signal.wake();
+    }
+}
+
+/// What a relay begins with.
+pub(crate) struct Beginning {
+    pub(crate) client: Transport,
+    pub(crate) permit: Option<Arc<Permit>>,
+    pub(crate) owner: TcpStream,
+    /// What the owner sent behind its answer.
+    pub(crate) to_client: Bytes,
+}
+
+/// See the module.
+struct Relay {
+    handle: Arc<Handle>,
+    client: Side,
+    owner: Side,
+    /// When both sides are dropped, because one has ended.
+    until: Option<Instant>,
+    listed: Listed,
+    _permit: Option<Arc<Permit>>,
+    _token: TaskTrackerToken,
+}
+
+/// One of the two connections.
+struct Side {
+    transport: Transport,
+    /// What it did not accept yet.
+    unsent: Option<Box<Bytes>>,
+    /// Nothing more comes from it.
+    has_ended: bool,
+    /// Nothing more goes to it.
+    is_shut: bool,
+}
+
+/// A relay's place in the list of its node.
+struct Listed {
+    relays: Arc<Relays>,
+    figures: Arc<Figures>,
+    slot: u32,
+}
+
+impl Relays {
+    /// Spawns a relay at a worker.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        beginning: Beginning,
+        figures: &Arc<Figures>,
+        token: TaskTrackerToken,
+    ) {
+        let Beginning { client, permit, owner, to_client } = beginning;
+        let handle =
+            Arc::new(Handle { signal: Signal::new(worker::mailbox()), is_cut: AtomicBool::new(false) });
+        let relay = Relay {
+            client: Side::new(client, to_client),
+            owner: Side::new(Transport::tcp(owner), Bytes::new()),
+            until: None,
+            listed: self.list(Arc::clone(&handle), Arc::clone(figures)),
+            _permit: permit,
+            _token: token,
+            handle: Arc::clone(&handle),
+        };
+        handle.signal.spawn(Box::pin(relay));
+    }
+
+    fn list(self: &Arc<Self>, handle: Arc<Handle>, figures: Arc<Figures>) -> Listed {
+        let slot = self.handles.lock().unwrap_or_else(PoisonError::into_inner).insert(handle);
+        Figures::add(&figures.relays, 1);
+        Figures::add(&figures.relayed, 1);
+        // Four thousand million relays do not fit any machine.
+        Listed { relays: Arc::clone(self), figures, slot: u32::try_from(slot).unwrap_or(u32::MAX) }
+    }
+
+    /// Cuts all relays, one by one, over this time. Their clients come back to another node, and to the same owner.
+    pub(super) async fn cut_over(&self, spread: Duration) {
+        let handles: Vec<_> = {
+            let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+            handles.iter().map(|(_, handle)| Arc::clone(handle)).collect()
+        };
+        let pause = spread / u32::try_from(handles.len()).unwrap_or(u32::MAX).max(1);
+        for handle in handles {
+            handle.is_cut.store(true, Ordering::Release);
+            handle.signal.wake();
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let mut handles = self.relays.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.try_remove(self.slot as usize);
+        if handles.is_empty() {
+            *handles = Slab::new();
+        }
+        drop(handles);
+        Figures::subtract(&self.figures.relays, 1);
+    }
+}
+
+impl Task for Relay {
+    fn signal(&self) -> &Signal {
+        &self.handle.signal
+    }
+
+    fn poll_task(self: Pin<&mut Self>, context: &TaskContext<'_>) -> TaskPoll {
+        let this = self.get_mut();
+        let waker = Waker::from(Arc::clone(&this.handle));
+        this.handle.signal.take_wake();
+        match this.forward(context, &mut Context::from_waker(&waker)) {
+            Ok(more) => this.rest(more),
+            Err(error) => {
+                tracing::debug!(%error, "a relay ends");
+                TaskPoll::Done
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Forwards what both sides sent. `true`: there may be more.
+    fn forward(&mut self, context: &TaskContext<'_>, cx: &mut Context<'_>) -> io::Result<bool> {
+        self.client.transport.register(context)?;
+        self.owner.transport.register(&context.other_side())?;
+        for _ in 0..ROUNDS {
+            let up = forward_once(&mut self.client, &mut self.owner, cx)?;
+            let down = forward_once(&mut self.owner, &mut self.client, cx)?;
+            if !up && !down {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends a poll.
+    fn rest(&mut self, more: bool) -> TaskPoll {
+        let is_one_sided = self.client.has_ended || self.owner.has_ended;
+        if is_one_sided {
+            self.until.get_or_insert(now() + LINGER);
+        }
+        let is_over = self.client.is_shut && self.owner.is_shut;
+        self.handle.signal.end_poll();
+        if is_over || self.until.is_some_and(|at| at <= now()) || self.handle.is_cut.load(Ordering::Acquire) {
+            return TaskPoll::Done;
+        }
+        if more || self.handle.signal.is_woken() { TaskPoll::Again } else { TaskPoll::Until(self.until) }
+    }
+}
+
+impl Side {
+    fn new(transport: Transport, unsent: Bytes) -> Self {
+        let unsent = (!unsent.is_empty()).then(|| Box::new(unsent));
+        Self { transport, unsent, has_ended: false, is_shut: false }
+    }
+
+    /// Writes `bytes`, and keeps what the socket does not accept.
+    fn write(&mut self, mut bytes: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
+        match self.transport.poll_write_all(cx, &mut bytes) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => self.unsent = Some(Box::new(Bytes::copy_from_slice(bytes))),
+        }
+        Ok(())
+    }
+
+    /// Writes what was not accepted before. `false`: some of it still waits.
+    fn write_unsent(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        let Some(unsent) = &mut self.unsent else { return Ok(true) };
+        match self.transport.poll_write_all(cx, unsent.as_mut()) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(done) => done?,
+        }
+        self.unsent = None;
+        Ok(true)
+    }
+}
+
+/// Reads once from one side and writes to the other. `true`: there may be more.
+fn forward_once(from: &mut Side, to: &mut Side, cx: &mut Context<'_>) -> io::Result<bool> {
+    if !to.write_unsent(cx)? {
+        return Ok(false);
+    }
+    if from.has_ended {
+        // Best effort: a side that cannot be shut down is dropped soon.
+        to.is_shut = to.is_shut || to.transport.poll_shutdown(cx).is_ready();
+        return Ok(false);
+    }
+    if !from.transport.may_read() {
+        return Ok(false);
+    }
+    with_scratch(|scratch| match from.transport.poll_read(cx, &mut scratch.read) {
+        Poll::Pending => Ok(false),
+        Poll::Ready(Ok(0)) => {
+            from.has_ended = true;
+            Ok(true)
+        }
+        Poll::Ready(Ok(count)) => {
+            to.write(scratch.read.get(..count).unwrap_or_default(), cx)?;
+            Ok(true)
+        }
+        Poll::Ready(Err(error)) => Err(error),
+    })
+}
+
+/// Detects an owner whose host vanished: probes after 5 s of silence, and gives up after three, 2 s apart. Best effort.
+pub(super) fn keep_alive(owner: &TcpStream) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(2))
+        .with_retries(3);
+    let _ = socket2::SockRef::from(owner).set_tcp_keepalive(&keepalive);
+}

@@ -1,0 +1,125 @@
+//! A HELLO that came from another node: this one may own its session.
+//!
+//! The entry node has authenticated the client. The owner reads HELLO from the client's own bytes, with a codec of its own,
+//! queries its registry for the *resume* alone, and never relays again.
+//!
+//! Source: `docs/CLUSTER.md`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::registry::Resumed;
+use mainstay_proto::session::{Answer, Presenter, Route, ServerSession, Sessions};
+use mainstay_proto::ws::{Connection, Role};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::core::{CoreRef, Cores, Shared};
+use super::inner::Origin;
+use super::open::{before_hello, next_connection, resume, wait_for_hello};
+use super::stats::Counters;
+use crate::clock::now;
+use crate::cluster::{Figures, Node};
+use crate::driver::Wire;
+use crate::transport::Transport;
+
+/// Attaches a client that another node relays, or answers what became of its session. `early`: the client's bytes that came
+/// with the block.
+pub(crate) async fn attach(
+    shared: Arc<Shared>,
+    node: Arc<Node>,
+    head: Head,
+    stream: TcpStream,
+    early: Bytes,
+) {
+    let limits = shared.config.limits;
+    let codec = Connection::new(Role::Server, before_hello(limits), head.deflate, [0; 32]);
+    let mut wire = Wire::new(Transport::tcp(stream), codec, early);
+    let deadline = Instant::now() + BLOCK_TIME;
+    // Not a HELLO: the entry node has read one in the same bytes, so this is no node.
+    let Ok(hello) = wait_for_hello(&shared.stats, &mut wire, |_| {}, deadline).await else { return };
+    wire.begin_session(limits);
+    let connection = next_connection();
+    let answer = loop {
+        let resumed = {
+            let who = Presenter { principal: &head.principal, path: &head.path };
+            let mut owned = Owned::new(&shared);
+            let resumed = shared.registry_for_hello().resume(now(), connection, who, &hello, &mut owned);
+            owned.notify_ended();
+            resumed
+        };
+        match resumed {
+            Resumed::Answer(Answer::Attached { session, fenced, .. }) => {
+                Figures::add(&node.figures.accepted, 1);
+                Counters::add(&shared.stats.attached_resumed, 1);
+                session.begin_relayed_epoch();
+                // A relay that is gone by now shows when the session writes.
+                let _ = wire.write_first(PeerAnswer::Accepted.encode()).await;
+                let from = Origin { address: known(head.client), path: head.path.into() };
+                return resume(&session, fenced, connection, wire, from).await;
+            }
+            Resumed::Answer(Answer::Refused { refuse, why }) => {
+                tracing::debug!(?why, entry = %head.from, "a HELLO from another node is refused");
+                Counters::add(&shared.stats.attach_refused, 1);
+                break PeerAnswer::Refused(refuse);
+            }
+            Resumed::Lost(account) => break PeerAnswer::Lost(account),
+            Resumed::Released => {
+                released(&node, &hello).await;
+                break PeerAnswer::Released;
+            }
+            Resumed::Movable(session) => {
+                session.leave();
+                session.left().await;
+            }
+        }
+    };
+    Figures::add(&node.figures.answered, 1);
+    let _ = wire.write_first(answer.encode()).await;
+}
+
+/// Waits until the engine has the session.
+async fn released(node: &Node, hello: &Hello) {
+    if let Some(route) = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token)) {
+        node.released(route.session).await;
+    }
+}
+
+/// An entry node whose listener has no addresses states 0.0.0.0:0.
+fn known(address: SocketAddr) -> Option<SocketAddr> {
+    (!address.ip().is_unspecified()).then_some(address)
+}
+
+/// The sessions of this server as its registry sees them, for a HELLO that creates none. A draining registry ends sessions;
+/// their tasks must look.
+pub(super) struct Owned {
+    cores: Cores,
+    touched: Vec<CoreRef>,
+}
+
+impl Owned {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        Self { cores: Cores::without_client(shared), touched: Vec::new() }
+    }
+
+    /// Has the tasks of sessions look that the registry has ended.
+    pub(super) fn notify_ended(self) {
+        self.touched.iter().filter(|core| core.lock().peer.is_closed()).for_each(|core| core.notify());
+    }
+}
+
+impl Sessions for Owned {
+    type Handle = CoreRef;
+
+    fn with<R>(&mut self, handle: &CoreRef, f: impl FnOnce(&mut ServerSession) -> R) -> R {
+        self.touched.push(Arc::clone(handle));
+        self.cores.with(handle, f)
+    }
+
+    fn create(&mut self, session: ServerSession) -> CoreRef {
+        self.cores.create(session)
+    }
+}
