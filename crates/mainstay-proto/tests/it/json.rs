@@ -287,7 +287,7 @@ impl Fields<'_> {
     }
 }
 
-fn account_to_json(account: Account) -> Value {
+pub(crate) fn account_to_json(account: Account) -> Value {
     json!({
         "acknowledged": account.acknowledged,
         "delivered": account.delivered,

@@ -3,6 +3,7 @@
 
 mod auth;
 mod close;
+mod cluster;
 mod conformance;
 mod connect;
 mod ends;
