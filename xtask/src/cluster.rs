@@ -7,6 +7,8 @@
 //!                                                    redis-server, valkey-server (killed, stopped, emptied)
 //! ```
 //!
+//! Before that the driver is tested alone, against both engines: `engines::drive`.
+//!
 //! Every part is a process of its own. Backend and clients write down what they saw; `verdict` compares the two, and `rows`
 //! says what each round must count: nothing is lost without a report, nothing comes twice, nothing at all is lost where nodes
 //! are drained and sessions may move, and every reported gap is one that docs/CLUSTER.md names.
@@ -16,7 +18,7 @@ mod rows;
 mod stage;
 mod verdict;
 
-use crate::engines::{Brand, Program};
+use crate::engines::{self, Brand, Program};
 use crate::run::cargo;
 use crate::{Depth, Outcome, Result, install};
 
@@ -25,6 +27,7 @@ const BALANCER: &str = "target/debug/cluster_balancer";
 const CLIENT: &str = "target/debug/cluster_client";
 
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
+    engines::drive()?;
     install::node_packages("proof")?;
     cargo(
         "build --package mainstay-cli --package mainstay-peers --bin mainstay --bin cluster_balancer --bin cluster_client",

@@ -13,6 +13,7 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
+#[allow(dead_code, reason = "scale uses what is left")]
 mod engines;
 mod install;
 mod instructions;
@@ -64,7 +65,6 @@ const STEPS: &[Step] = &[
         ecosystems::step,
     ),
     Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step()),
-    Step::new("cluster", "nodes that share a real Redis and a real Valkey", |_| engines::drive()),
     Step::new("losses", "what a cut costs by hand and with Mainstay", losses::step),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| {

@@ -38,6 +38,7 @@ mod request_body;
 mod response_body;
 mod retry_after;
 mod rules;
+mod saved;
 mod serve;
 mod session;
 mod signals;

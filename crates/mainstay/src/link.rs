@@ -212,6 +212,14 @@ impl Builder<Plain> {
         self
     }
 
+    /// Whether the first connection continues one that another process had, as for a session that moved here: it counts as a
+    /// replacement, so [`Incoming::FreshPeer`](crate::client::Incoming::FreshPeer) comes first, and
+    /// [`holds_replaced`](Self::holds_replaced) holds it back. Default: no.
+    pub fn continues(mut self, continues: bool) -> Self {
+        self.config.continues = continues;
+        self
+    }
+
     /// Recognises the message by which the peer announces that it restarts: the Close behind it counts as 1012, whatever its
     /// code. Default: no message announces it.
     pub fn announces_restart(mut self, announces: fn(&Message) -> bool) -> Self {

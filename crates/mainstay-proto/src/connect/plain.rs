@@ -94,7 +94,8 @@ impl Client {
     }
 
     pub(super) fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
-        let first = self.epoch == 0;
+        let replaced = self.earlier_connections();
+        let first = replaced == 0;
         let Peer::Plain(plain) = &mut self.peer else { return };
         plain.volatiles = Volatiles::default();
         (plain.progressed, plain.restarts) = (false, false);
@@ -102,10 +103,9 @@ impl Client {
         let is_next = !plain.inbox.items().iter().any(|delivery| matches!(delivery, Delivery::Message(_)));
         if !first && (self.closing.is_none() || self.config.reads_while_closing) {
             // Marks that follow each other become one.
-            let count = self.epoch;
             match plain.inbox.newest_mut() {
-                Some(Delivery::Replaced { count: before }) => *before = count,
-                _ => plain.inbox.push(Delivery::Replaced { count }),
+                Some(Delivery::Replaced { count: before }) => *before = replaced,
+                _ => plain.inbox.push(Delivery::Replaced { count: replaced }),
             }
         }
         // A replacement: messages that were written to the old connection and not confirmed are written again.
@@ -117,13 +117,18 @@ impl Client {
         self.epoch += 1;
         self.events.push_back(Event::Attached { mode: Mode::Plain, resumed: false, epoch: self.epoch });
         if !first && is_next {
-            self.report_fresh_peer(self.epoch - 1);
+            self.report_fresh_peer(replaced);
         }
+    }
+
+    /// Returns how many connections there were to the peer, those of a client that this one continues as one.
+    fn earlier_connections(&self) -> u64 {
+        self.epoch + u64::from(self.config.continues)
     }
 
     /// Returns what goes ahead on the connection that `replacement` announced, if that is the current one.
     fn held_back(&mut self, replacement: u64) -> Option<&mut Ahead> {
-        let is_current = self.attached.is_some() && self.epoch == replacement + 1;
+        let is_current = self.attached.is_some() && self.earlier_connections() == replacement + 1;
         let ahead = self.peer.plain_mut().filter(|_| is_current)?.ahead.as_deref_mut();
         ahead.filter(|ahead| !ahead.released)
     }

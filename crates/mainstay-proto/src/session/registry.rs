@@ -17,7 +17,7 @@ pub use self::moving::{Adopted, Released};
 use super::message::{Account, Control, Delay, Hello, Instance, LossCause, Resume, ResumeToken, SessionId};
 use super::names::{Name, Presenter, Secrets};
 use super::route::{NodeId, Route};
-use super::server::{Attach, Attempt, Fenced, FinalCounts, Identity, ServerConfig, ServerSession};
+use super::server::{Attach, Attempt, Closed, Fenced, FinalCounts, Identity, ServerConfig, ServerSession};
 use super::transmit::ConnectionId;
 use crate::admission::Source;
 use crate::ws::CloseCode;
@@ -484,12 +484,13 @@ impl<H: Clone> Registry<H> {
     }
 
     /// Buries a session that is over: its names lead to a tombstone from now on. Call it for every session whose
-    /// [`closed`](ServerSession::closed) is set, before you drop the session. Does nothing for other sessions.
+    /// [`closed`](ServerSession::closed) is set, before you drop the session. Does nothing for other sessions, nor for
+    /// one that was [released](Self::release): its names may be here again.
     pub fn bury(&mut self, now: Instant, session: &ServerSession) {
         // The tombstone may be forgotten by now. Then no name is left, and the session must not count as live. Another
         // session may have its key by now, but none its token.
         let is_live = matches!(self.names.get(&session.own_name()), Some(Entry::Live(_)));
-        if session.closed().is_none() || !is_live {
+        if session.closed().is_none_or(|closed| closed == Closed::Moved) || !is_live {
             return;
         }
         self.forget_old(now);

@@ -247,6 +247,24 @@ fn what_goes_ahead_is_lost_with_its_connection_and_releases_no_other() {
 }
 
 #[test]
+fn the_first_connection_of_a_link_that_continues_another_counts_as_a_replacement() {
+    let config =
+        ConnectConfig { link: true, holds_replaced: true, continues: true, ..ConnectConfig::default() };
+    let mut link = Link::with(config);
+    assert_eq!(link.client.deliver(link.now), Some(Incoming::FreshPeer { count: 1 }));
+    link.client.send(Message::text("a")).unwrap();
+    assert_eq!(texts(&link.turn()), [""; 0]);
+    link.client.send_ahead(1, Message::text("login"));
+    link.client.release(1);
+    assert_eq!(texts(&link.turn()), ["login", "a"]);
+    link.lose();
+    link.attach();
+    assert_eq!(link.client.deliver(link.now), Some(Incoming::FreshPeer { count: 2 }));
+    link.client.release(2);
+    assert_eq!(texts(&link.turn()), ["a"]);
+}
+
+#[test]
 fn a_link_that_is_abandoned_ends_at_once_and_reports_what_it_kept() {
     let mut link = Link::with(ConnectConfig { link: true, holds_replaced: true, ..ConnectConfig::default() });
     link.client.send(Message::text("written")).unwrap();

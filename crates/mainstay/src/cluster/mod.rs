@@ -1,6 +1,6 @@
 //! Many nodes that serve one another's sessions.
 //!
-//! The nodes share an [`Engine`]: Redis 7 or later, or Valkey. It knows the nodes and what they released; the sessions stay in
+//! The nodes share an [`Engine`]: Redis 6.2 or later, or Valkey. It knows the nodes and what they released; the sessions stay in
 //! their owners' memory, so a node that cannot reach the engine serves on. A client may come back to any node: that *entry
 //! node* forwards its connection to the *owner* of its session. At a drain, sessions that may move are *released* to the engine
 //! and *claimed* by the node that their client reaches next.
