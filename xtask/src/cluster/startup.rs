@@ -54,7 +54,11 @@ pub(super) fn refused(program: &Program) -> Result<()> {
         Wrong { what: "a wrong password", flags: engine(&wrong_password), words: &["password"] },
         Wrong { what: "a replica", flags: engine(&urls[1]), words: &["replica"] },
         Wrong { what: "a server that is no engine", flags: engine(&engines.other), words: &["Redis"] },
-        Wrong { what: "a name that is none", flags: more(&["--cluster-name", "a b"]), words: &["--cluster-name"] },
+        Wrong {
+            what: "a name that is none",
+            flags: more(&["--cluster-name", "a b"]),
+            words: &["--cluster-name"],
+        },
         Wrong {
             what: "a file beside an engine",
             flags: more(&["--state-dir", "/tmp"]),
@@ -80,7 +84,7 @@ pub(super) fn refused(program: &Program) -> Result<()> {
 impl Engines {
     fn start(program: &Program, home: &Path) -> Result<Self> {
         let good = program.start(home, &[])?;
-        let of = format!("127.0.0.1 {}", good.address.port());
+        let master = good.address.port().to_string();
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let other = format!("redis://{}", listener.local_addr()?);
         spawn(move || {
@@ -89,8 +93,9 @@ impl Engines {
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
             }
         });
-        let guarded = program.start_guarded(home, "correct")?;
-        let replica = program.start(home, &["--replicaof", &of])?;
+        let guarded = program.start(home, &[])?;
+        guarded.run(&["CONFIG", "SET", "requirepass", "correct"])?; // it answered a PING without one until now
+        let replica = program.start(home, &["--replicaof", "127.0.0.1", &master])?;
         Ok(Self { good, guarded, replica, other })
     }
 }
@@ -102,7 +107,8 @@ impl Wrong<'_> {
         let log = home.join("refused.log");
         let mut serve = Command::new(cluster::MAINSTAY);
         serve.args(["serve", "--listen", "127.0.0.1:0"]).args(&self.flags);
-        let mut process = Background::start_quietly(&mut serve, log.clone()).map_err(|e| wrong(e.to_string()))?;
+        let mut process =
+            Background::start_quietly(&mut serve, log.clone()).map_err(|e| wrong(e.to_string()))?;
         let status = process.wait_end(LIMIT).map_err(|error| wrong(error.to_string()))?;
         let printed = fs::read_to_string(log).map_err(|error| wrong(error.to_string()))?;
         println!("    {:44} {}", self.what, printed.trim_end());
@@ -125,12 +131,16 @@ pub(super) fn engine_comes_later(program: &Program, size: &Size) -> Result<()> {
     let alone = stage.nodes.iter().map(|node| node.metric(super::NODES)).collect::<Result<Vec<_>>>()?;
     let engine = program.start_at(address, &home, &[])?;
     stage.wait_nodes(2)?;
-    stage.cut_and_wait(size.clients())?;
+    stage.cut_and_wait(size.clients)?;
     let said = stage.lines_of_nodes(&address.to_string())?;
     let verdict = stage.close()?;
     drop(engine);
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
-    rows.push(row("nodes that knew of another one before", alone.iter().filter(|count| **count > 1).count() as u64, Must::Be(0)));
+    rows.push(row(
+        "nodes that knew of another one before",
+        alone.iter().filter(|count| **count > 1).count() as u64,
+        Must::Be(0),
+    ));
     rows.push(row("lines of the nodes that name the engine", said, Must::BeAtLeast(4)));
     rows::judge("the engine answers only after the nodes have started", &rows)
 }
@@ -142,10 +152,11 @@ pub(super) fn two_clusters(program: &Program, size: &Size) -> Result<()> {
     let others = size.setup("two-others", 1, &cluster.flags(&["--session-header", "x-tenant"]));
     let mut other = Stage::set(&others)?;
     sleep(Duration::from_secs(4)); // every node has read the table
-    stage.cut_and_wait(size.clients())?;
-    other.cut_and_wait(size.clients())?;
+    stage.cut_and_wait(size.clients)?;
+    other.cut_and_wait(size.clients)?;
     let noticed = [stage.lines_of_nodes("one name")?, other.lines_of_nodes("one name")?];
-    for (name, stage) in [("the first of two clusters under one name", stage), ("the second of them", other)] {
+    for (name, stage) in [("the first of two clusters under one name", stage), ("the second of them", other)]
+    {
         rows::judge(name, &rows::of(&stage.close()?, &Allowed::NOTHING))?;
     }
     let rows = [

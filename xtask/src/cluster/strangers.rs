@@ -3,10 +3,9 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::thread::spawn;
-use std::time::Duration;
 
-use super::rows::{self, Allowed, Must, row};
 use super::rounds::{Cluster, NAME, Size};
+use super::rows::{self, Allowed, Must, row};
 use super::stage::{LIMIT, Stage};
 use crate::Result;
 use crate::engines::Program;
@@ -36,7 +35,10 @@ pub(super) fn strangers(program: &Program, size: &Size) -> Result<()> {
         for (what, bytes, ends) in calls(&node.node) {
             for _ in 0..TIMES {
                 let (listener, bytes) = (node.listener, bytes.clone());
-                visits.push((what, spawn(move || visit(listener, &bytes, ends).map_err(|error| error.to_string()))));
+                visits.push((
+                    what,
+                    spawn(move || visit(listener, &bytes, ends).map_err(|error| error.to_string())),
+                ));
             }
         }
     }
@@ -110,7 +112,8 @@ fn visit(listener: SocketAddr, bytes: &[u8], ends: bool) -> std::io::Result<usiz
 }
 
 fn parse(table: &str) -> Result<Vec<Listed>> {
-    let lines: Vec<Vec<u8>> = table.lines().map(bytes_of).collect::<Option<_>>().ok_or("no hexadecimal digits")?;
+    let lines: Vec<Vec<u8>> =
+        table.lines().map(bytes_of).collect::<Option<_>>().ok_or("no hexadecimal digits")?;
     let listed = lines.chunks(2).map(|pair| match pair {
         [node, field] if node.len() == 8 => {
             Some(Listed { node: node.clone(), listener: listener_of(field)? })
@@ -144,7 +147,10 @@ mod tests {
     fn a_table_is_read_as_the_vectors_write_it() {
         let field = "01040a0000075b5810000102030405060708090a0b0c0d0e0f08c3c3c3c3c3c3c3c305";
         let nodes = parse(&format!("a1a1a1a1a1a1a1a1\n{field}\n")).unwrap();
-        assert_eq!((nodes[0].node.as_slice(), nodes[0].listener), (&[0xa1; 8][..], "10.0.0.7:7000".parse().unwrap()));
+        assert_eq!(
+            (nodes[0].node.as_slice(), nodes[0].listener),
+            (&[0xa1; 8][..], "10.0.0.7:7000".parse().unwrap())
+        );
         assert!(parse("a1a1\n00\n").is_err());
     }
 
