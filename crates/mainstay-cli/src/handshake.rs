@@ -62,6 +62,7 @@ async fn forward_handshake(
     let upgrade = upgrade.heartbeat(config.heartbeats.for_path(&request.path));
     if upgrade.is_resumable() {
         let principal = config.principal.of(upgrade.headers());
+        let upgrade = if config.movable { upgrade.movable() } else { upgrade };
         return upgrade
             .principal(principal)
             .manual_ack()
