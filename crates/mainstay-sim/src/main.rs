@@ -19,6 +19,12 @@ struct Arguments {
     /// The first seed
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// Play every seed with several nodes, an engine and a balancer
+    #[arg(long)]
+    cluster: bool,
+    /// Play every seed with one server
+    #[arg(long, conflicts_with = "cluster")]
+    alone: bool,
     /// Print the events of each seed
     #[arg(long)]
     trace: bool,
@@ -80,9 +86,14 @@ fn holds(scenario: &Scenario) -> bool {
 }
 
 fn play_seeds(arguments: &Arguments) -> ExitCode {
+    let (draw, flag): (fn(u64) -> Plan, _) = match arguments {
+        Arguments { cluster: true, .. } => (Plan::cluster, " --cluster"),
+        Arguments { alone: true, .. } => (Plan::alone, " --alone"),
+        _ => (Plan::draw, ""),
+    };
     let (mut failed, mut counts, mut runs) = (0_u64, Counts::default(), 0_u64);
     for seed in arguments.from..arguments.from.saturating_add(arguments.seeds) {
-        let plan = Plan::draw(seed);
+        let plan = draw(seed);
         let outcome = run(&plan, arguments.trace);
         if seed % 100 == 0 && run(&plan, false).trace != outcome.trace {
             println!("seed {seed}: two runs of the same seed differ");
@@ -97,7 +108,7 @@ fn play_seeds(arguments: &Arguments) -> ExitCode {
         if let Some(failure) = outcome.failure {
             failed += 1;
             println!(
-                "seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed} --trace"
+                "seed {seed}: {failure}\n  replay: cargo run --release -p mainstay-sim -- --seeds 1 --from {seed}{flag} --trace"
             );
         }
     }
@@ -117,8 +128,9 @@ fn report(seeds: u64, counts: &Counts) {
         "{resumed} resumes, {gaps} gaps reported, {dropped} messages dropped and reported, {ended} ends"
     );
     println!("dead: {silent} silent, {frozen} frozen, {stalled} stalled, {given_up} by clients");
+    println!("{} sessions moved, {} connections relayed", counts.moved, counts.relayed);
     println!("{full} sends given back, {partial} partial writes, {refused} refusals, {judged} AUTH judged");
     let faults: Vec<_> =
-        Fault::ALL.iter().zip(counts.faults).map(|(fault, count)| format!("{fault:?} {count}")).collect();
+        Fault::ALL.iter().zip(counts.faults.0).map(|(fault, count)| format!("{fault:?} {count}")).collect();
     println!("faults: {}", faults.join(", "));
 }

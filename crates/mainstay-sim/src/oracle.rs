@@ -29,6 +29,8 @@ pub struct Sent {
     undelivered: BTreeSet<u64>,
     /// The indices that the server's application received.
     got: BTreeSet<u64>,
+    /// Those that it has acknowledged, by itself or by receiving them.
+    confirmed: BTreeSet<u64>,
     /// The last index that each of the server's sessions received. (A HELLO that was in transit for long may open a
     /// session that its client has given up: messages on it were reported as unknown.)
     last: BTreeMap<usize, u64>,
@@ -64,12 +66,32 @@ impl Sent {
         Ok(())
     }
 
+    /// The server's application acknowledged these.
+    pub fn confirmed(&mut self, indices: impl IntoIterator<Item = u64>) {
+        self.confirmed.extend(indices);
+    }
+
+    /// The session left its node: what was delivered there and not acknowledged is delivered again.
+    pub fn moved(&mut self, session: usize, unconfirmed: &[u64]) {
+        for index in unconfirmed {
+            self.got.remove(index);
+        }
+        if let (Some(first), Some(last)) = (unconfirmed.iter().min(), self.last.get_mut(&session)) {
+            *last = (*last).min(first.saturating_sub(1));
+        }
+    }
+
     /// The client learned that the first `count` messages of its session were delivered.
     pub fn acknowledged(&mut self, number: u64) -> Result<(), String> {
         while self.acknowledged < number {
             let index = self.numbers.get(self.acknowledged as usize);
             if index.is_none_or(|index| !self.got.contains(index)) {
                 return Err(format!("acknowledged: client message {index:?}, and it was not delivered"));
+            }
+            if index.is_none_or(|index| !self.confirmed.contains(index)) {
+                return Err(format!(
+                    "acknowledged: client message {index:?}, and its receiver has not confirmed it"
+                ));
             }
             self.acknowledged += 1;
         }

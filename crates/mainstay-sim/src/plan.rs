@@ -43,8 +43,25 @@ pub struct Plan {
     pub spare_room: Option<usize>,
     /// How many tombstones the server keeps.
     pub tombstones: Option<usize>,
+    /// Several nodes serve the clients; `None`: one server.
+    pub cluster: Option<Cluster>,
     /// Mean time between two faults, per kind.
     pub faults: Vec<(Fault, Duration)>,
+}
+
+/// The nodes of a run, and what its applications allow.
+#[derive(Debug, Clone, Copy)]
+pub struct Cluster {
+    /// The number of nodes that serve at a time.
+    pub nodes: usize,
+    /// Sessions may move.
+    pub movable: bool,
+    /// How long a handler needs to return once its session leaves.
+    pub returns_within: Duration,
+    /// Some handlers never return.
+    pub hangs: bool,
+    /// How long a drain may take.
+    pub drain: Duration,
 }
 
 /// A kind of fault. A fault affects one connection, one process or the whole server, as its name says.
@@ -97,11 +114,35 @@ pub enum Fault {
     Renew,
     /// The connection behind the server is replaced, and the sessions continue.
     Replace,
+    /// A node's process is killed, perhaps with its machine; another node follows.
+    Kill,
+    /// A node drains and exits; another node follows.
+    Drain,
+    /// A node is cut from the engine for a while.
+    CutEngine,
+    /// Two nodes are cut from each other for a while.
+    CutNodes,
+    /// A node is cut from the engine and from another node for a while.
+    CutBoth,
+    /// A node's peer listener accepts connections and sends nothing for a while.
+    Mute,
+    /// The engine needs up to 3 s for an answer, for a while.
+    SlowEngine,
+    /// Requests to the engine and its answers are lost for a while.
+    LossyEngine,
+    /// No node reaches the engine for a while.
+    NoEngine,
+    /// The engine restarts and has forgotten everything.
+    EmptyEngine,
+    /// A replica of the engine takes over that lacks up to a second.
+    FailOver,
+    /// The balancer sends every client to one node for a while.
+    OneNode,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 35] = [
         Self::Reset,
         Self::BlackHole,
         Self::BlackHoleUp,
@@ -125,14 +166,68 @@ impl Fault {
         Self::StopReading,
         Self::Renew,
         Self::Replace,
+        Self::Kill,
+        Self::Drain,
+        Self::CutEngine,
+        Self::CutNodes,
+        Self::CutBoth,
+        Self::Mute,
+        Self::SlowEngine,
+        Self::LossyEngine,
+        Self::NoEngine,
+        Self::EmptyEngine,
+        Self::FailOver,
+        Self::OneNode,
     ];
+
+    /// Returns the kinds that one server meets, and those that only a cluster does.
+    fn by_world() -> (&'static [Self], &'static [Self]) {
+        static ALL: [Fault; Fault::ALL.len()] = Fault::ALL;
+        ALL.split_at(23)
+    }
+
+    /// Whether an application must not notice it, where nodes answer each other, sessions may move and handlers
+    /// return.
+    pub(crate) fn is_gentle(self) -> bool {
+        matches!(
+            self,
+            Self::Reset
+                | Self::Stall
+                | Self::Jam
+                | Self::Trickle
+                | Self::GoAway
+                | Self::Online
+                | Self::Drain
+                | Self::OneNode
+        )
+    }
+
+    /// Whether it is about the engine, or about a node's way to it.
+    fn is_of_engine(self) -> bool {
+        matches!(
+            self,
+            Self::CutEngine
+                | Self::SlowEngine
+                | Self::LossyEngine
+                | Self::NoEngine
+                | Self::EmptyEngine
+                | Self::FailOver
+        )
+    }
 
     /// A fault that costs a session is rare; otherwise sessions would never grow old.
     fn mean(self, rng: &mut SmallRng) -> Duration {
         match self {
-            Self::Restart | Self::Crash | Self::Leave | Self::End | Self::StopReading | Self::Renew => {
-                seconds(rng, 30.0..200.0)
-            }
+            Self::Restart
+            | Self::Crash
+            | Self::Leave
+            | Self::End
+            | Self::StopReading
+            | Self::Renew
+            | Self::Kill
+            | Self::Drain
+            | Self::EmptyEngine
+            | Self::FailOver => seconds(rng, 30.0..200.0),
             _ => seconds(rng, 2.0..60.0),
         }
     }
@@ -142,14 +237,52 @@ impl Fault {
 pub(crate) const WIDE: usize = 128 * 1024;
 
 impl Plan {
-    /// Draws the plan of a seed: one in ten has no fault, one in twenty has every kind.
+    /// Draws the plan of a seed: one seed in three is a cluster.
     #[must_use]
     pub fn draw(seed: u64) -> Self {
+        if seed % 3 == 2 { Self::cluster(seed) } else { Self::alone(seed) }
+    }
+
+    /// Draws the plan of a seed with several nodes.
+    #[must_use]
+    pub fn cluster(seed: u64) -> Self {
+        let mut plan = Self::alone(seed);
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xc105);
+        let (common, own) = Fault::by_world();
+        let mut pick = |kinds: Vec<Fault>, share: f64| -> Vec<Fault> {
+            kinds.into_iter().filter(|_| rng.random_bool(share)).collect()
+        };
+        let all = || common.iter().chain(own).copied().filter(|kind| *kind != Fault::Restart);
+        let kinds = match seed / 3 % 10 {
+            0 => Vec::new(),
+            1 => all().collect(),
+            2 | 3 => pick(all().filter(|kind| kind.is_gentle()).collect(), 0.6),
+            4 => pick(all().filter(|kind| kind.is_of_engine() || kind.is_gentle()).collect(), 0.5),
+            5 => pick(own.to_vec(), 0.5),
+            _ => pick(all().collect(), 0.25),
+        };
+        plan.faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
+        plan.clients = rng.random_range(1..=4);
+        let slow = rng.random_bool(0.2);
+        plan.cluster = Some(Cluster {
+            nodes: rng.random_range(1..=4),
+            movable: rng.random_bool(0.7),
+            returns_within: if slow { seconds(&mut rng, 0.0..8.0) } else { seconds(&mut rng, 0.0..0.3) },
+            hangs: rng.random_bool(0.1),
+            drain: seconds(&mut rng, 5.0..30.0),
+        });
+        plan
+    }
+
+    /// Draws the plan of a seed with one server: one in ten has no fault, one in twenty has every kind.
+    #[must_use]
+    pub fn alone(seed: u64) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
+        let all = Fault::by_world().0;
         let kinds: Vec<Fault> = match rng.random_range(0..20) {
             0 | 1 => Vec::new(),
-            2 => Fault::ALL.to_vec(),
-            _ => Fault::ALL.into_iter().filter(|_| rng.random_bool(0.25)).collect(),
+            2 => all.to_vec(),
+            _ => all.iter().copied().filter(|_| rng.random_bool(0.25)).collect(),
         };
         let faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
         let longest = if rng.random_bool(0.3) { rng.random_range(1..4_000) } else { 0 };
@@ -175,6 +308,7 @@ impl Plan {
             judged_within: rng.random_bool(0.4).then(|| seconds(&mut rng, 0.0..2.0)),
             spare_room: rng.random_bool(0.1).then(|| rng.random_range(0..3)),
             tombstones: rng.random_bool(0.1).then(|| rng.random_range(1..4)),
+            cluster: None,
             faults,
         }
     }

@@ -6,6 +6,9 @@
 //! `network`, the faults in `faults`.
 
 mod client;
+mod cluster;
+mod drain;
+mod engine;
 mod faults;
 mod network;
 mod server;
@@ -17,13 +20,14 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::session::ServerConfig;
+use mainstay_proto::session::{Fate, NodeId, ServerConfig};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::judge::{self, Observed};
 use crate::plan::{Fault, Plan};
 use client::ClientNode;
+use cluster::Cluster;
 use network::{Key, Packet, ServerEnd, Wire};
 use server::Server;
 use sessions::Arena;
@@ -68,8 +72,22 @@ pub struct Counts {
     pub refused: u64,
     /// Credentials that were judged on a live session.
     pub judged: u64,
+    /// Sessions that a node took over.
+    pub moved: u64,
+    /// Connections that a node relayed.
+    pub relayed: u64,
     /// Faults that occurred, in the order of [`Fault::ALL`].
-    pub faults: [u64; Fault::ALL.len()],
+    pub faults: Struck,
+}
+
+/// How often each fault occurred, in the order of [`Fault::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Struck(pub [u64; Fault::ALL.len()]);
+
+impl Default for Struck {
+    fn default() -> Self {
+        Self([0; Fault::ALL.len()])
+    }
 }
 
 impl Counts {
@@ -86,8 +104,10 @@ impl Counts {
         self.partial += other.partial;
         self.refused += other.refused;
         self.judged += other.judged;
+        self.moved += other.moved;
+        self.relayed += other.relayed;
         self.dead.iter_mut().zip(other.dead).for_each(|(sum, count)| *sum += count);
-        self.faults.iter_mut().zip(other.faults).for_each(|(sum, count)| *sum += count);
+        self.faults.0.iter_mut().zip(other.faults.0).for_each(|(sum, count)| *sum += count);
     }
 }
 
@@ -128,6 +148,8 @@ struct World {
     clients: Vec<ClientNode>,
     wires: BTreeMap<Key, Wire>,
     next_wire: u64,
+    /// What several nodes share; nothing of it happens without a cluster.
+    cluster: Cluster,
     refuse_until: Instant,
     no_judge_until: Instant,
     faults: Vec<(Instant, Fault, Duration)>,
@@ -183,7 +205,7 @@ impl World {
         }
         let config = server::config(&plan);
         Self {
-            servers: vec![Server::new(start, &plan, &config, rng.random())],
+            servers: vec![Server::new(start, &plan, &config, None, rng.random())],
             sessions: Arena::default(),
             volatile_sent: 0,
             config,
@@ -194,6 +216,7 @@ impl World {
             clients,
             wires: BTreeMap::new(),
             next_wire: 1,
+            cluster: Cluster::new(start),
             refuse_until: start,
             no_judge_until: start,
             faults,
@@ -206,6 +229,7 @@ impl World {
     }
 
     fn play(&mut self) -> Result<(), String> {
+        self.start_nodes();
         self.play_until(self.start + self.plan.length)?;
         self.heal();
         self.play_until(self.now + HEALING)?;
@@ -213,6 +237,9 @@ impl World {
         self.leave_all();
         self.play_until(self.now + LEAVING)?;
         self.check_empty()?;
+        if self.plan.cluster.is_some() {
+            return self.rest();
+        }
         // The registry forgets when a HELLO arrives, so one arrives: nothing older is left.
         self.play_until(self.now + DAY)?;
         self.clients.truncate(1);
@@ -225,6 +252,25 @@ impl World {
             (_, 1) => Ok(()),
             (names, tombstones) => Err(format!("{tombstones} tombstones, {names} names after their day")),
         }
+    }
+
+    /// A cluster at rest keeps nothing: no relay, and in the engine only the fields of living nodes.
+    fn rest(&mut self) -> Result<(), String> {
+        if let Some(leg) = self.wires.keys().find(|key| !key.is_outer()) {
+            return Err(format!("{leg:?} is left"));
+        }
+        // Nodes delete fields after an hour, which takes long to play.
+        if self.plan.seed.is_multiple_of(16) {
+            self.play_until(self.now + Duration::from_secs(75 * 60))?;
+            let living = |id: &NodeId| {
+                let is_its = |server: &&Server| server.member.as_ref().is_some_and(|member| member.id == *id);
+                self.servers.iter().filter(|server| server.lives()).any(|server| is_its(&server))
+            };
+            if let Some(dead) = self.cluster.engine.state.table.keys().find(|id| !living(id)) {
+                return Err(format!("the field of node {dead} is left"));
+            }
+        }
+        Ok(())
     }
 
     fn play_until(&mut self, end: Instant) -> Result<(), String> {
@@ -256,15 +302,19 @@ impl World {
         let running = (0..self.servers.len()).filter(|node| self.servers[*node].lives());
         let server = running.flat_map(|node| self.next_of_server(node).map(awake(node)));
         let packets = self.wires.iter().flat_map(|(key, wire)| {
-            let asleep_until = self.client_sleeps_until(*key);
-            let down = wire.down.next_arrival().map(|at| at.max(asleep_until));
+            let asleep_until = match wire.entry {
+                Some(entry) => self.servers[entry].process.paused_until,
+                None => self.client_sleeps_until(*key),
+            };
+            let down = wire.down.next_arrival().filter(|_| self.has_room(*key, false));
+            let down = down.map(|at| at.max(asleep_until));
             let room_up = wire.up.next_room(self.now).map(|at| at.max(asleep_until));
-            let judging = matches!(wire.server, ServerEnd::Judging { .. });
-            let up = wire.up.next_arrival().filter(|_| !judging).map(awake(wire.node));
+            let up = wire.up.next_arrival().filter(|_| wire.is_read() && self.has_room(*key, true));
+            let up = up.map(awake(wire.node));
             let room_down = wire.down.next_room(self.now).map(awake(wire.node));
             [down, room_up, up, room_down].into_iter().flatten()
         });
-        let times = faults.chain(clients).chain(server).chain(packets);
+        let times = faults.chain(clients).chain(server).chain(packets).chain(self.next_of_cluster());
         // A timer that is due was handled: it waits for something else, for example for a socket. A driver checks it
         // again all the same, because it does not know for what.
         times.map(|at| if at > self.now { at } else { self.now + TICK }).fold(far, Instant::min)
@@ -272,10 +322,12 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.strike();
-        self.deliver()?;
+        self.engine_reports();
+        self.read_all()?;
         self.wake();
         // Before a verdict a driver reads what is readable and writes what the socket accepts.
         self.drain_all();
+        self.relay_all()?;
         for index in 0..self.clients.len() {
             if self.clients[index].process.is_awake(self.now) {
                 self.client_turn(index)?;
@@ -284,10 +336,11 @@ impl World {
         for node in 0..self.servers.len() {
             if self.servers[node].runs(self.now) {
                 self.server_turn(node)?;
+                self.member_turn(node)?;
             }
         }
         self.drain_all();
-        Ok(())
+        self.relay_all()
     }
 
     /// Lets every machine that is awake write and report.
@@ -307,25 +360,48 @@ impl World {
 
     // ---- the network ----------------------------------------------------------------------------
 
-    fn deliver(&mut self) -> Result<(), String> {
+    fn read_all(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.wires.keys().copied().collect();
         for key in keys {
-            while let Some(wire) = self.wires.get_mut(&key) {
-                // A dead process reads nothing.
-                let client_awake = self.clients.get(key.client).is_none_or(|c| c.process.is_awake(self.now));
-                let server_awake = self.servers[wire.node].runs(self.now)
-                    && !matches!(wire.server, ServerEnd::Judging { .. });
-                if client_awake && let Some(arrived) = wire.down.arrive(self.now) {
-                    self.arrive_at_client(key, arrived)?;
-                } else if server_awake && let Some(arrived) = wire.up.arrive(self.now) {
-                    self.arrive_at_server(key, arrived)?;
-                } else {
-                    break;
-                }
-            }
+            while self.read_one(key)? {}
         }
         self.wires.retain(|_, wire| !wire.is_closed());
         Ok(())
+    }
+
+    /// Reads one piece of one connection, in either direction; `false`: there is none that its end reads.
+    fn read_one(&mut self, key: Key) -> Result<bool, String> {
+        let (client_reads, server_reads) = (self.client_reads(key), self.server_reads(key));
+        let Some(wire) = self.wires.get_mut(&key) else { return Ok(false) };
+        if client_reads && let Some((bytes, arrived)) = wire.down.arrive(self.now) {
+            if key.is_outer() {
+                self.arrive_at_client(key, arrived)?
+            } else {
+                self.arrive_at_entry(key, bytes, arrived)?
+            }
+        } else if server_reads && let Some((bytes, arrived)) = wire.up.arrive(self.now) {
+            match wire.server {
+                ServerEnd::Relay(leg) => self.relay(leg, true, bytes, arrived),
+                _ => self.arrive_at_server(key, arrived)?,
+            }
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// A dead client reads everything: its kernel drops it. A dead node's connections are over.
+    fn client_reads(&self, key: Key) -> bool {
+        let Some(wire) = self.wires.get(&key) else { return false };
+        match wire.entry {
+            Some(entry) => self.servers[entry].runs(self.now) && self.has_room(key, false),
+            None => self.clients.get(key.client).is_none_or(|client| client.process.is_awake(self.now)),
+        }
+    }
+
+    fn server_reads(&self, key: Key) -> bool {
+        let Some(wire) = self.wires.get(&key) else { return false };
+        self.servers[wire.node].runs(self.now) && wire.is_read() && self.has_room(key, true)
     }
 
     fn latency(&mut self) -> Duration {
@@ -368,8 +444,9 @@ impl World {
             for up in [true, false] {
                 let now = self.now;
                 let Some(wire) = self.wires.get_mut(&key) else { continue };
-                let awake = match self.clients.get(key.client) {
-                    Some(client) if up => client.process.is_awake(now),
+                let awake = match (wire.entry, self.clients.get(key.client)) {
+                    (Some(entry), _) if up => self.servers[entry].runs(now),
+                    (None, Some(client)) if up => client.process.is_awake(now),
                     _ => up || self.servers[wire.node].process.is_awake(now),
                 };
                 if awake && wire.lane(up).waits() {
@@ -404,7 +481,7 @@ impl World {
         for (index, client) in self.clients.iter_mut().enumerate() {
             if client.process.is_awake(now) && std::mem::take(&mut client.process.sleeps) {
                 let judge = judge::Client { interval, rtt: client.machine.rtt() };
-                let wires = self.wires.iter_mut().filter(|(key, _)| key.client == index);
+                let wires = self.wires.iter_mut().filter(|(key, _)| key.is_outer() && key.client == index);
                 wires.for_each(|(_, wire)| judge.woke(now, &mut wire.client));
             }
         }
@@ -428,16 +505,26 @@ impl World {
     /// Whether something since then explains that an end received nothing: the network, or the other process. What
     /// the end itself did explains nothing, with one exception: a sleep that ended before its deadline, so that the
     /// rule about late timers does not apply, although the answer is still in transit.
-    fn is_excused(wire: &Wire, observed: &Observed, [own, peer]: [&Process; 2], since: Instant) -> bool {
+    fn is_excused<'a>(
+        &'a self,
+        key: Key,
+        observed: &Observed,
+        own: &Process,
+        mut others: impl Iterator<Item = &'a Process>,
+        since: Instant,
+    ) -> bool {
         let overslept = own.late_until.is_some_and(|at| at >= since) && !observed.is_fresh();
-        overslept || wire.up.had_trouble(since) || wire.down.had_trouble(since) || peer.was_hampered(since)
+        let trouble = |wire: &Wire| wire.up.had_trouble(since) || wire.down.had_trouble(since);
+        overslept || self.legs(key).any(trouble) || others.any(|process| process.was_hampered(since))
     }
 
     /// An end that receives nothing gives up in time, whatever the cause.
     fn check_detection(&self) -> Result<(), String> {
         for (key, wire) in &self.wires {
             self.check_server_detection(*key, wire)?;
-            self.check_client_detection(*key, wire)?;
+            if key.is_outer() {
+                self.check_client_detection(*key, wire)?;
+            }
         }
         Ok(())
     }
@@ -472,7 +559,8 @@ impl World {
                 let mut others =
                     self.wires.range(Key { connection: mainstay_proto::session::ConnectionId(0), ..key }..);
                 let hindered = others.any(|(other, wire)| {
-                    (other.client, other.life) == (key.client, key.life) && *other != key && wire.client_open
+                    let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
+                    same && *other != key && wire.client_open
                 });
                 self.now > judge.bound(&wire.client, hindered)
             }
@@ -482,6 +570,25 @@ impl World {
         } else {
             Ok(())
         }
+    }
+
+    /// Where every fault is gentle, nodes and their engine answer, and handlers return, a drain costs no movable session;
+    /// of any other session it reports each message as delivered or not.
+    fn check_gentle(&self, client: usize, fate: &Fate) -> Result<(), String> {
+        let Some(cluster) = self.plan.cluster else { return Ok(()) };
+        let gentle = self.plan.faults.iter().all(|(fault, _)| fault.is_gentle());
+        if !gentle || cluster.hangs || cluster.returns_within > Duration::from_secs(4) {
+            return Ok(());
+        }
+        if cluster.movable {
+            return Err(format!("client {client} lost its session, and only drains occurred"));
+        }
+        if fate.unknown > fate.delivered {
+            return Err(format!(
+                "client {client} does not know what was delivered: {fate:?}, and only drains occurred"
+            ));
+        }
+        Ok(())
     }
 
     fn check_converged(&self) -> Result<(), String> {

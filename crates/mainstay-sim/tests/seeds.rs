@@ -10,7 +10,7 @@ fn every_fault_strikes_and_every_kind_of_verdict_is_reached() {
         assert_eq!(outcome.failure, None, "seed {seed}");
         counts.add(&outcome.counts);
     }
-    assert!(counts.faults.iter().chain(&counts.dead).all(|count| *count > 0), "{counts:?}");
+    assert!(counts.faults.0.iter().chain(&counts.dead).all(|count| *count > 0), "{counts:?}");
     let Counts { volatile, dropped, ended, given_up, full, partial, refused, judged, .. } = counts;
     assert!(
         [volatile, dropped, ended, given_up, full, partial, refused, judged].iter().all(|n| *n > 0),

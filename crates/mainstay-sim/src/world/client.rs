@@ -36,6 +36,8 @@ pub(super) struct ClientNode {
     attached: Option<ConnectionId>,
     rtt: Option<Duration>,
     epoch: (Option<[u8; 8]>, u64),
+    /// The session before, if WELCOME named another one.
+    lost: Option<[u8; 8]>,
     /// The newest credentials, and whether they are good; announced once.
     fresh: Option<Grade>,
     /// Its session may belong to another client's principal.
@@ -77,6 +79,7 @@ impl ClientNode {
             attached: None,
             rtt: None,
             epoch: (None, 0),
+            lost: None,
             fresh: None,
             was_foreign: false,
             may_end: false,
@@ -115,6 +118,11 @@ impl ClientNode {
     /// Its process exists: no new instance is due.
     pub(super) fn lives(&self) -> bool {
         self.reborn_at.is_none()
+    }
+
+    /// Its session may belong to another client's principal.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.was_foreign
     }
 
     /// Presents credentials, and records their value.
@@ -240,6 +248,7 @@ impl World {
                 }
                 self.client_read(key, &packet)?;
             }
+            Packet::Block(_) => return Err(format!("client {} got a block", key.client)),
             Packet::Ping(nonce) => {
                 machine.handle_bytes(now, id);
                 self.answer_ping(key, true, nonce);
@@ -268,6 +277,7 @@ impl World {
                 (client.attached, client.rtt) = (Some(key.connection), None);
                 let (before, epoch) = client.epoch;
                 client.epoch = (Some(welcome.id.0), welcome.epoch);
+                client.lost = before.filter(|before| *before != welcome.id.0).or(client.lost);
                 if before == Some(welcome.id.0) && welcome.epoch <= epoch {
                     return Err(format!("epoch {} after {epoch}", welcome.epoch));
                 }
@@ -341,9 +351,14 @@ impl World {
                     self.next_wire += 1;
                     // The server's deadline starts when it accepts.
                     let opening = CONNECT_TIMEOUT + OPENING_DEADLINE;
-                    let end = (server_id, self.balance());
+                    let node = self.balance();
+                    let end = (server_id, node.unwrap_or(0));
                     self.wires.insert(key, Wire::new(self.now, end, CONNECT_TIMEOUT, opening));
-                    self.fly(key, true, Packet::Opened);
+                    if node.is_some() {
+                        self.fly(key, true, Packet::Opened);
+                    } else {
+                        self.drop_server_end(key);
+                    }
                 }
                 Command::Transmit(id, Transmit::Abort) => {
                     self.close_client_end(key(id));
@@ -393,7 +408,8 @@ impl World {
         } else if matches!(packet, Packet::Message(..)) && packet.control(&[8]).is_none() {
             // From a HELLO on, an older connection is only read. (The answer to END makes the HELLO void.)
             let asks = |(other, wire): (&Key, &Wire)| {
-                *other != key && (other.client, other.life) == (key.client, key.life) && wire.asks
+                let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
+                same && *other != key && wire.asks
             };
             if self.wires.iter().any(asks) {
                 return Err(format!("client {} writes {packet:?} on two connections", key.client));
@@ -437,6 +453,7 @@ impl World {
             client.got.delivered(payload.owner, payload.number)?;
             let life = client.life;
             self.check_reader(payload, index, life)?;
+            self.check_key(payload.owner)?;
         }
         Ok(())
     }
@@ -461,6 +478,11 @@ impl World {
                     client.sent.lost(&fate)?;
                     client.got.gap();
                     client.replaced = 0;
+                    let lost = client.lost.take().and_then(|id| self.sessions.by_id(id));
+                    if let Some(lost) = lost.filter(|_| self.plan.cluster.is_some()) {
+                        self.check_loss(index, lost)?;
+                    }
+                    self.check_gentle(index, &fate)?;
                 }
                 Event::Ended(end) => {
                     if !client.may_end {
@@ -501,7 +523,8 @@ impl World {
     fn judge_client_verdict(&mut self, index: usize, evidence: Evidence) -> Result<(), String> {
         let (now, client) = (self.now, &self.clients[index]);
         let Some(connection) = client.attached else { return Err("a verdict without a connection".into()) };
-        let Some(wire) = self.wires.get(&Key { client: index, life: client.life, connection, leg: 0 }) else {
+        let key = Key { client: index, life: client.life, connection, leg: 0 };
+        let Some(wire) = self.wires.get(&key) else {
             return Err("a verdict on a connection that is over".into());
         };
         let judge = judge::Client { interval: self.config.heartbeat.interval(), rtt: client.rtt };
@@ -512,9 +535,12 @@ impl World {
         if matches!(wire.server, super::network::ServerEnd::Closed) {
             return Ok(());
         }
+        if self.legs(key).any(|leg| matches!(leg.server, super::network::ServerEnd::Closed)) {
+            return Ok(());
+        }
         let since = now - judge.patience(now, &wire.client, evidence) - self.plan.round_trip();
-        let ends = [&client.process, &self.servers[wire.node].process];
-        if !Self::is_excused(wire, &wire.client, ends, since) {
+        let others = self.legs(key).map(|leg| &self.servers[leg.node].process);
+        if !self.is_excused(key, &wire.client, &client.process, others, since) {
             return Err(format!("false verdict of client {index} on a connection without a fault"));
         }
         Ok(())
@@ -541,7 +567,8 @@ impl World {
     fn open_of(&self, index: usize) -> Vec<Key> {
         let life = self.clients[index].life;
         let mine = |(key, wire): (&Key, &Wire)| {
-            ((key.client, key.life) == (index, life) && wire.client_open).then_some(*key)
+            let mine = key.is_outer() && (key.client, key.life) == (index, life);
+            (mine && wire.client_open).then_some(*key)
         };
         self.wires.iter().filter_map(mine).collect()
     }

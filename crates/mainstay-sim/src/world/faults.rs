@@ -45,10 +45,22 @@ impl World {
                     self.no_judge_until = until;
                     true
                 }
+                Fault::Kill
+                | Fault::Drain
+                | Fault::CutEngine
+                | Fault::CutNodes
+                | Fault::CutBoth
+                | Fault::Mute
+                | Fault::SlowEngine
+                | Fault::LossyEngine
+                | Fault::NoEngine
+                | Fault::EmptyEngine
+                | Fault::FailOver
+                | Fault::OneNode => self.strike_cluster(fault, until),
                 _ => self.strike_client(fault, until),
             };
             let kind = Fault::ALL.iter().position(|kind| *kind == fault);
-            if let Some(count) = kind.and_then(|kind| self.counts.faults.get_mut(kind)).filter(|_| struck) {
+            if let Some(count) = kind.and_then(|kind| self.counts.faults.0.get_mut(kind)).filter(|_| struck) {
                 *count += 1;
             }
         }
@@ -63,6 +75,9 @@ impl World {
         }
         let key = open[self.rng.random_range(0..open.len())];
         let up = self.rng.random_bool(0.5);
+        if !key.is_outer() {
+            self.hamper_peers(until);
+        }
         let Some(wire) = self.wires.get_mut(&key) else { return false };
         match fault {
             Fault::Reset => {
@@ -88,10 +103,10 @@ impl World {
                 wire.lane(up).trickles_until = Some(until);
                 wire.lane(up).trouble(until);
             }
-            _ => {
-                wire.up.swallow();
-                wire.down.swallow();
-            }
+            _ => wire.swallow(),
+        }
+        if let Some(wire) = self.wires.get_mut(&key).filter(|wire| wire.entry.is_some() && wire.has_hole()) {
+            wire.gone_at = Some(self.now + super::cluster::KEEPALIVE);
         }
         true
     }
@@ -142,7 +157,7 @@ impl World {
                 let late = until + self.retransmission();
                 self.clients[index].process.pause(until, late);
                 self.clients[index].process.late_until = Some(late);
-                let mine = self.wires.iter_mut().filter(|(key, _)| key.client == index);
+                let mine = self.wires.iter_mut().filter(|(key, _)| key.is_outer() && key.client == index);
                 mine.for_each(|(_, wire)| wire.down.hold(late));
             }
             Fault::Crash => self.crash_client(index, silently),
@@ -169,8 +184,7 @@ impl World {
         for key in self.crash(index, back_at) {
             self.close_client_end(key);
             if silently && let Some(wire) = self.wires.get_mut(&key) {
-                wire.up.swallow();
-                wire.down.swallow();
+                wire.swallow();
                 wire.up.drop_unsent();
             } else {
                 self.reset(key, true);
@@ -192,6 +206,72 @@ impl World {
         self.clients[index].authenticate(now, grade, words);
     }
 
+    fn strike_cluster(&mut self, fault: Fault, until: Instant) -> bool {
+        let now = self.now;
+        let Some(node) = self.some_serving_node() else { return false };
+        let others = |other: &usize| *other != node && self.servers[*other].lives();
+        let others: Vec<_> = (0..self.servers.len()).filter(others).collect();
+        let other = (!others.is_empty()).then(|| others[self.rng.random_range(0..others.len())]);
+        if matches!(fault, Fault::CutNodes | Fault::CutBoth) && other.is_none() {
+            return false;
+        }
+        match fault {
+            Fault::Kill => {
+                let silently = self.rng.random_bool(0.3);
+                let back_at = now + Duration::from_millis(self.rng.random_range(0..8_000));
+                self.servers[node].vanished = silently;
+                self.kill(node, silently);
+                self.bear_again(back_at, node);
+            }
+            Fault::Drain => {
+                let back_at = now + Duration::from_millis(self.rng.random_range(0..4_000));
+                self.bear_elsewhere(back_at);
+                self.drain_node(node);
+            }
+            Fault::Mute => {
+                if let Some(member) = &mut self.servers[node].member {
+                    member.mute_until = until;
+                }
+                self.hamper_peers(until);
+            }
+            Fault::OneNode => self.cluster.one_node = Some((node, until)),
+            _ => {
+                let cuts_nodes = matches!(fault, Fault::CutNodes | Fault::CutBoth);
+                if let Some(other) = other.filter(|_| cuts_nodes) {
+                    self.cut_nodes(node, other, until);
+                }
+                if fault != Fault::CutNodes {
+                    self.strike_engine(fault, node, until);
+                }
+            }
+        }
+        true
+    }
+
+    fn strike_engine(&mut self, fault: Fault, node: usize, until: Instant) {
+        let now = self.now;
+        self.hamper_engine(until);
+        let (engine, rng) = (&mut self.cluster.engine, &mut self.rng);
+        match fault {
+            Fault::SlowEngine => engine.slow_until = until,
+            Fault::LossyEngine => engine.loses_until = until,
+            Fault::NoEngine => engine.away(now, until, rng),
+            Fault::EmptyEngine => {
+                let back_at = now + Duration::from_millis(rng.random_range(0..5_000));
+                engine.empty(now, back_at, rng);
+            }
+            Fault::FailOver => engine.fail_over(now, rng),
+            _ => engine.cut(now, node, until, rng),
+        }
+    }
+
+    /// Picks a node that lives and does not drain.
+    fn some_serving_node(&mut self) -> Option<usize> {
+        let serves = |node: &usize| self.servers[*node].lives() && !self.drains(*node);
+        let serving: Vec<_> = (0..self.servers.len()).filter(serves).collect();
+        (!serving.is_empty()).then(|| serving[self.rng.random_range(0..serving.len())])
+    }
+
     /// Picks a node that lives.
     fn some_node(&mut self) -> usize {
         let living: Vec<_> = (0..self.servers.len()).filter(|node| self.servers[*node].lives()).collect();
@@ -203,8 +283,16 @@ impl World {
     }
 
     /// The balancer picks the node that gets a connection.
-    pub(super) fn balance(&mut self) -> usize {
-        self.some_node()
+    pub(super) fn balance(&mut self) -> Option<usize> {
+        if self.plan.cluster.is_none() {
+            return Some(0);
+        }
+        match self.cluster.one_node {
+            Some((node, until)) if until > self.now && self.servers[node].lives() && !self.drains(node) => {
+                Some(node)
+            }
+            _ => self.some_serving_node(),
+        }
     }
 
     /// Picks any open session, while the server runs.
@@ -259,6 +347,10 @@ impl World {
         self.faults.clear();
         (self.refuse_until, self.no_judge_until) = (self.now, self.now);
         let now = self.now;
+        self.cluster.heal(now);
+        for member in self.servers.iter_mut().filter_map(|server| server.member.as_mut()) {
+            member.mute_until = now;
+        }
         self.clients.iter_mut().for_each(|client| client.reads_again(now));
         // A black hole stays one: a dead connection is not revived, it is replaced.
     }

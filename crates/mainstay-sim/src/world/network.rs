@@ -10,10 +10,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mainstay_proto::cluster::peer::Head;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{ConnectionId, Control, Frame, Transmit};
 use mainstay_proto::ws::Kind;
 
+use super::cluster::Routing;
 use crate::judge::Observed;
 use crate::payload::{self, show};
 
@@ -51,6 +53,8 @@ pub(super) struct Wire {
     pub(super) asks: bool,
     pub(super) server: ServerEnd,
     pub(super) server_observed: Observed,
+    /// When the node at the client's end notices that the other one vanished.
+    pub(super) gone_at: Option<Instant>,
 }
 
 /// The state of a connection on the server.
@@ -66,6 +70,16 @@ pub(super) enum ServerEnd {
     Bound(usize),
     /// Another connection has the session. What still arrives is given to the machine, which must ignore it.
     Fenced(usize),
+    /// The way of the HELLO to its session is looked for.
+    Routing(Box<Routing>),
+    /// The node relays the client over this leg.
+    Relay(Key),
+    /// A peer listener waits for the head and the HELLO behind it until then.
+    Peer(Instant, Option<Box<Head>>),
+    /// A peer listener that answers once the session is released.
+    Moving(usize),
+    /// A peer listener that accepted the connection, and sends nothing.
+    Mute,
     Closed,
 }
 
@@ -203,13 +217,8 @@ impl Lane {
         until.into_iter().flatten().filter(|at| *at > now && !self.unsent.is_empty()).min()
     }
 
-    /// Returns what has arrived: `Some(None)` is bytes of an incomplete packet.
-    pub(super) fn arrive(&mut self, now: Instant) -> Option<Option<Packet>> {
-        self.arrive_piece(now).map(|(_, packet)| packet)
-    }
-
-    /// Returns what has arrived, with its bytes.
-    pub(super) fn arrive_piece(&mut self, now: Instant) -> Option<(usize, Option<Packet>)> {
+    /// Returns what has arrived: its bytes, and the packet that is complete with them.
+    pub(super) fn arrive(&mut self, now: Instant) -> Option<(usize, Option<Packet>)> {
         self.flying.front().filter(|flying| flying.at <= now)?;
         let Flying { bytes, packet, .. } = self.flying.pop_front()?;
         self.flying_bytes -= bytes;
@@ -268,6 +277,7 @@ impl Wire {
             asks: false,
             server: ServerEnd::Opening(now + opening),
             server_observed: Observed::new(now),
+            gone_at: None,
         }
     }
 
@@ -280,6 +290,22 @@ impl Wire {
         if up { &mut self.client } else { &mut self.server_observed }
     }
 
+    /// Whether the node at the server's end reads it, once the node runs.
+    pub(super) fn is_read(&self) -> bool {
+        !matches!(self.server, ServerEnd::Judging { .. } | ServerEnd::Routing(_) | ServerEnd::Moving(_))
+    }
+
+    /// From now on nothing arrives in either direction.
+    pub(super) fn swallow(&mut self) {
+        self.up.swallow();
+        self.down.swallow();
+    }
+
+    /// Whether bytes are lost on it.
+    pub(super) fn has_hole(&self) -> bool {
+        self.up.hole.is_some() || self.down.hole.is_some()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         let server = matches!(self.server, ServerEnd::Closed | ServerEnd::Fenced(_));
         !self.client_open && server && self.up.is_empty() && self.down.is_empty()
@@ -290,6 +316,8 @@ impl Wire {
 pub(super) enum Packet {
     Opened,
     Message(Kind, Bytes),
+    /// A block of the peer protocol.
+    Block(Bytes),
     Ping(u64),
     Pong(u64),
     Close(u16, String),
@@ -313,7 +341,7 @@ impl Packet {
     /// Returns the size on the wire, without headers; never 0, so that every packet needs room.
     fn len(&self) -> usize {
         match self {
-            Self::Message(_, payload) => payload.len().max(1),
+            Self::Message(_, payload) | Self::Block(payload) => payload.len().max(1),
             Self::Ping(_) | Self::Pong(_) => 8,
             Self::Close(_, reason) => 2 + reason.len(),
             Self::Opened | Self::Reset => 1,
@@ -336,6 +364,7 @@ impl std::fmt::Debug for Packet {
         match self {
             Self::Opened => write!(f, "opened"),
             Self::Message(kind, payload) => write!(f, "{}", show(*kind, payload)),
+            Self::Block(block) => write!(f, "block of {} bytes", block.len()),
             Self::Ping(nonce) => write!(f, "Ping {nonce}"),
             Self::Pong(nonce) => write!(f, "Pong {nonce}"),
             Self::Close(code, reason) => write!(f, "Close {code} {reason:?}"),

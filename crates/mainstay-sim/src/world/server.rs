@@ -7,13 +7,14 @@ use bytes::Bytes;
 use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, Presenter, RefuseReason, Registry, RegistryConfig, ServerConfig,
-    ServerSession, Transmit,
+    Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Registry, RegistryConfig, Route,
+    ServerConfig, ServerSession, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 use rand::RngExt;
 
 use super::client::show;
+use super::cluster::Member;
 use super::network::{Key, Packet, ServerEnd, Wire, Written};
 use super::{OPENING_DEADLINE, Process, World};
 use crate::judge::{self, Observed};
@@ -28,15 +29,26 @@ pub(super) struct Server {
     pub(super) process: Process,
     /// Its process was killed, or exited after a drain.
     pub(super) is_dead: bool,
+    /// Its machine died with it: nothing answers there.
+    pub(super) vanished: bool,
+    pub(super) member: Option<Box<Member>>,
     /// AUTHs that are being judged: when the verdict comes, for which session and connection, and the credentials.
     auths: Vec<(Instant, usize, ConnectionId, Bytes)>,
 }
 
 impl Server {
-    pub(super) fn new(now: Instant, plan: &Plan, config: &Arc<ServerConfig>, seed: [u8; 32]) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        plan: &Plan,
+        config: &Arc<ServerConfig>,
+        node: Option<[u8; 32]>,
+        seed: [u8; 32],
+    ) -> Self {
         let mut limits = RegistryConfig::default();
         limits.sessions = plan.spare_room.map_or(limits.sessions, |spare| plan.clients + spare);
         limits.tombstones = plan.tombstones.unwrap_or(limits.tombstones);
+        limits.node = node.map(node_id);
+        limits.confirmation_first = node.is_some();
         Self {
             registry: Registry::new(now, limits, Arc::clone(config), seed),
             config: Arc::clone(config),
@@ -44,6 +56,8 @@ impl Server {
             next_send: now,
             process: Process::new(now),
             is_dead: false,
+            vanished: false,
+            member: None,
             auths: Vec::new(),
         }
     }
@@ -63,6 +77,13 @@ impl Server {
         self.registry = Registry::new(now, self.limits, Arc::clone(&self.config), seed);
         self.process = Process { paused_until: now, ..self.process };
     }
+}
+
+/// Returns the id of a node that is born from these random bytes.
+pub(super) fn node_id(random: [u8; 32]) -> NodeId {
+    let mut id = [0; 8];
+    id.copy_from_slice(&random[..8]);
+    NodeId(id)
 }
 
 /// Returns the configuration of all sessions of a run.
@@ -115,7 +136,13 @@ impl World {
                 (&mut hosted.machine, hosted.confirms_at.take_if(|at| *at <= self.now))
             {
                 machine.acknowledge(self.now, u64::MAX);
+                let confirmed = std::mem::take(&mut hosted.unconfirmed);
+                let owner = self.sessions.streams[hosted.stream].owner;
+                if let Some(client) = self.clients.get_mut(owner.0) {
+                    client.sent.confirmed(confirmed);
+                }
             }
+            self.old_handler(session)?;
             self.keep_time(session)?;
         }
         Ok(())
@@ -135,7 +162,7 @@ impl World {
         let Some(hosted) = mine.get(chosen).and_then(|session| self.sessions.hosted.get_mut(*session)) else {
             return;
         };
-        let Some(machine) = &mut hosted.machine else { return };
+        let Some(machine) = hosted.machine.as_mut().filter(|machine| machine.is_confirmed()) else { return };
         let (owner, stream) = (hosted.stream, &mut self.sessions.streams[hosted.stream]);
         let payload = |from, number| Payload { from, owner, number }.write(longest);
         if self.plan.volatile && self.rng.random_bool(0.3) {
@@ -145,9 +172,28 @@ impl World {
         if machine.send(payload('s', stream.sent + 1)).is_ok() {
             stream.sent += 1;
             self.counts.messages += 1;
+            if self.plan.cluster.is_some() {
+                machine.save(Bytes::copy_from_slice(&stream.sent.to_be_bytes()));
+            }
         } else {
             self.counts.full += 1;
         }
+    }
+
+    /// A handler that was told to return and did not: nothing of its session is there for it.
+    fn old_handler(&mut self, session: usize) -> Result<(), String> {
+        let (now, longest) = (self.now, self.plan.longest);
+        let hosted = &mut self.sessions.hosted[session];
+        let Some(mut machine) = hosted.released.take() else { return Ok(()) };
+        let (owner, stream) = (hosted.stream, &mut self.sessions.streams[hosted.stream]);
+        if machine.send(Payload { from: 's', owner, number: stream.sent + 1 }.write(longest)).is_ok() {
+            stream.sent += 1;
+        }
+        while let Some(delivery) = machine.deliver(now) {
+            let payload = Payload::from_delivery(&delivery, 'c', longest)?;
+            self.clients[payload.owner].sent.delivered(owner, payload.number)?;
+        }
+        Ok(())
     }
 
     // ---- time -----------------------------------------------------------------------------------
@@ -202,9 +248,12 @@ impl World {
             ));
         }
         let since = self.now - judge.patience(evidence) - self.plan.round_trip();
-        let peer = self.clients.get(key.client).map(|client| client.process);
         let own = &self.servers[wire.node].process;
-        if peer.is_some_and(|peer| !Self::is_excused(wire, &wire.server_observed, [own, &peer], since)) {
+        let is_excused = self.clients.get(key.client).is_none_or(|client| {
+            let others = self.relaying(*key).chain([&client.process]);
+            self.is_excused(*key, &wire.server_observed, own, others, since)
+        });
+        if !is_excused {
             return Err(format!("false verdict {evidence:?} on a connection without a fault"));
         }
         Ok(())
@@ -229,7 +278,13 @@ impl World {
         let Some(wire) = self.wires.get_mut(&key) else { return Ok(()) };
         wire.server_observed.read_bytes(now);
         let (id, session) = match wire.server {
-            ServerEnd::Closed | ServerEnd::Judging { .. } => return Ok(()),
+            ServerEnd::Closed
+            | ServerEnd::Judging { .. }
+            | ServerEnd::Routing(_)
+            | ServerEnd::Moving(_)
+            | ServerEnd::Relay(_)
+            | ServerEnd::Mute => return Ok(()),
+            ServerEnd::Peer(..) => return self.arrive_at_peer(key, arrived),
             ServerEnd::Opening(_) => return self.arrive_at_opening(key, arrived),
             ServerEnd::Bound(session) | ServerEnd::Fenced(session) => (wire.server_id, session),
         };
@@ -254,7 +309,7 @@ impl World {
                 machine.handle_lost(now, id);
                 self.set_server_end(key, ServerEnd::Closed);
             }
-            None | Some(Packet::Pong(_) | Packet::Opened) => machine.handle_bytes(now, id),
+            None | Some(Packet::Pong(_) | Packet::Opened | Packet::Block(_)) => machine.handle_bytes(now, id),
         }
         Ok(())
     }
@@ -278,7 +333,7 @@ impl World {
                 other => return Err(format!("server expected HELLO, got {other:?}")),
             },
             Packet::Close(..) | Packet::Reset => self.set_server_end(key, ServerEnd::Closed),
-            Packet::Ping(_) | Packet::Pong(_) => {}
+            Packet::Ping(_) | Packet::Pong(_) | Packet::Block(_) => {}
         }
         Ok(())
     }
@@ -312,8 +367,8 @@ impl World {
                     self.set_server_end(key, ServerEnd::Closed);
                 }
                 ServerEnd::Judging { hello, at, until } if (*at).min(*until) <= self.now => {
-                    let (hello, in_time) = (hello.clone(), at <= until);
-                    self.judge_hello(key, &hello, in_time)?;
+                    let (hello, in_time, until) = (hello.clone(), at <= until, *until);
+                    self.judge_hello(key, hello, in_time, until)?;
                 }
                 _ => {}
             }
@@ -321,7 +376,13 @@ impl World {
         Ok(())
     }
 
-    fn judge_hello(&mut self, key: Key, hello: &Hello, in_time: bool) -> Result<(), String> {
+    fn judge_hello(
+        &mut self,
+        key: Key,
+        hello: Box<Hello>,
+        in_time: bool,
+        until: Instant,
+    ) -> Result<(), String> {
         let judges = self.plan.judged_within.is_some();
         let principal = if judges {
             principal(hello.credentials.as_ref().map(|credentials| &credentials.0))
@@ -333,12 +394,15 @@ impl World {
                 self.refuse(key, &RefuseReason::NotJudged.refuse());
             }
             None => self.refuse(key, &RefuseReason::Unauthorized.refuse()),
-            Some(principal) => return self.hello(key, hello, principal),
+            Some(principal) if self.plan.cluster.is_some() && hello.resume.is_some() => {
+                self.begin_route(key, hello, principal, until.max(self.now + Duration::from_secs(1)));
+            }
+            Some(principal) => return self.hello(key, &hello, principal),
         }
         Ok(())
     }
 
-    fn refuse(&mut self, key: Key, refuse: &Control) {
+    pub(super) fn refuse(&mut self, key: Key, refuse: &Control) {
         self.counts.refused += 1;
         self.write(key, false, Packet::Message(Kind::Binary, refuse.encode()));
         self.write(key, false, Packet::Close(1000, String::new()));
@@ -353,6 +417,18 @@ impl World {
         self.sessions.creator = node;
         let answer = self.servers[node].registry.hello(self.now, id, who, hello, &mut self.sessions);
         self.note(|| format!("answer {answer:?}"));
+        self.attach(key, hello, principal, answer)
+    }
+
+    /// Does what the registry answered to a HELLO.
+    pub(super) fn attach(
+        &mut self,
+        key: Key,
+        hello: &Hello,
+        principal: Vec<u8>,
+        answer: Answer<usize>,
+    ) -> Result<(), String> {
+        let Some(node) = self.wires.get(&key).map(|wire| wire.node) else { return Ok(()) };
         let (session, created, evicted, fenced) = match answer {
             Answer::Attached { session, created, evicted, fenced, lost: _ } => {
                 (session, created, evicted, fenced)
@@ -369,6 +445,15 @@ impl World {
         let stream = self.sessions.stream_of(session);
         if created {
             (stream.owner, stream.principal) = ((key.client, key.life), principal);
+            stream.key = Some(Bytes::copy_from_slice(&hello.key.0));
+            let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
+            let lost = lost.and_then(|route| self.sessions.by_id(route.session.0));
+            self.sessions.stream_of(session).replaces = lost;
+            if let Some(machine) = self.sessions.machine(session)
+                && self.plan.cluster.is_some_and(|cluster| cluster.movable)
+            {
+                machine.set_movable();
+            }
             if let (Some(_), Some(machine)) = (self.plan.drops_above, self.sessions.machine(session)) {
                 machine.drop_oldest_when_full();
             }
@@ -466,7 +551,16 @@ impl World {
             if payload.owner != stream.owner.0 {
                 return Err(format!("{payload:?} in a session of client {}", stream.owner.0));
             }
-            self.clients[payload.owner].sent.delivered(hosted.stream, payload.number)?;
+            let (stream, manual) = (hosted.stream, self.plan.manual);
+            if manual {
+                hosted.unconfirmed.push(payload.number);
+            }
+            let sent = &mut self.clients[payload.owner].sent;
+            sent.delivered(stream, payload.number)?;
+            if !manual {
+                sent.confirmed([payload.number]);
+            }
+            self.check_key(stream)?;
         }
     }
 
@@ -532,7 +626,7 @@ impl World {
         }
     }
 
-    fn bury_if_over(&mut self, session: usize) {
+    pub(super) fn bury_if_over(&mut self, session: usize) {
         let hosted = &mut self.sessions.hosted[session];
         let node = hosted.node;
         let Some(machine) = hosted.machine.take_if(|machine| machine.closed().is_some()) else { return };

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use bytes::Bytes;
 use mainstay_proto::session::{ConnectionId, ServerSession, Sessions};
 
 use crate::oracle::Volatile;
@@ -21,6 +22,10 @@ pub(super) struct Hosted {
     pub(super) next_take: Option<Instant>,
     /// When it acknowledges what it received.
     pub(super) confirms_at: Option<Instant>,
+    /// What it received and has not acknowledged, where it does so by itself.
+    pub(super) unconfirmed: Vec<u64>,
+    /// The session after its release: its old handler may still hold it, and gets nothing.
+    pub(super) released: Option<ServerSession>,
 }
 
 /// A session as its applications see it, wherever it is.
@@ -34,6 +39,10 @@ pub(super) struct Stream {
     pub(super) owner: (usize, u64),
     pub(super) principal: Vec<u8>,
     pub(super) volatile: Volatile,
+    /// The client key under which it was opened.
+    pub(super) key: Option<Bytes>,
+    /// The session that its client asked for and did not get.
+    pub(super) replaces: Option<usize>,
 }
 
 impl Stream {
@@ -56,6 +65,11 @@ pub(super) struct Arena {
 impl Arena {
     pub(super) fn machine(&mut self, session: usize) -> Option<&mut ServerSession> {
         self.hosted[session].machine.as_mut()
+    }
+
+    /// Returns the stream of the session with this id, if it was ever created.
+    pub(super) fn by_id(&self, id: [u8; 8]) -> Option<usize> {
+        self.by_id.get(&id).copied()
     }
 
     pub(super) fn stream_of(&mut self, session: usize) -> &mut Stream {
@@ -98,6 +112,8 @@ impl Sessions for Arena {
             writer: None,
             next_take: None,
             confirms_at: None,
+            unconfirmed: Vec::new(),
+            released: None,
         });
         self.hosted.len() - 1
     }

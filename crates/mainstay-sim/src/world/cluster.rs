@@ -1,0 +1,917 @@
+//! Several nodes: the way of a HELLO to its session, and relays.
+//!
+//! A node that a client reaches asks [`Lookup`] where the client's session is. It may connect to another node's peer
+//! listener: such a connection is a *leg*, a wire of its own between two processes. Once the owner accepts the client,
+//! the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only while nothing waits
+//! for the other. The engine is in `engine`, drains are in `drain`.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::{
+    Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
+};
+use mainstay_proto::session::message::{Account, Hello, Instance};
+use mainstay_proto::session::{
+    Adopted, Answer, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Sessions,
+};
+use mainstay_proto::ws::Kind;
+use rand::RngExt;
+
+use super::drain::{Drain, Leaving};
+use super::engine::{Engine, Report};
+use super::network::{Key, Packet, ServerEnd, Wire};
+use super::server::Server;
+use super::{Process, World};
+
+/// When the entry node's keepalive notices that the owner's host vanished.
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
+
+/// What the nodes of a run share.
+pub(super) struct Cluster {
+    pub(super) engine: Engine,
+    /// Nodes that do not reach each other, until then.
+    cuts: BTreeMap<[usize; 2], Instant>,
+    /// The balancer picks this node, until then.
+    pub(super) one_node: Option<(usize, Instant)>,
+    /// When nodes start, and where they listen.
+    births: Vec<(Instant, u16)>,
+    next_slot: u16,
+    next_leg: u64,
+    /// Until then two nodes may not hear of each other.
+    pub(super) peers_hampered_until: Option<Instant>,
+    /// Until then a node may not be seen in the table.
+    pub(super) engine_hampered_until: Option<Instant>,
+    /// The session of each key that delivered something.
+    pub(super) delivering: BTreeMap<Bytes, usize>,
+    /// The instance that got the account of a session.
+    accounts: BTreeMap<usize, Instance>,
+}
+
+/// A server's part in the cluster.
+pub(super) struct Member {
+    pub(super) id: NodeId,
+    /// Where its peer listener listens.
+    slot: u16,
+    key: PeerKey,
+    pub(super) nodes: Nodes,
+    pub(super) mute_until: Instant,
+    pub(super) drain: Option<Drain>,
+    /// Sessions that leave, and are not released.
+    pub(super) leaving: BTreeMap<usize, Leaving>,
+    /// Sessions whose release has no outcome yet, by the session that the machine names.
+    pub(super) releasing: BTreeMap<[u8; 8], usize>,
+}
+
+/// A HELLO on its way.
+pub(super) struct Routing {
+    hello: Box<Hello>,
+    principal: Vec<u8>,
+    lookup: Lookup,
+    /// The opening must be over by then.
+    until: Instant,
+    ask: Option<Ask>,
+}
+
+/// A node is asked.
+struct Ask {
+    node: NodeId,
+    slot: u16,
+    key: PeerKey,
+    /// When to connect, and then when to give up.
+    at: Instant,
+    leg: Option<Key>,
+}
+
+impl Cluster {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            engine: Engine::new(now),
+            cuts: BTreeMap::new(),
+            one_node: None,
+            births: Vec::new(),
+            next_slot: 0,
+            next_leg: 1,
+            peers_hampered_until: None,
+            engine_hampered_until: None,
+            delivering: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+        }
+    }
+
+    fn are_cut(&self, now: Instant, one: usize, other: usize) -> bool {
+        self.cuts.get(&[one.min(other), one.max(other)]).is_some_and(|until| *until > now)
+    }
+
+    pub(super) fn heal(&mut self, now: Instant) {
+        self.engine.heal(now);
+        self.cuts.clear();
+        self.one_node = None;
+    }
+
+    pub(super) fn has_births(&self) -> bool {
+        !self.births.is_empty()
+    }
+}
+
+impl Server {
+    /// Makes it a node.
+    pub(super) fn join(&mut self, now: Instant, (slot, window): (u16, Duration), seed: [u8; 32]) {
+        let mut key = [0; 16];
+        key.copy_from_slice(&seed[8..24]);
+        let (id, key) = (super::server::node_id(seed), PeerKey(key));
+        let keep = window * 2 + Duration::from_secs(60);
+        let mut nodes = Nodes::new(now, NodesConfig { node: id, engine: true, keep, seed: u64::from(slot) });
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot));
+        nodes.announce(
+            now,
+            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false },
+        );
+        self.member = Some(Box::new(Member {
+            id,
+            slot,
+            key,
+            nodes,
+            mute_until: now,
+            drain: None,
+            leaving: BTreeMap::new(),
+            releasing: BTreeMap::new(),
+        }));
+    }
+}
+
+impl World {
+    // ---- nodes ----------------------------------------------------------------------------------
+
+    pub(super) fn start_nodes(&mut self) {
+        let Some(cluster) = self.plan.cluster else { return };
+        self.servers.clear();
+        (0..cluster.nodes).for_each(|_| self.bear_elsewhere(self.now));
+        self.give_birth();
+    }
+
+    /// A node starts at that time where none listened before.
+    pub(super) fn bear_elsewhere(&mut self, at: Instant) {
+        self.cluster.next_slot += 1;
+        self.cluster.births.push((at, self.cluster.next_slot));
+    }
+
+    /// A node takes the place of one whose process is gone.
+    pub(super) fn bear_again(&mut self, at: Instant, node: usize) {
+        match self.servers[node].member.as_ref().map(|member| member.slot) {
+            Some(slot) if self.rng.random_bool(0.5) => self.cluster.births.push((at, slot)),
+            _ => self.bear_elsewhere(at),
+        }
+    }
+
+    pub(super) fn give_birth(&mut self) {
+        while let Some(due) = self.cluster.births.iter().position(|(at, _)| *at <= self.now) {
+            let (_, slot) = self.cluster.births.swap_remove(due);
+            let (seed, id) = (self.rng.random(), self.rng.random());
+            let mut server = Server::new(self.now, &self.plan, &self.config, Some(id), seed);
+            server.join(self.now, (slot, self.plan.resume_window), id);
+            self.servers.push(server);
+            let node = self.servers.len() - 1;
+            self.cluster.engine.join(self.now, node);
+            self.note(|| format!("node {node} starts at {slot}"));
+        }
+    }
+
+    /// A node's process is gone; if its machine is, too, no end is notified.
+    pub(super) fn kill(&mut self, node: usize, silently: bool) {
+        self.note(|| format!("node {node} is gone, silently: {silently}"));
+        self.servers[node].is_dead = true;
+        let hosted = self.sessions.hosted.iter_mut().filter(|hosted| hosted.node == node);
+        hosted.for_each(|hosted| (hosted.machine, hosted.released) = (None, None));
+        self.cluster.engine.part(node);
+        let keys: Vec<_> = self.wires.keys().copied().collect();
+        for key in keys {
+            let Some(wire) = self.wires.get_mut(&key) else { continue };
+            let (serves, enters) = (wire.node == node, wire.entry == Some(node));
+            if !serves && !enters {
+                continue;
+            }
+            if silently {
+                wire.gone_at = Some(self.now + KEEPALIVE);
+                wire.swallow();
+                wire.lane(enters).drop_unsent();
+            } else {
+                self.reset(key, enters);
+            }
+            if serves {
+                self.set_server_end(key, ServerEnd::Closed);
+            } else {
+                self.close_client_end(key);
+            }
+        }
+    }
+
+    pub(super) fn cut_nodes(&mut self, one: usize, other: usize, until: Instant) {
+        self.cluster.cuts.insert([one.min(other), one.max(other)], until);
+        self.hamper_peers(until);
+        for wire in self.wires.values_mut() {
+            if wire
+                .entry
+                .is_some_and(|entry| [[entry, wire.node], [wire.node, entry]].contains(&[one, other]))
+            {
+                if until > self.now + KEEPALIVE {
+                    wire.swallow();
+                    wire.gone_at = Some(self.now + KEEPALIVE);
+                } else {
+                    for lane in [&mut wire.up, &mut wire.down] {
+                        lane.hold(until);
+                        lane.trouble(until);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn hamper_peers(&mut self, until: Instant) {
+        let before = self.cluster.peers_hampered_until.unwrap_or(until);
+        self.cluster.peers_hampered_until = Some(before.max(until));
+    }
+
+    pub(super) fn hamper_engine(&mut self, until: Instant) {
+        let before = self.cluster.engine_hampered_until.unwrap_or(until);
+        self.cluster.engine_hampered_until = Some(before.max(until));
+    }
+
+    pub(super) fn next_of_cluster(&self) -> impl Iterator<Item = Instant> {
+        let births = self.cluster.births.iter().map(|(at, _)| *at);
+        let engine = self.cluster.engine.next_event(|node| self.servers[node].process.paused_until);
+        let members = (0..self.servers.len()).filter(|node| self.servers[*node].lives());
+        let members = members.filter_map(|node| {
+            let at = self.next_of_member(node)?;
+            Some(at.max(self.servers[node].process.paused_until))
+        });
+        births.chain(engine).chain(members)
+    }
+
+    fn next_of_member(&self, node: usize) -> Option<Instant> {
+        let member = self.servers[node].member.as_ref()?;
+        let leaving = member.leaving.values().map(Leaving::next);
+        let drain = member.drain.as_ref().map(Drain::next);
+        let wires = self.wires.values().filter_map(|wire| match &wire.server {
+            ServerEnd::Routing(routing) if wire.node == node => {
+                let ask = routing.ask.as_ref().map(|ask| ask.at);
+                [Some(routing.until), ask, routing.lookup.deadline()].into_iter().flatten().min()
+            }
+            ServerEnd::Peer(until, _) if wire.node == node => Some(*until),
+            _ => None,
+        });
+        let mine = self.wires.values().filter(|wire| wire.entry == Some(node) && wire.client_open);
+        let gone = mine.filter_map(|wire| wire.gone_at);
+        member.nodes.poll_timeout().into_iter().chain(leaving).chain(drain).chain(wires).chain(gone).min()
+    }
+
+    pub(super) fn engine_reports(&mut self) {
+        if self.plan.cluster.is_none() {
+            return;
+        }
+        self.give_birth();
+        let now = self.now;
+        while let Some((node, report)) = {
+            let servers = &self.servers;
+            self.cluster.engine.poll(now, |node| servers[node].process.is_awake(now))
+        } {
+            let Some(member) = self.servers[node].member.as_mut() else { continue };
+            match report {
+                Report::Response(id, response) => {
+                    let line = format!("node {node} <- engine {id:?} {}", super::engine::show(&response));
+                    member.nodes.handle_response(now, id, response);
+                    self.note(|| line);
+                }
+                Report::Event(event) => {
+                    let line = format!("node {node} <- engine {event:?}");
+                    member.nodes.handle_engine(now, event);
+                    self.note(|| line);
+                }
+            }
+            self.ask_engine(node);
+        }
+    }
+
+    pub(super) fn ask_engine(&mut self, node: usize) {
+        let now = self.now;
+        while let Some(request) =
+            self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_request(now))
+        {
+            self.note(|| {
+                format!("node {node} -> engine {:?} {}", request.0, super::engine::show_request(&request.1))
+            });
+            self.cluster.engine.ask(now, node, request, &mut self.rng);
+        }
+    }
+
+    /// Everything that a node does beside its sessions.
+    pub(super) fn member_turn(&mut self, node: usize) -> Result<(), String> {
+        let now = self.now;
+        let Some(member) = self.servers[node].member.as_mut() else { return Ok(()) };
+        if member.nodes.poll_timeout().is_some_and(|at| at <= now) {
+            member.nodes.handle_timeout(now);
+        }
+        self.ask_engine(node);
+        self.member_events(node)?;
+        self.end_lost_relays(node)?;
+        let waits = |(key, wire): (&Key, &Wire)| {
+            let routes = matches!(wire.server, ServerEnd::Routing(_) | ServerEnd::Peer(..));
+            (wire.node == node && routes).then_some(*key)
+        };
+        let keys: Vec<_> = self.wires.iter().filter_map(waits).collect();
+        for key in keys {
+            self.route(key)?;
+        }
+        self.handlers_return(node)?;
+        self.drain_turn(node)?;
+        self.ask_engine(node);
+        self.member_events(node)
+    }
+
+    fn member_events(&mut self, node: usize) -> Result<(), String> {
+        let now = self.now;
+        while let Some(event) =
+            self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_event())
+        {
+            self.note(|| format!("node {node} event {event:?}"));
+            match event {
+                NodesEvent::Released { session, outcome } => self.handle_released(node, session.0, &outcome),
+                NodesEvent::CheckListener { node: dead, address } => {
+                    let is_closed = self.listening_at(address.port()).is_none();
+                    if let Some(member) = self.servers[node].member.as_mut() {
+                        member.nodes.listener_checked(now, dead, is_closed);
+                    }
+                }
+                NodesEvent::Left => self.note_left(node),
+                NodesEvent::SameNameElsewhere { .. } | NodesEvent::BadField { .. } => {
+                    return Err(format!("node {node}: an unexpected {event:?}"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn listening_at(&self, slot: u16) -> Option<usize> {
+        let listens = |server: &Server| {
+            server.lives() && server.member.as_ref().is_some_and(|member| member.slot == slot)
+        };
+        self.servers.iter().position(listens)
+    }
+
+    // ---- the way of a HELLO ---------------------------------------------------------------------
+
+    /// A HELLO with a token, at the node that its client or another node reached.
+    pub(super) fn begin_route(&mut self, key: Key, hello: Box<Hello>, principal: Vec<u8>, until: Instant) {
+        let now = self.now;
+        let (Some(wire), Some(resume)) = (self.wires.get(&key), &hello.resume) else { return };
+        let server = &mut self.servers[wire.node];
+        let who = Presenter { principal: &principal, ..Presenter::default() };
+        let known = server.registry.knows(who, &resume.token);
+        let Some(member) = &mut server.member else { return };
+        let lookup =
+            member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
+        let routing = Routing { hello, principal, lookup, until, ask: None };
+        self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
+    }
+
+    fn routing(&mut self, key: Key) -> Option<&mut Routing> {
+        match &mut self.wires.get_mut(&key)?.server {
+            ServerEnd::Routing(routing) => Some(routing),
+            _ => None,
+        }
+    }
+
+    /// Goes on as far as it can.
+    fn route(&mut self, key: Key) -> Result<(), String> {
+        let now = self.now;
+        if let Some(ServerEnd::Peer(until, _)) = self.wires.get(&key).map(|wire| &wire.server) {
+            if *until <= now {
+                self.drop_server_end(key);
+            }
+            return Ok(());
+        }
+        loop {
+            let Some(node) = self.wires.get(&key).map(|wire| wire.node) else { return Ok(()) };
+            let Some(routing) = self.routing(key) else { return Ok(()) };
+            if routing.until <= now {
+                self.give_up_route(key);
+                return Ok(());
+            }
+            if let Some(ask) = &routing.ask {
+                if ask.at > now {
+                    return Ok(());
+                }
+                if ask.leg.is_none() {
+                    self.dial_peer(key);
+                    return Ok(());
+                }
+                self.peer_answered(key, PeerOutcome::Silent);
+                continue;
+            }
+            let mut lookup = routing.lookup.clone();
+            let Some(member) = self.servers[node].member.as_mut() else { return Ok(()) };
+            let step = lookup.poll(now, &mut member.nodes);
+            if let Some(routing) = self.routing(key) {
+                routing.lookup = lookup;
+            }
+            if !matches!(step, Step::Claiming) {
+                self.note(|| {
+                    format!("node {node} client {} leg {} {}", key.client, key.leg, show_step(&step))
+                });
+            }
+            match step {
+                Step::Claiming => return Ok(()),
+                Step::Ask { node, address, key: secret, pause } => {
+                    let ask = Ask { node, slot: address.port(), key: secret, at: now + pause, leg: None };
+                    if let Some(routing) = self.routing(key) {
+                        routing.ask = Some(ask);
+                    }
+                }
+                Step::Here => {
+                    if !self.ask_registry(key)? {
+                        return Ok(());
+                    }
+                }
+                Step::Adopt { claim, record, .. } => {
+                    self.adopt(key, node, claim, &record)?;
+                    return Ok(());
+                }
+                Step::Unknown => return self.route_lost(key, None),
+                Step::Wait => {
+                    self.refuse_route(key, lookup::wait());
+                    return Ok(());
+                }
+                Step::Elsewhere => {
+                    self.answer_peer(key, &PeerAnswer::Released);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Returns `true` if the lookup goes on: the session was released.
+    fn ask_registry(&mut self, key: Key) -> Result<bool, String> {
+        let Some((id, node)) = self.wires.get(&key).map(|wire| (wire.server_id, wire.node)) else {
+            return Ok(false);
+        };
+        let Some(routing) = self.routing(key) else { return Ok(false) };
+        let (hello, principal) = (routing.hello.clone(), routing.principal.clone());
+        let who = Presenter { principal: &principal, ..Presenter::default() };
+        self.sessions.creator = node;
+        let resumed = self.servers[node].registry.resume(self.now, id, who, &hello, &mut self.sessions);
+        self.note(|| format!("node {node} resumes {resumed:?}"));
+        match resumed {
+            Resumed::Answer(Answer::Refused { refuse, .. }) => self.refuse_route(key, refuse),
+            Resumed::Answer(answer) => {
+                if !key.is_outer() {
+                    self.write(key, false, Packet::Block(PeerAnswer::Accepted.encode()));
+                }
+                self.attach(key, &hello, principal, answer)?;
+            }
+            Resumed::Lost(account) => self.route_lost(key, account)?,
+            // A node that drains takes nothing over.
+            Resumed::Released | Resumed::Movable(_) if key.is_outer() && self.drains(node) => {
+                if let Resumed::Movable(session) = resumed {
+                    self.leave_node(session);
+                }
+                self.refuse_route(key, RefuseReason::Moving.refuse());
+            }
+            Resumed::Released => {
+                let server = &mut self.servers[node];
+                if let (Some(ServerEnd::Routing(routing)), Some(member)) =
+                    (self.wires.get_mut(&key).map(|wire| &mut wire.server), &server.member)
+                {
+                    routing.lookup.released(self.now, &member.nodes);
+                }
+                return Ok(true);
+            }
+            Resumed::Movable(session) => {
+                self.leave_node(session);
+                self.set_server_end(key, ServerEnd::Moving(session));
+            }
+        }
+        Ok(false)
+    }
+
+    fn adopt(
+        &mut self,
+        key: Key,
+        node: usize,
+        claim: u64,
+        record: &mainstay_proto::session::Record,
+    ) -> Result<(), String> {
+        self.sessions.creator = node;
+        let adopted = self.servers[node].registry.adopt(self.now, record, claim, &mut self.sessions);
+        self.note(|| format!("node {node} adopts {adopted:?} by claim {claim}"));
+        match adopted {
+            Ok(Adopted::Session { session, evicted }) => {
+                if let Some(evicted) = evicted {
+                    self.bury_if_over(evicted);
+                }
+                self.counts.moved += 1;
+                self.sessions.with(&session, |machine| machine.set_movable());
+                self.check_saved(session)?;
+            }
+            Ok(Adopted::Account) => {}
+            Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
+        }
+        self.ask_registry(key).map(drop)
+    }
+
+    /// What the application saved comes with the session.
+    fn check_saved(&mut self, session: usize) -> Result<(), String> {
+        let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
+        let saved =
+            saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
+        let sent = self.sessions.stream_of(session).sent;
+        if saved == sent {
+            Ok(())
+        } else {
+            Err(format!("session {session} was saved at {saved}, {sent} were sent"))
+        }
+    }
+
+    /// No node has the session: the entry node opens another one.
+    fn route_lost(&mut self, key: Key, account: Option<Account>) -> Result<(), String> {
+        if !key.is_outer() {
+            self.answer_peer(key, &PeerAnswer::Lost(account));
+            return Ok(());
+        }
+        let Some((id, node)) = self.wires.get(&key).map(|wire| (wire.server_id, wire.node)) else {
+            return Ok(());
+        };
+        let Some(routing) = self.routing(key) else { return Ok(()) };
+        let (hello, principal) = (routing.hello.clone(), routing.principal.clone());
+        self.open_session(key, (id, node), &hello, principal, account)
+    }
+
+    pub(super) fn open_session(
+        &mut self,
+        key: Key,
+        (id, node): (mainstay_proto::session::ConnectionId, usize),
+        hello: &Hello,
+        principal: Vec<u8>,
+        account: Option<Account>,
+    ) -> Result<(), String> {
+        let who = Presenter { principal: &principal, ..Presenter::default() };
+        self.sessions.creator = node;
+        let answer = self.servers[node].registry.open(self.now, id, who, hello, account, &mut self.sessions);
+        self.note(|| format!("node {node} opens {answer:?}"));
+        self.attach(key, hello, principal, answer)
+    }
+
+    fn refuse_route(&mut self, key: Key, refuse: Control) {
+        if key.is_outer() {
+            self.refuse(key, &refuse);
+        } else {
+            self.answer_peer(key, &PeerAnswer::Refused(refuse));
+        }
+    }
+
+    fn answer_peer(&mut self, key: Key, answer: &PeerAnswer) {
+        self.note(|| format!("client {} leg {} gets {answer:?}", key.client, key.leg));
+        self.write(key, false, Packet::Block(answer.encode()));
+        self.set_server_end(key, ServerEnd::Closed);
+    }
+
+    /// The opening took too long.
+    fn give_up_route(&mut self, key: Key) {
+        self.drop_leg(key);
+        if key.is_outer() {
+            self.refuse(key, &lookup::wait());
+        } else {
+            self.drop_server_end(key);
+        }
+    }
+
+    /// A node drops a connection.
+    pub(super) fn drop_server_end(&mut self, key: Key) {
+        self.reset(key, false);
+        self.set_server_end(key, ServerEnd::Closed);
+    }
+
+    // ---- legs -----------------------------------------------------------------------------------
+
+    fn dial_peer(&mut self, outer: Key) {
+        let now = self.now;
+        let Some(entry) = self.wires.get(&outer).map(|wire| wire.node) else { return };
+        let leg = Key { leg: self.cluster.next_leg, ..outer };
+        let Some(ask) = self.routing(outer).and_then(|routing| routing.ask.as_mut()) else { return };
+        (ask.leg, ask.at) = (Some(leg), now + BLOCK_TIME);
+        let slot = ask.slot;
+        self.cluster.next_leg += 1;
+        let found = self.listening_at(slot);
+        let node = found.unwrap_or(entry);
+        let id = mainstay_proto::session::ConnectionId(self.next_wire);
+        self.next_wire += 1;
+        let mut wire = Wire::new(now, (id, node), BLOCK_TIME, BLOCK_TIME * 2);
+        wire.entry = Some(entry);
+        wire.opening = None;
+        wire.server = ServerEnd::Peer(now + BLOCK_TIME * 2, None);
+        let vanished = self.servers.iter().any(|server| {
+            !server.lives()
+                && server.vanished
+                && server.member.as_ref().is_some_and(|member| member.slot == slot)
+        });
+        if self.cluster.are_cut(now, entry, node) || (found.is_none() && vanished) {
+            wire.swallow();
+            wire.server = ServerEnd::Closed;
+        }
+        self.wires.insert(leg, wire);
+        if found.is_none() {
+            self.drop_server_end(leg);
+        } else {
+            self.fly(leg, true, Packet::Opened);
+        }
+    }
+
+    fn drop_leg(&mut self, outer: Key) {
+        let ask = self.routing(outer).and_then(|routing| routing.ask.take());
+        if let Some(leg) = ask.and_then(|ask| ask.leg) {
+            self.close_client_end(leg);
+            self.reset(leg, true);
+        }
+    }
+
+    fn peer_answered(&mut self, outer: Key, outcome: PeerOutcome) {
+        self.note(|| format!("client {}: the other node {outcome:?}", outer.client));
+        self.drop_leg(outer);
+        let now = self.now;
+        if let Some(routing) = self.routing(outer) {
+            routing.lookup.handle_peer(now, outcome);
+        }
+    }
+
+    /// Something arrives at the peer listener of a node.
+    pub(super) fn arrive_at_peer(&mut self, leg: Key, arrived: Option<Packet>) -> Result<(), String> {
+        let now = self.now;
+        let Some(packet) = arrived else { return Ok(()) };
+        let Some(wire) = self.wires.get_mut(&leg) else { return Ok(()) };
+        let node = wire.node;
+        let Some(member) = &self.servers[node].member else { return Ok(()) };
+        let ServerEnd::Peer(until, head) = &mut wire.server else { return Ok(()) };
+        let until = *until;
+        match packet {
+            Packet::Opened if member.mute_until > now => {
+                wire.server = ServerEnd::Mute;
+                self.write(leg, false, Packet::Opened);
+            }
+            Packet::Opened => self.write(leg, false, Packet::Opened),
+            Packet::Block(block) => {
+                let mut buffer = BytesMut::from(block.as_ref());
+                let Ok(Some(decoded)) = Head::decode(&mut buffer) else {
+                    return Err("a head that cannot be read".into());
+                };
+                match decoded.admit(member.id, &member.key) {
+                    Ok(Admit::Hello) => *head = Some(Box::new(decoded)),
+                    Ok(Admit::OtherNode) => self.answer_peer(leg, &PeerAnswer::OtherNode),
+                    Err(error) => return Err(format!("a head that is not admitted: {error}")),
+                }
+            }
+            Packet::Message(kind, payload) => {
+                let head = head.take().ok_or("a HELLO without a head")?;
+                match crate::payload::frame(kind, payload) {
+                    Ok(Frame::Control(Control::Hello(hello))) => {
+                        self.begin_route(leg, hello, head.principal.to_vec(), until + BLOCK_TIME * 4);
+                    }
+                    other => return Err(format!("a peer listener expected HELLO, got {other:?}")),
+                }
+            }
+            Packet::Close(..) | Packet::Reset => self.set_server_end(leg, ServerEnd::Closed),
+            Packet::Ping(_) | Packet::Pong(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Something arrives at an entry node from another node.
+    pub(super) fn arrive_at_entry(
+        &mut self,
+        leg: Key,
+        bytes: usize,
+        arrived: Option<Packet>,
+    ) -> Result<(), String> {
+        let outer = Key { leg: 0, ..leg };
+        if !self.wires.get(&leg).is_some_and(|wire| wire.client_open) {
+            return Ok(());
+        }
+        match self.wires.get(&outer).map(|wire| &wire.server) {
+            Some(ServerEnd::Relay(relayed)) if *relayed == leg => {
+                self.relay(leg, false, bytes, arrived);
+                Ok(())
+            }
+            Some(ServerEnd::Routing(routing))
+                if routing.ask.as_ref().is_some_and(|ask| ask.leg == Some(leg)) =>
+            {
+                self.answer_at_entry(outer, leg, arrived)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn answer_at_entry(&mut self, outer: Key, leg: Key, arrived: Option<Packet>) -> Result<(), String> {
+        let answer = match arrived {
+            Some(Packet::Opened) => {
+                self.write_head(outer, leg);
+                return Ok(());
+            }
+            Some(Packet::Block(block)) => PeerAnswer::decode(&mut BytesMut::from(block.as_ref())),
+            Some(Packet::Reset) => {
+                let opened = self.wires.get(&leg).is_some_and(|wire| wire.asks);
+                let outcome = if opened { PeerOutcome::Silent } else { PeerOutcome::Refused };
+                self.peer_answered(outer, outcome);
+                return self.route(outer);
+            }
+            None => return Ok(()),
+            Some(other) => return Err(format!("an entry node got {other:?} from another node")),
+        };
+        self.note(|| format!("client {} leg {} answers {answer:?}", leg.client, leg.leg));
+        match answer {
+            Ok(Some(PeerAnswer::Accepted)) => {
+                self.counts.relayed += 1;
+                self.set_server_end(outer, ServerEnd::Relay(leg));
+            }
+            Ok(Some(PeerAnswer::Lost(account))) => {
+                self.drop_leg(outer);
+                self.route_lost(outer, account)?;
+            }
+            Ok(Some(PeerAnswer::Refused(refuse))) => {
+                self.drop_leg(outer);
+                self.refuse(outer, &refuse);
+            }
+            Ok(Some(PeerAnswer::OtherNode)) => self.peer_answered(outer, PeerOutcome::OtherNode),
+            Ok(Some(PeerAnswer::Released)) => self.peer_answered(outer, PeerOutcome::Released),
+            other => return Err(format!("an answer that cannot be read: {other:?}")),
+        }
+        self.route(outer)
+    }
+
+    /// The other node accepted TCP: the head and the client's HELLO leave.
+    fn write_head(&mut self, outer: Key, leg: Key) {
+        let Some(entry) = self.wires.get(&outer).map(|wire| wire.node) else { return };
+        let Some(from) = self.servers[entry].member.as_ref().map(|member| member.id) else { return };
+        let Some(routing) = self.routing(outer) else { return };
+        let Some(ask) = &routing.ask else { return };
+        let head = Head {
+            from,
+            to: ask.node,
+            key: ask.key,
+            path: String::new(),
+            principal: Bytes::from(routing.principal.clone()),
+            subprotocol: None,
+            deflate: None,
+            client: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        };
+        let hello = Control::Hello(routing.hello.clone()).encode();
+        if let Ok(head) = head.encode() {
+            self.write(leg, true, Packet::Block(head));
+        }
+        self.write(leg, true, Packet::Message(Kind::Binary, hello));
+        if let Some(wire) = self.wires.get_mut(&leg) {
+            wire.asks = true;
+        }
+    }
+
+    // ---- relays ---------------------------------------------------------------------------------
+
+    /// Whether what arrives in this direction may be read: a relay reads no further while unsent bytes wait.
+    pub(super) fn has_room(&self, key: Key, up: bool) -> bool {
+        let Some(wire) = self.wires.get(&key) else { return true };
+        let waits = match &wire.server {
+            ServerEnd::Relay(leg) if up => self.wires.get(leg).is_some_and(|wire| wire.up.waits()),
+            _ if !up && !key.is_outer() => {
+                let outer = self.wires.get(&Key { leg: 0, ..key });
+                outer.is_some_and(|outer| matches!(outer.server, ServerEnd::Relay(_)) && outer.down.waits())
+            }
+            _ => false,
+        };
+        !waits
+    }
+
+    /// Forwards what the entry node has read.
+    pub(super) fn relay(&mut self, leg: Key, up: bool, bytes: usize, packet: Option<Packet>) {
+        let to = if up { leg } else { Key { leg: 0, ..leg } };
+        let is_reset = matches!(packet, Some(Packet::Reset));
+        let ends = is_reset || matches!(packet, Some(Packet::Close(..)));
+        if is_reset {
+            self.reset(to, up);
+        } else if let Some(wire) = self.wires.get_mut(&to) {
+            wire.lane(up).push_piece(bytes, packet);
+            self.drain(to, up);
+        }
+        if ends {
+            self.end_relay(leg);
+        }
+    }
+
+    /// Neither side is read any more; what was written to them still leaves.
+    fn end_relay(&mut self, leg: Key) {
+        self.note(|| format!("the relay of client {} over leg {} ends", leg.client, leg.leg));
+        self.close_client_end(leg);
+        self.set_server_end(Key { leg: 0, ..leg }, ServerEnd::Closed);
+    }
+
+    /// A relay's node drops both sides.
+    pub(super) fn cut_relay(&mut self, leg: Key) {
+        self.reset(leg, true);
+        self.reset(Key { leg: 0, ..leg }, false);
+        self.end_relay(leg);
+    }
+
+    fn end_lost_relays(&mut self, node: usize) -> Result<(), String> {
+        let lost = |(key, wire): (&Key, &Wire)| {
+            let is_due = wire.gone_at.is_some_and(|at| at <= self.now);
+            (wire.entry == Some(node) && wire.client_open && is_due).then_some(*key)
+        };
+        let legs: Vec<_> = self.wires.iter().filter_map(lost).collect();
+        for leg in legs {
+            if let Some(wire) = self.wires.get_mut(&leg) {
+                wire.gone_at = None;
+            }
+            self.arrive_at_entry(leg, 1, Some(Packet::Reset))?;
+        }
+        Ok(())
+    }
+
+    /// Relays read and write until nothing moves.
+    pub(super) fn relay_all(&mut self) -> Result<(), String> {
+        if self.plan.cluster.is_none() {
+            return Ok(());
+        }
+        loop {
+            let relayed = |(key, wire): (&Key, &Wire)| {
+                (!key.is_outer() || matches!(wire.server, ServerEnd::Relay(_))).then_some(*key)
+            };
+            let keys: Vec<_> = self.wires.iter().filter_map(relayed).collect();
+            let mut any = false;
+            for key in keys {
+                while self.read_one(key)? {
+                    any = true;
+                }
+            }
+            if !any {
+                return Ok(());
+            }
+            self.drain_all();
+        }
+    }
+
+    /// The legs of a client's connection, itself among them.
+    pub(super) fn legs(&self, key: Key) -> impl Iterator<Item = &Wire> {
+        self.wires.range(Key { leg: 0, ..key }..=Key { leg: u64::MAX, ..key }).map(|(_, wire)| wire)
+    }
+
+    /// The processes on the way of a client's connection, without those at its ends.
+    pub(super) fn relaying(&self, key: Key) -> impl Iterator<Item = &Process> {
+        self.legs(key).filter_map(|wire| wire.entry).map(|entry| &self.servers[entry].process)
+    }
+
+    // ---- invariants -----------------------------------------------------------------------------
+
+    /// At most one of all sessions under one key delivers anything.
+    pub(super) fn check_key(&mut self, stream: usize) -> Result<(), String> {
+        let Some(key) = self.sessions.streams[stream].key.clone() else { return Ok(()) };
+        match *self.cluster.delivering.entry(key).or_insert(stream) {
+            first if first == stream => Ok(()),
+            first => Err(format!("sessions {first} and {stream} have one key, and both deliver")),
+        }
+    }
+
+    /// Over all nodes, an account is reported to one instance only.
+    pub(super) fn check_account(&mut self, lost: usize, instance: Instance) -> Result<(), String> {
+        match *self.cluster.accounts.entry(lost).or_insert(instance) {
+            first if first == instance => Ok(()),
+            _ => Err(format!("the account of session {lost} was reported to two instances")),
+        }
+    }
+
+    /// A session is lost only with its node, or where its node cannot be reached and may seem dead.
+    pub(super) fn check_loss(&self, client: usize, lost: usize) -> Result<(), String> {
+        let lives = |hosted: &&super::sessions::Hosted| {
+            hosted.stream == lost && hosted.machine.as_ref().is_some_and(|machine| machine.is_open())
+        };
+        let Some(hosted) = self.sessions.hosted.iter().find(lives) else { return Ok(()) };
+        let recent = self.now - Duration::from_secs(60);
+        let hampered = |until: Option<Instant>| until.is_some_and(|until| until >= recent);
+        let node = &self.servers[hosted.node];
+        let silent = node.process.was_hampered(recent) || hampered(self.cluster.peers_hampered_until);
+        let unseen = node.process.was_hampered(recent) || hampered(self.cluster.engine_hampered_until);
+        if (silent && unseen) || self.clients[client].is_foreign() {
+            return Ok(());
+        }
+        Err(format!("client {client} lost session {lost}, which lives at node {}", hosted.node))
+    }
+}
+
+fn show_step(step: &Step) -> String {
+    match step {
+        Step::Adopt { claim, .. } => format!("adopts, claim {claim}"),
+        Step::Ask { node, address, pause, .. } => {
+            format!("asks {node} at {} after {pause:?}", address.port())
+        }
+        other => format!("{other:?}"),
+    }
+}
