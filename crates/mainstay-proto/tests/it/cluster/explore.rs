@@ -312,14 +312,11 @@ impl Play<'_> {
         let (now, token) = (self.world.now, self.client);
         let known = self.place(owner).knows(token);
         let mut lookup = self.world.node(owner).begin(now, &token.present(), token.name(), known, true);
-        loop {
-            let now = self.world.now;
-            match lookup.poll(now, self.world.node(owner)) {
-                Step::Here => return self.here(owner).ok_or(PeerOutcome::Released),
-                Step::Elsewhere => return Err(PeerOutcome::Released),
-                Step::Ask { .. } => panic!("a HELLO through the peer listener is relayed: {:#?}", self.story),
-                _ => return Ok(self.follow(owner, lookup)),
-            }
+        match lookup.poll(now, self.world.node(owner)) {
+            Step::Here => self.here(owner).ok_or(PeerOutcome::Released),
+            Step::Elsewhere => Err(PeerOutcome::Released),
+            Step::Wait => Ok(Ended::Wait),
+            other => panic!("{other:?} through the peer listener: {:#?}", self.story),
         }
     }
 
