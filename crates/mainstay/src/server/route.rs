@@ -13,7 +13,7 @@ use mainstay_proto::cluster::peer::{Head, PeerAnswer};
 use mainstay_proto::cluster::{Lookup, PeerKey, Step};
 use mainstay_proto::session::message::{Account, Hello, Resume};
 use mainstay_proto::session::registry::{Adopted, Resumed};
-use mainstay_proto::session::{Answer, NodeId, Presenter, RefuseReason, Record};
+use mainstay_proto::session::{Answer, NodeId, Presenter, Record, RefuseReason};
 
 use super::core::{CoreRef, Cores};
 use super::open::{Bound, Opened, refuse, settle};
