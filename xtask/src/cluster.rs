@@ -7,6 +7,8 @@
 //!                                                    redis-server, valkey-server (killed, stopped, emptied)
 //! ```
 //!
+//! Before that the driver is tested alone, against both engines: `engines::drive`.
+//!
 //! Every part is a process of its own. Backend and clients write down what they saw; `verdict` compares the two, and `rows`
 //! says what each round must count: nothing is lost without a report, nothing comes twice, nothing at all is lost where nodes
 //! are drained and sessions may move, and every reported gap is one that docs/CLUSTER.md names.
@@ -14,9 +16,11 @@
 mod rounds;
 mod rows;
 mod stage;
+mod startup;
+mod strangers;
 mod verdict;
 
-use crate::engines::{Brand, Program};
+use crate::engines::{self, Brand, Program};
 use crate::run::cargo;
 use crate::{Depth, Outcome, Result, install};
 
@@ -24,7 +28,11 @@ const MAINSTAY: &str = "target/debug/mainstay";
 const BALANCER: &str = "target/debug/cluster_balancer";
 const CLIENT: &str = "target/debug/cluster_client";
 
+/// The metric that counts the nodes that a node knows, itself included.
+const NODES: &str = "mainstay_cluster_nodes";
+
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
+    engines::drive()?;
     install::node_packages("proof")?;
     cargo(
         "build --package mainstay-cli --package mainstay-peers --bin mainstay --bin cluster_balancer --bin cluster_client",
@@ -39,6 +47,10 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     rounds::kill(&redis, &size)?;
     rounds::pause(&redis, &size)?;
     rounds::restart_with_file(&size)?;
+    strangers::strangers(&redis, &size)?;
+    startup::refused(&redis)?;
+    startup::engine_comes_later(&redis, &size)?;
+    startup::two_clusters(&redis, &size)?;
     let valkey = Program::install(Brand::Valkey)?;
     rounds::cuts(&valkey, &size)?;
     rounds::deploy_movable(&valkey, &size, 1)?;

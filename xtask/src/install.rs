@@ -187,6 +187,20 @@ pub(crate) fn nginx() -> Result<PathBuf> {
     found().ok_or_else(|| "nginx does not start here: please install it, then run this again".into())
 }
 
+/// nginx, and its module `stream` of the same version: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn nginx_stream() -> Result<(PathBuf, PathBuf)> {
+    let (nginx, home) = (nginx()?, env::current_dir()?.join("target/xtask/nginx-stream"));
+    let module = "usr/lib/nginx/modules/ngx_stream_module.so";
+    let places = [Path::new("/").join(module), home.join(module)];
+    let found = || places.iter().find(|place| place.exists()).cloned();
+    if found().is_none() {
+        unpack("libnginx-mod-stream", &home)?;
+    }
+    let module =
+        found().ok_or("nginx has no module `stream` here: please install it, then run this again")?;
+    Ok((nginx, module))
+}
+
 /// mosquitto and the folder of its libraries: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
     let home = Path::new("target/xtask/mosquitto");

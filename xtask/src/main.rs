@@ -13,6 +13,7 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
+#[allow(dead_code, reason = "scale uses what is left")]
 mod engines;
 mod install;
 mod instructions;

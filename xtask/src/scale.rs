@@ -7,14 +7,16 @@
 //! ```
 //!
 //! One process holds as many connections as it may open files, so larger numbers are spread over processes,
-//! each server at a loopback address of its own. [`idle`] and [`storm`] measure, [`machine`] reads what the
-//! kernel counts and raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is
-//! judged here; a lost connection and an unreported lost message are errors.
+//! each server at a loopback address of its own. [`idle`], [`storm`], [`nodes`] and [`relay`] measure, [`machine`] reads
+//! what the kernel counts and raises its limits while we run, [`page`] writes `docs/SCALE.md`. No time and no size is
+//! judged here; a lost connection and an unreported lost message are errors, and so is any gap of a session that a cluster
+//! must keep.
 
 mod idle;
 mod machine;
 mod nodes;
 mod page;
+mod relay;
 mod storm;
 
 use std::fs;
@@ -46,6 +48,9 @@ pub(crate) struct Options {
     /// Clients of the storms; 0: no storm
     #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
     clients: u32,
+    /// Measure several nodes and relays alone, and write their chapter anew
+    #[arg(long)]
+    cluster: bool,
     /// A smoke test: few connections and clients
     #[arg(long)]
     quick: bool,
@@ -64,6 +69,7 @@ pub(crate) fn step() -> Result<Outcome> {
         million: false,
         rate: 400,
         clients: 100,
+        cluster: false,
         quick: true,
         output: None,
     })
@@ -75,16 +81,33 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
     cargo("build --release --package mainstay-cli")?;
-    cargo("build --release --package mainstay-peers --bin storm_server --bin storm_client")?;
+    cargo(
+        "build --release --package mainstay-peers --bin storm_server --bin storm_client --bin relay_client",
+    )?;
+    let page = folder.join("SCALE.md");
+    if !options.cluster {
+        measure_one_server(options, &page)?;
+    }
+    if options.clients > 0 {
+        measure_cluster(options, &page)?;
+    }
+    println!("{} is written", page.display());
+    Ok(Outcome::Passed)
+}
+
+/// Storms and idle connections of one server.
+fn measure_one_server(options: &Options, page: &Path) -> Result<()> {
     let per_process = if options.quick { 200 } else { most_of_a_process()? };
     let load = idle::Load { per_process, rate: options.rate, interval: if options.quick { 2 } else { 25 } };
     let sizes = options.sizes();
     let most = sizes.iter().copied().max().unwrap_or(0);
     let _raised = if options.quick { None } else { Some(machine::Raised::for_connections(most)?) };
-    let (page, mut idle, mut storms) = (folder.join("SCALE.md"), Vec::new(), Vec::new());
+    let (mut idle, mut storms) = (Vec::new(), Vec::new());
     // Written again after each part: the machine may lack the memory for the last one.
     let write = |idle: &[_], storms: &[_]| -> Result<()> {
-        Ok(fs::write(&page, page::write(idle, &load, storms, options.quick)?)?)
+        let written = page::write(idle, &load, storms, options.quick)?;
+        let chapter = fs::read_to_string(page).ok().and_then(|old| page::chapter_of(&old));
+        Ok(fs::write(page, page::with_chapter(&written, &chapter.unwrap_or_default()))?)
     };
     if options.clients > 0 {
         let every = if options.quick { 0.5 } else { 5.0 };
@@ -101,8 +124,29 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
         idle.push(found);
         write(&idle, &storms)?;
     }
-    println!("{} is written", page.display());
-    Ok(Outcome::Passed)
+    Ok(())
+}
+
+/// Several nodes, and relays between them.
+fn measure_cluster(options: &Options, page: &Path) -> Result<()> {
+    let every = if options.quick { 0.5 } else { 5.0 };
+    let stage =
+        nodes::Stage { clients: options.clients.min(most_of_a_process()?), every, quick: options.quick };
+    let relays = if options.quick {
+        relay::Load { clients: 10, reconnects: 20, every: 0.1, seconds: 1.0 }
+    } else {
+        relay::Load { clients: 500, reconnects: 2_000, every: 0.1, seconds: 20.0 }
+    };
+    let mut tables = Vec::new();
+    // Written again after each part: a later one may fail.
+    let mut add = |table| -> Result<()> {
+        tables.push(table);
+        let old = fs::read_to_string(page).unwrap_or_default();
+        Ok(fs::write(page, page::with_chapter(&old, &page::chapter(&tables)?))?)
+    };
+    add(relay::measure(&relays)?)?;
+    add(stage.cut()?)?;
+    add(stage.deploy()?)
 }
 
 impl Options {

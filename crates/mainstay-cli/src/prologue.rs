@@ -19,6 +19,9 @@
 //! If a replay fails (too much was recorded, or an answer does not arrive), the client's connection ends as with
 //! `--on-backend-loss renew`: an application that connects again is better off than one that waits for ever.
 //!
+//! **A prologue moves with its session to another process** ([`save`](Prologue::save), [`restore`](Prologue::restore)), as it was
+//! after the last message that the client need not send again; later ones are recorded again when they come again.
+//!
 //! Not here: links and sessions (`session`, `message_filter`), and the rules of each protocol (`profiles`).
 
 use std::collections::VecDeque;
@@ -26,8 +29,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay::Message;
+use sha2::{Digest, Sha256};
 
 use crate::rules::{MAX_MATCHED, MessageView, Pattern, Rule};
+use crate::saved::{Malformed, Reader, Writer};
 
 /// Maximum number and bytes of recorded frames of one client. More is not replayed.
 const MAX_FRAMES: usize = 256;
@@ -36,6 +41,8 @@ const MAX_BYTES: usize = MAX_MATCHED;
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum number of replays in a row that a lost connection interrupts.
 const MAX_INTERRUPTED: u32 = 5;
+/// The number of messages that an earlier link had: below every number of this one.
+const BEFORE: u64 = 0;
 /// Maximum number of rules of one kind: each frame stores its answers in one bit per rule.
 pub(crate) const MAX_RULES: usize = 16;
 
@@ -53,6 +60,15 @@ pub(crate) struct Rules {
     /// Recognises the message with which the backend announces a restart. It is hidden from the client. (The link uses the
     /// same function, and treats the Close that follows as a loss, whatever its code.)
     pub(crate) announces_restart: Option<fn(&Message) -> bool>,
+}
+
+impl Rules {
+    /// Returns what differs between two sets of rules. What a prologue knows is about its rules, by their places.
+    fn fingerprint(&self) -> [u8; 32] {
+        let Self { record, key, forget, answers, announces_restart } = self;
+        let text = format!("{record:?} {key:?} {forget:?} {answers:?} {}", announces_restart.is_some());
+        Sha256::digest(text).into()
+    }
 }
 
 /// A rule for answers of the backend to replayed frames.
@@ -93,10 +109,12 @@ pub(crate) struct Prologue {
     bytes: usize,
     /// More was recorded than allowed: the replay will fail.
     too_much: bool,
-    /// Messages of the client so far.
+    /// Messages of the client so far, and those that an earlier link had.
     seen: u64,
-    /// One bit per `until=` rule of the client's frames that has matched.
-    until_met: u16,
+    seen_before: u64,
+    /// For each rule of the client's frames: the message that met it, if it is an `until=` rule. [`BEFORE`] for a message of an
+    /// earlier link.
+    until_met: Box<[Option<u64>]>,
     /// Whether a frame was ever recorded. A message of the backend before that is its greeting.
     has_recorded: bool,
     greeting: Answers,
@@ -188,13 +206,15 @@ impl Prologue {
     /// Creates the machine, on the first connection.
     pub(crate) fn new(rules: Arc<Rules>) -> Self {
         let counted = vec![Counted::default(); rules.answers.len()];
+        let until_met = vec![None; rules.record.len()].into();
         Self {
             rules,
             frames: VecDeque::new(),
             bytes: 0,
             too_much: false,
             seen: 0,
-            until_met: 0,
+            seen_before: 0,
+            until_met,
             has_recorded: false,
             greeting: Answers::default(),
             counted,
@@ -208,7 +228,7 @@ impl Prologue {
         let rules = Arc::clone(&self.rules);
         let view = MessageView::new(message);
         self.forget(&rules, &view);
-        if !self.is_recorded(&rules, &view) {
+        if !self.is_recorded(&rules, number, &view) {
             return;
         }
         let key = rules.key.as_ref().and_then(|pointer| view.key(pointer));
@@ -342,19 +362,81 @@ impl Prologue {
         self.bytes
     }
 
-    fn is_recorded(&mut self, rules: &Rules, view: &MessageView<'_>) -> bool {
+    /// Writes the state after message `upto` of the link. What later messages cancelled stays cancelled.
+    pub(crate) fn save(&self, upto: u64, to: &mut Writer) {
+        to.bytes(&self.rules.fingerprint());
+        to.flag(self.too_much);
+        to.number(self.seen_before + upto);
+        for met in &self.until_met {
+            to.flag(met.is_some_and(|number| number <= upto));
+        }
+        to.flag(self.has_recorded);
+        to.number(self.greeting.had.into());
+        for counted in &self.counted {
+            to.number(counted.had);
+        }
+        let frames = || self.frames.iter().filter(|frame| frame.number <= upto);
+        to.number(frames().count() as u64);
+        for frame in frames() {
+            to.message(&frame.message);
+            to.number(frame.answers.had.into());
+            to.flag(frame.key.is_some());
+            to.bytes(frame.key.as_deref().unwrap_or_default().as_bytes());
+        }
+    }
+
+    /// Reads the state that [`save`](Self::save) wrote, for another link.
+    ///
+    /// # Errors
+    /// It was written by other rules, or is damaged.
+    pub(crate) fn restore(rules: Arc<Rules>, from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        if from.bytes()? != rules.fingerprint() {
+            return Err(Malformed);
+        }
+        let mut restored = Self::new(rules);
+        restored.too_much = from.flag()?;
+        restored.seen_before = from.number()?;
+        restored.seen = restored.seen_before;
+        for met in &mut restored.until_met {
+            *met = from.flag()?.then_some(BEFORE);
+        }
+        restored.has_recorded = from.flag()?;
+        restored.greeting.had = read_bits(from)?;
+        for counted in &mut restored.counted {
+            counted.had = from.number()?;
+        }
+        for _ in 0..from.number()? {
+            restored.restore_frame(from)?;
+        }
+        Ok(restored)
+    }
+
+    fn restore_frame(&mut self, from: &mut Reader<'_>) -> Result<(), Malformed> {
+        let message = from.message()?;
+        let answers = Answers { had: read_bits(from)?, due: 0 };
+        let (has_key, key) = (from.flag()?, from.bytes()?);
+        let key = has_key.then(|| String::from_utf8(key.to_vec())).transpose().map_err(|_| Malformed)?;
+        self.bytes += message.len();
+        if self.frames.len() >= MAX_FRAMES || self.bytes > MAX_BYTES {
+            return Err(Malformed);
+        }
+        self.frames.push_back(Frame { number: BEFORE, message, key, answers, written: Written::ByLink });
+        Ok(())
+    }
+
+    fn is_recorded(&mut self, rules: &Rules, number: u64, view: &MessageView<'_>) -> bool {
         if self.too_much {
             return false;
         }
         self.seen += 1;
         let mut recorded = false;
-        for (bit, rule) in bits().zip(&rules.record) {
+        for (met, rule) in self.until_met.iter_mut().zip(&rules.record) {
             recorded |= match rule {
                 Rule::First(count) => self.seen <= *count,
                 Rule::Until(pattern) => {
-                    let is_open = self.until_met & bit == 0;
+                    let is_open = met.is_none();
                     if is_open && pattern.matches(view) {
-                        self.until_met |= bit;
+                        *met = Some(number);
                     }
                     is_open
                 }
@@ -412,6 +494,11 @@ impl Prologue {
         let passes = bits().zip(&self.rules.answers).filter(|(_, answer)| answer.passes);
         passes.fold(0, |passed, (bit, _)| passed | bit)
     }
+}
+
+/// Reads one bit per rule.
+fn read_bits(from: &mut Reader<'_>) -> Result<u16, Malformed> {
+    u16::try_from(from.number()?).map_err(|_| Malformed)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::idle::{self, Found, Load, generator_words, server_words};
-use super::{MILLIONS_INTERVAL, storm};
+use super::{MILLIONS_INTERVAL, nodes, relay, storm};
 use crate::Result;
 use crate::bench::machine;
 
@@ -136,6 +136,73 @@ fn commands(page: &mut String, load: &Load) -> Result<()> {
     Ok(())
 }
 
+/// Between these the chapter on clusters stands, which has a run of its own.
+const CHAPTER: [&str; 2] = ["<!-- cluster: `cargo xtask scale --cluster` -->\n", "<!-- end of cluster -->\n"];
+
+/// The chapter on clusters.
+pub(super) fn chapter(tables: &[nodes::Table]) -> Result<String> {
+    let mut chapter =
+        String::from("\n## Clusters\n\n`cargo xtask scale --cluster` measures this chapter alone:\n\n");
+    chapter += "| | |\n|---|---|\n";
+    for (what, value) in machine().iter().filter(|(what, _)| *what != "Python") {
+        writeln!(chapter, "| {what} | {value} |")?;
+    }
+    writeln!(chapter, "| nginx | {} |", relay::nginx_version()?)?;
+    tables.iter().try_for_each(|table| one_table(&mut chapter, table))?;
+    write!(
+        chapter,
+        "\nThe programs of the tables above; a file names the servers, and each attempt of a client goes to one at random:\n\n\
+         ```text\n\
+         {} --listen ADDRESS --record FILE --cluster URL [--movable]\n\
+         {} --listen ADDRESS --record FILE --movable --state-dir FOLDER\n\
+         {} --nodes FILE --clients COUNT --every SECONDS --fates FILE\n\
+         node {}/socketio.mjs --listen ADDRESS --redis URL --record FILE\n\
+         node {}/socketio-clients.mjs --nodes FILE --clients COUNT --every SECONDS --list FILE\n\
+         {} --first URL --then URL --clients COUNT --reconnects COUNT --every SECONDS --messages SECONDS\n```\n",
+        storm::SERVER,
+        storm::SERVER,
+        storm::CLIENT,
+        nodes::PEERS,
+        nodes::PEERS,
+        relay::CLIENT,
+    )?;
+    Ok(chapter)
+}
+
+/// Rows in the order of the first column; a column without such a row has a dash.
+fn one_table(page: &mut String, table: &nodes::Table) -> Result<()> {
+    write!(page, "\n### {}\n\n{}\n\n|", table.title, table.about)?;
+    table.columns.iter().try_for_each(|column| write!(page, " | {}", column.title))?;
+    writeln!(page, " |\n|---|{}", "---:|".repeat(table.columns.len()))?;
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in table.columns.iter().flat_map(|column| &column.values) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    for name in names {
+        write!(page, "| {name}")?;
+        for column in &table.columns {
+            let value = column.values.iter().find(|(named, _)| *named == name);
+            write!(page, " | {}", value.map_or("-", |(_, value)| value))?;
+        }
+        page.push_str(" |\n");
+    }
+    Ok(())
+}
+
+/// The chapter on clusters that a page has.
+pub(super) fn chapter_of(page: &str) -> Option<String> {
+    let (_, rest) = page.split_once(CHAPTER[0])?;
+    rest.split_once(CHAPTER[1]).map(|(chapter, _)| chapter.to_owned())
+}
+
+/// The page with this chapter in place of its own, or at its end.
+pub(super) fn with_chapter(page: &str, chapter: &str) -> String {
+    let before = page.split_once(CHAPTER[0]).map_or(page, |(before, _)| before);
+    if chapter.is_empty() { before.to_owned() } else { [before, CHAPTER[0], chapter, CHAPTER[1]].concat() }
+}
+
 fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }
@@ -160,6 +227,17 @@ fn grouped(value: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_keeps_one_chapter_on_clusters_at_its_end() {
+        let first = with_chapter("page\n", "one\n");
+        assert_eq!(chapter_of(&first).as_deref(), Some("one\n"));
+        assert_eq!(chapter_of("page\n"), None);
+        let second = with_chapter(&first, "two\n");
+        assert_eq!(second.matches("<!-- cluster").count(), 1);
+        assert_eq!((chapter_of(&second).as_deref(), second.contains("one")), (Some("two\n"), false));
+        assert_eq!(with_chapter("new\n", ""), "new\n");
+    }
 
     #[test]
     fn digits_come_in_threes() {

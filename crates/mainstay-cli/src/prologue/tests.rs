@@ -1,4 +1,5 @@
 use super::*;
+use crate::saved;
 
 fn rules(record: &[&str], hide: &[&str], pass: &[&str]) -> Rules {
     let answer = |passes| move |text: &&str| Answer { rule: Rule::parse(text).unwrap(), passes };
@@ -261,4 +262,93 @@ fn five_interrupted_replays_in_a_row_are_an_error() {
     }
     play.prologue.handle_lost();
     assert_eq!(play.prologue.begin(play.now, play.last), Err(ReplayError::Interrupted));
+}
+
+impl Play {
+    /// The same client on a link of another process, after message `upto`: later ones come again.
+    fn moved(&self, upto: u64) -> Self {
+        let mut to = Writer::new();
+        self.prologue.save(upto, &mut to);
+        let bytes = to.into_bytes();
+        let mut from = Reader::new(&bytes).unwrap();
+        let prologue = Prologue::restore(Arc::clone(&self.prologue.rules), &mut from).unwrap();
+        from.finish().unwrap();
+        let mut again = Writer::new();
+        prologue.save(0, &mut again);
+        assert_eq!(again.into_bytes(), bytes, "a session that moves on at once takes the same along");
+        Self { prologue, now: self.now, last: 0 }
+    }
+}
+
+#[test]
+fn a_prologue_that_moved_is_replayed_first_with_the_answers_that_the_client_received() {
+    let mut play = Play::by(rules(&["match=^(login|join)"], &["match=^ok"], &[]));
+    play.client("login").backend("ok login", Pass).client("join").client("join again");
+    let mut moved = play.moved(2);
+    moved.again_settled(0).written(&["login"]).done(false).backend("ok login", Hide);
+    moved.written(&["join"]).done(true).backend("ok join", Pass);
+    moved.client("join again").backend("ok again", Pass);
+    moved.again().written(&["login"]).backend("ok login", Hide).written(&["join"]).done(false);
+}
+
+#[test]
+fn a_frame_that_the_client_sends_again_after_a_move_is_recorded_by_the_same_rules() {
+    for (rule, upto, expected) in [
+        ("first=2", 1, &["login", "join a"][..]),
+        ("first=2", 2, &["login", "join a"]),
+        ("until=^join", 1, &["login", "join a"]),
+        ("until=^join", 2, &["login", "join a"]),
+        ("until=never", 3, &["login", "join a", "say", "join b"]),
+        ("match=^join", 0, &["join a", "join b"]),
+    ] {
+        let frames = ["login", "join a", "say", "join b"];
+        let mut play = Play::by(rules(&[rule], &[], &[]));
+        frames.iter().for_each(|frame| drop(play.client(frame)));
+        let mut moved = play.moved(upto);
+        moved.again_settled(0);
+        frames[upto as usize..].iter().for_each(|frame| drop(moved.client(frame)));
+        moved.again().written(expected).done(true);
+    }
+}
+
+#[test]
+fn keys_and_counted_answers_move_along() {
+    let join = |id: &str| format!(r#"{{"type":"join","id":"{id}"}}"#);
+    let mut play = Play::by(keyed(&["json=/type=join"], &["first=1"], &[]));
+    play.backend("hello", Pass).client(&join("a")).client(&join("b"));
+    let mut moved = play.moved(2);
+    moved.backend(r#"{"type":"done","id":"a"}"#, Pass);
+    moved.again_settled(0).written(&[&join("b")]).done(false).backend("hello", Hide).done(true);
+}
+
+#[test]
+fn a_prologue_that_was_given_up_moves_as_such() {
+    let mut play = Play::by(rules(&["match=."], &[], &[]));
+    play.client("login").prologue.give_up();
+    let mut moved = play.moved(1);
+    assert_eq!(moved.prologue.begin(moved.now, 0), Err(ReplayError::TooMuch));
+}
+
+#[test]
+fn a_prologue_of_other_rules_or_in_damaged_bytes_is_not_restored() {
+    let mut play = Play::by(rules(&["first=2"], &["match=^ok"], &[]));
+    play.client("login").backend("ok", Pass);
+    let mut to = Writer::new();
+    play.prologue.save(1, &mut to);
+    let bytes = to.into_bytes();
+    let restore = |rules: Rules, bytes: &[u8]| {
+        let mut from = Reader::new(bytes)?;
+        Prologue::restore(Arc::new(rules), &mut from)?;
+        from.finish()
+    };
+    let same = || rules(&["first=2"], &["match=^ok"], &[]);
+    assert!(restore(same(), &bytes).is_ok());
+    for other in [rules(&["first=3"], &["match=^ok"], &[]), rules(&["first=2"], &[], &["match=^ok"])] {
+        assert!(restore(other, &bytes).is_err());
+    }
+    for length in 0..bytes.len() {
+        assert!(restore(same(), &bytes[..length]).is_err(), "{length}");
+    }
+    let newer = [&[saved::VERSION + 1], &bytes[1..]].concat();
+    assert!(restore(same(), &newer).is_err() && restore(same(), &[&bytes[..], &[0]].concat()).is_err());
 }

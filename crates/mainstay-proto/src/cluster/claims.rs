@@ -4,7 +4,7 @@
 //! answer again. A claim may be given up at any time. If the engine executed it, its record names this node, and the
 //! next HELLO for that session reaches this node and repeats the claim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::request::{Request, RequestId};
@@ -37,6 +37,9 @@ pub(super) enum ClaimOutcome {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Claims {
     by_session: BTreeMap<SessionId, Claim>,
+    /// Sessions that this node got just now, and when they are settled, the earliest first.
+    settling: BTreeSet<SessionId>,
+    settles: VecDeque<(Instant, SessionId)>,
 }
 
 #[derive(Debug, Clone)]
@@ -52,20 +55,13 @@ enum State {
     Due(Instant),
     Sent(RequestId),
     Answered { outcome: ClaimOutcome, until: Instant },
-    Settling { until: Instant },
-}
-
-impl State {
-    fn is_open(&self) -> bool {
-        matches!(self, Self::Due(_) | Self::Sent(_))
-    }
 }
 
 impl Claims {
     /// Begins a claim; false: one for this session or too many are in progress.
     pub(super) fn begin(&mut self, now: Instant, session: SessionId, request: Request) -> bool {
-        self.expire(now);
-        if self.by_session.contains_key(&session) || self.in_progress() >= MAX_CLAIMS {
+        self.forget_old(now);
+        if self.is_busy(session) || self.by_session.len() >= MAX_CLAIMS {
             return false;
         }
         let claim = Claim { request, until: now + CLAIM_TIME, state: State::Due(now) };
@@ -73,26 +69,34 @@ impl Claims {
         true
     }
 
+    /// Returns whether the session is being claimed, or was claimed just now.
+    pub(super) fn is_busy(&self, session: SessionId) -> bool {
+        self.by_session.contains_key(&session) || self.settling.contains(&session)
+    }
+
+    /// This node has the session now, and the caller is about to adopt it.
+    pub(super) fn settle(&mut self, now: Instant, session: SessionId) {
+        self.settling.insert(session);
+        self.settles.push_back((now + SETTLES, session));
+    }
+
     /// Returns the outcome, once. `Some(Unavailable)` too if there is no such claim any more.
     pub(super) fn take(&mut self, now: Instant, session: SessionId) -> Option<ClaimOutcome> {
-        self.expire(now);
-        let Some(claim) = self.by_session.get_mut(&session) else { return Some(ClaimOutcome::Unavailable) };
+        self.forget_old(now);
+        let Some(claim) = self.by_session.get(&session) else { return Some(ClaimOutcome::Unavailable) };
         let State::Answered { outcome, .. } = &claim.state else { return None };
         let outcome = outcome.clone();
+        self.by_session.remove(&session);
         if matches!(outcome, ClaimOutcome::Claimed { .. }) {
-            claim.state = State::Settling { until: now + SETTLES };
-        } else {
-            self.by_session.remove(&session);
+            self.settle(now, session);
         }
         Some(outcome)
     }
 
     /// Returns the next request that is due, sent as `id`.
     pub(super) fn poll(&mut self, now: Instant, id: RequestId) -> Option<Request> {
-        let claim = self
-            .by_session
-            .values_mut()
-            .find(|claim| matches!(claim.state, State::Due(at) if at <= now) && now < claim.until)?;
+        let is_due = |claim: &&mut Claim| matches!(claim.state, State::Due(at) if at <= now);
+        let claim = self.by_session.values_mut().find(is_due)?;
         claim.state = State::Sent(id);
         Some(claim.request.clone())
     }
@@ -118,17 +122,14 @@ impl Claims {
 
     /// Gives up claims whose time has passed, returns their sessions, and removes what is settled.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<SessionId> {
-        self.by_session.retain(|_, claim| match claim.state {
-            State::Answered { until, .. } | State::Settling { until } => now < until,
-            State::Due(_) | State::Sent(_) => true,
-        });
+        self.forget_old(now);
         self.give_up_where(now, |claim| claim.until <= now)
     }
 
     fn give_up_where(&mut self, now: Instant, which: impl Fn(&Claim) -> bool) -> Vec<SessionId> {
         let mut given_up = Vec::new();
         for (session, claim) in &mut self.by_session {
-            if claim.state.is_open() && which(claim) {
+            if claim.is_open() && which(claim) {
                 claim.state = State::Answered { outcome: ClaimOutcome::Unavailable, until: now + SETTLES };
                 given_up.push(*session);
             }
@@ -136,18 +137,31 @@ impl Claims {
         given_up
     }
 
+    /// Removes answers that no lookup came for, and marks of sessions that are settled.
+    fn forget_old(&mut self, now: Instant) {
+        self.by_session.retain(|_, claim| match claim.state {
+            State::Answered { until, .. } => now < until,
+            State::Due(_) | State::Sent(_) => true,
+        });
+        while let Some((_, session)) = self.settles.front().filter(|(at, _)| *at <= now) {
+            self.settling.remove(session);
+            self.settles.pop_front();
+        }
+    }
+
     /// Returns the number of claims without an answer.
     pub(super) fn in_progress(&self) -> usize {
-        self.by_session.values().filter(|claim| claim.state.is_open()).count()
+        self.by_session.values().filter(|claim| claim.is_open()).count()
     }
 
     pub(super) fn timeout(&self) -> Option<Instant> {
         let of = |claim: &Claim| match claim.state {
             State::Due(at) => at.min(claim.until),
             State::Sent(_) => claim.until,
-            State::Answered { until, .. } | State::Settling { until } => until,
+            State::Answered { until, .. } => until,
         };
-        self.by_session.values().map(of).min()
+        let settled = self.settles.front().map(|(at, _)| *at);
+        self.by_session.values().map(of).chain(settled).min()
     }
 
     fn sent_as(&mut self, id: RequestId) -> Option<(SessionId, &mut Claim)> {
@@ -155,5 +169,11 @@ impl Claims {
             .iter_mut()
             .find(|(_, claim)| matches!(claim.state, State::Sent(sent) if sent == id))
             .map(|(session, claim)| (*session, claim))
+    }
+}
+
+impl Claim {
+    fn is_open(&self) -> bool {
+        matches!(self.state, State::Due(_) | State::Sent(_))
     }
 }

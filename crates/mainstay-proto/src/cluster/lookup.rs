@@ -229,13 +229,10 @@ impl Lookup {
         }
     }
 
-    fn claim(&self, now: Instant, nodes: &mut Nodes, owner: NodeId, why: Why) -> State {
+    fn claim(&mut self, now: Instant, nodes: &mut Nodes, owner: NodeId, why: Why) -> State {
         if !nodes.has_engine() {
-            let session = self.session;
-            return State::Over(match nodes.claim_here(now, session, &self.name) {
-                Some((claim, record)) => Step::Adopt { session, claim, record },
-                None => Step::Unknown,
-            });
+            let outcome = nodes.claim_here(now, self.session, &self.name);
+            return self.claimed(nodes, owner, why, outcome);
         }
         if nodes.claim(now, self.session, owner, self.name) {
             State::Claiming { owner, why, until: now + CLAIM_TIME }

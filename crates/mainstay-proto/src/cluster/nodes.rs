@@ -49,8 +49,8 @@ pub struct NodesConfig {
     pub node: NodeId,
     /// Whether there is an engine. Without one the node serves alone and keeps its records itself.
     pub engine: bool,
-    /// How long the engine keeps a record that this node has claimed: it then only names the node that has the session.
-    /// Default in a server: twice the resume window and 60 s.
+    /// How long the engine keeps a record that this node has claimed: from then on it names the node that has the session.
+    /// The caller takes twice the resume window and 60 s.
     pub keep: Duration,
     /// Draws the times of heartbeats.
     pub seed: u64,
@@ -158,7 +158,7 @@ pub struct NodesStatus {
     pub claimed: Claimed,
 }
 
-/// Claims by outcome, since the start. A claim that was given up and answered later counts once.
+/// Claims by outcome, since the start. A claim that was given up counts as `unavailable`, whatever comes later.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Claimed {
     /// This node got the session.
@@ -475,7 +475,7 @@ impl Nodes {
     fn down(&mut self, now: Instant, reason: String) {
         self.table.interrupt();
         let given_up = self.claims.give_up(now);
-        self.wake(given_up);
+        self.claims_given_up(given_up);
         if self.engine.is_up {
             self.engine.is_up = false;
             self.events.push_back(NodesEvent::EngineDown { reason });
@@ -571,14 +571,21 @@ impl Nodes {
     }
 
     fn claim_answered(&mut self, now: Instant, id: RequestId, outcome: ClaimOutcome) {
-        match &outcome {
-            ClaimOutcome::Claimed { .. } => self.claimed.taken += 1,
-            ClaimOutcome::Moved(_) => self.claimed.moved += 1,
-            ClaimOutcome::None => self.claimed.none += 1,
-            ClaimOutcome::Unavailable => self.claimed.unavailable += 1,
+        let count = match &outcome {
+            ClaimOutcome::Claimed { .. } => &mut self.claimed.taken,
+            ClaimOutcome::Moved(_) => &mut self.claimed.moved,
+            ClaimOutcome::None => &mut self.claimed.none,
+            ClaimOutcome::Unavailable => &mut self.claimed.unavailable,
+        };
+        if let Some(session) = self.claims.answer(now, id, outcome) {
+            *count += 1;
+            self.events.push_back(NodesEvent::ClaimAnswered { session });
         }
-        let session = self.claims.answer(now, id, outcome);
-        self.wake(session);
+    }
+
+    fn claims_given_up(&mut self, sessions: Vec<SessionId>) {
+        self.claimed.unavailable += sessions.len() as u64;
+        self.events.extend(sessions.into_iter().map(|session| NodesEvent::ClaimAnswered { session }));
     }
 
     fn handle_release(&mut self, id: RequestId, response: Response) {
@@ -594,10 +601,6 @@ impl Nodes {
             let outcome = outcome(was_repeated);
             self.events.push_back(NodesEvent::Released { session, outcome });
         }
-    }
-
-    fn wake(&mut self, sessions: impl IntoIterator<Item = SessionId>) {
-        self.events.extend(sessions.into_iter().map(|session| NodesEvent::ClaimAnswered { session }));
     }
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) is due.
@@ -628,7 +631,7 @@ impl Nodes {
             self.repeat(now, id, open.kind);
         }
         let given_up = self.claims.expire(now);
-        self.wake(given_up);
+        self.claims_given_up(given_up);
         self.records.sweep(now);
     }
 
@@ -662,12 +665,17 @@ impl Nodes {
     }
 
     /// Answers a claim from this node's own records, without an engine.
-    pub(super) fn claim_here(
-        &mut self,
-        now: Instant,
-        session: SessionId,
-        name: &[u8; 16],
-    ) -> Option<(u64, Record)> {
-        self.records.claim(now, session, name)
+    pub(super) fn claim_here(&mut self, now: Instant, session: SessionId, name: &[u8; 16]) -> ClaimOutcome {
+        self.forward.check(now);
+        if self.claims.is_busy(session) {
+            return ClaimOutcome::Unavailable;
+        }
+        match self.records.claim(now, session, name) {
+            None => ClaimOutcome::None,
+            Some((claim, record)) => {
+                self.claims.settle(now, session);
+                ClaimOutcome::Claimed { claim, record }
+            }
+        }
     }
 }

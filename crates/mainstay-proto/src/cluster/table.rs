@@ -21,8 +21,11 @@ use crate::session::NodeId;
 pub const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// How long the engine has answered without a break before an unlisted node counts as gone.
 pub const COMPLETE_AFTER: Duration = Duration::from_secs(10);
-/// How long a field stays unchanged at least before it is deleted.
-const UNCHANGED_FOR: Duration = Duration::from_secs(60 * 60);
+/// How long a field stays unchanged at least before it is deleted: the engine keeps the accounts that a node released for
+/// a day, and a node that is not in the table is not asked for.
+const UNCHANGED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest time between two answers in which the engine counts as answering: this node may have been paused.
+const LONGEST_PAUSE: Duration = Duration::from_secs(6);
 /// How long it takes before a peer listener that was found open is tried again.
 const CHECK_AGAIN: Duration = Duration::from_secs(10 * 60);
 
@@ -164,6 +167,9 @@ impl Table {
         now: Instant,
         fields: Vec<(NodeId, Bytes)>,
     ) -> Vec<Change> {
+        if self.last.is_some_and(|last| now > last + LONGEST_PAUSE) {
+            self.interrupt();
+        }
         let since = self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
         self.answered += since;
         self.streak += since;

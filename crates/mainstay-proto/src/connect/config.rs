@@ -33,6 +33,9 @@ pub struct ConnectConfig {
     /// Towards a plain peer: holds back the stream on every connection but the first; see
     /// [`Client::send_ahead`](super::Client::send_ahead). Default: false.
     pub holds_replaced: bool,
+    /// Towards a plain peer: the first connection continues one that another client had, as in another process. It counts as
+    /// a replacement, so the peer is fresh. Default: false.
+    pub continues: bool,
     /// Recognises the message by which a plain peer announces that it restarts: the Close behind it counts as
     /// [`CloseCode::RESTART`](crate::ws::CloseCode::RESTART), whatever its code. Default: no message announces it.
     pub announces_restart: Option<fn(&Message) -> bool>,
@@ -70,6 +73,7 @@ impl Default for ConnectConfig {
             silence: None,
             ends_on: EndsOn::default(),
             holds_replaced: false,
+            continues: false,
             announces_restart: None,
             reads_while_closing: false,
             probes_unconfirmed: true,

@@ -59,6 +59,9 @@ pub struct ServerConfig {
     /// Bound of the volatile messages that wait for a slow connection, and of those that wait for a slow application.
     /// Above it the oldest are dropped. Default: 64, 256 KiB.
     pub volatile_queue: Window,
+    /// The URL at which clients reach this server and no other: each WELCOME names it, so that the next resume comes
+    /// straight back. Default: none.
+    pub resume_at: Option<String>,
 }
 
 impl Default for ServerConfig {
@@ -74,6 +77,7 @@ impl Default for ServerConfig {
             heartbeat: HeartbeatConfig::default(),
             lifetime: LifetimeConfig::default(),
             volatile_queue: Window::VOLATILE,
+            resume_at: None,
         }
     }
 }
@@ -140,7 +144,7 @@ enum Hold {
     /// No control message of the client has confirmed an epoch at this node. Only where confirmation comes first.
     Unconfirmed,
     /// The session leaves this node: what arrived stays with the client, which sends it again.
-    Leaving,
+    Leaving { was_confirmed: bool },
 }
 
 /// What few sessions have.

@@ -376,3 +376,171 @@ fn begin(tokens: [Option<[u8; 16]>; 2], form: u64) -> Writer {
 fn get_name(r: &mut Reader) -> Result<Option<[u8; 16]>, Malformed> {
     r.fixed().map(|name| Some(name).filter(|name| *name != [0; 16]))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::session::server::{ServerConfig, ServerSession};
+    use crate::session::tests::start;
+
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![0..100_u64, 0..MAX_INTEGER / 4]
+    }
+
+    fn window() -> impl Strategy<Value = Window> {
+        (1..MAX_INTEGER, 0..MAX_INTEGER).prop_map(|(messages, bytes)| Window { messages, bytes })
+    }
+
+    fn cause() -> impl Strategy<Value = LossCause> {
+        (0..=5_u64).prop_map(cause_of)
+    }
+
+    /// A name of zeros is none.
+    fn tokens() -> impl Strategy<Value = [Option<[u8; 16]>; 2]> {
+        any::<[Option<[u8; 16]>; 2]>().prop_map(|both| both.map(|one| one.filter(|name| *name != [0; 16])))
+    }
+
+    fn kept() -> impl Strategy<Value = Unacknowledged> {
+        prop_oneof![
+            ".{0,20}".prop_map(|text| Unacknowledged::Message(Message::text(text))),
+            vec(any::<u8>(), 0..20).prop_map(|bytes| Unacknowledged::Message(Message::binary(bytes))),
+            (1..1000_u64).prop_map(|count| Unacknowledged::Gap { count }),
+        ]
+    }
+
+    fn outbound() -> impl Strategy<Value = Outbound> {
+        let bounds = (window(), window(), option::of(0..u64::from(u32::MAX)));
+        let counts = (number(), 0..=100_u64, any::<bool>(), number());
+        (vec(kept(), 0..6), counts, bounds).prop_map(|(kept, counts, (limit, peer, largest))| {
+            let (acknowledged, written, drops_oldest, dropped) = counts;
+            let last: u64 = kept.iter().map(Unacknowledged::count).sum();
+            let written = acknowledged + last * written / 100;
+            Outbound { acknowledged, written, limit, peer, largest, drops_oldest, dropped, kept }
+        })
+    }
+
+    fn account() -> impl Strategy<Value = Account> {
+        (number(), number(), number(), number(), cause()).prop_map(
+            |(acknowledged, delivered, first_lost, count, cause)| Account {
+                acknowledged,
+                delivered,
+                first_lost,
+                count,
+                cause,
+            },
+        )
+    }
+
+    prop_compose! {
+        fn session()(
+            tokens in tokens(),
+            (id, instance) in any::<([u8; 8], [u8; 8])>(),
+            (key, principal, was_established) in any::<([u8; 16], [u8; 16], bool)>(),
+            (epoch, attempt, acknowledged) in (number(), number(), number()),
+            (window, manual, outbound) in (window(), any::<bool>(), outbound()),
+            (left, more) in (0..1_000_000_u64, 0..1_000_000_u64),
+            (account, marks) in (option::of(account()), 0..4_u64),
+        ) -> SessionState {
+            let last = outbound.acknowledged + outbound.kept.iter().map(Unacknowledged::count).sum::<u64>();
+            SessionState {
+                tokens,
+                id: SessionId(id),
+                epoch,
+                key,
+                principal,
+                instance: Instance(instance),
+                attempt,
+                was_established,
+                resume_window: Duration::from_millis(left + more),
+                left: Duration::from_millis(left),
+                inbound: Inbound { acknowledged, window, manual },
+                outbound,
+                account,
+                replaced: (0..marks.min(last + 1)).map(|after| (after, after + 1)).collect(),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn ended()(
+            tokens in tokens(),
+            (id, reported_to) in any::<([u8; 8], Option<[u8; 8]>)>(),
+            (acknowledged, more, sent) in (number(), number(), number()),
+            (cause, ended) in (cause(), option::of(number())),
+        ) -> AccountState {
+            let (id, reported_to) = (SessionId(id), reported_to.map(Instance));
+            AccountState { tokens, id, acknowledged, delivered: acknowledged + more, sent, cause, ended, reported_to }
+        }
+    }
+
+    /// A driver and an application use the session, whatever its record said.
+    fn use_it(session: &mut ServerSession) {
+        let now = start();
+        let _ = session.send(Message::text("more"));
+        session.acknowledge(now, u64::MAX);
+        let _ = session.deliver(now);
+        session.note_replaced();
+        session.handle_timeout(now + Duration::from_secs(1));
+        let _ = session.poll_timeout();
+        session.close(now, crate::ws::CloseCode::NORMAL, "");
+        session.evict();
+        session.take_undelivered();
+    }
+
+    proptest! {
+        #[test]
+        fn every_session_is_read_back_as_it_was(state in session(), saved in option::of(vec(any::<u8>(), 0..9))) {
+            let record = state.to_record(saved.map(Bytes::from));
+            prop_assert_eq!(record.content(), Ok(Content::Session(Box::new(state))));
+        }
+
+        #[test]
+        fn every_account_is_read_back_as_it_was(state in ended()) {
+            prop_assert_eq!(state.to_record().content(), Ok(Content::Account(state)));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(head in vec(any::<u8>(), 0..300), messages in vec(vec(any::<u8>(), 0..9), 0..4)) {
+            let messages = messages.into_iter().map(Bytes::from).collect();
+            let _ = Record { head: head.into(), saved: None, messages }.content();
+        }
+
+        #[test]
+        fn a_damaged_record_is_refused_or_its_session_goes_on(
+            state in session(),
+            damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in option::weighted(0.2, any::<prop::sample::Index>()),
+        ) {
+            let Record { head, saved, messages } = state.to_record(None);
+            let mut head = head.to_vec();
+            for (at, byte) in damage {
+                let at = at.index(head.len());
+                head[at] = byte;
+            }
+            if let Some(cut) = cut {
+                head.truncate(cut.index(head.len()));
+            }
+            let record = Record { head: head.into(), saved, messages };
+            if let Ok(Content::Session(state)) = record.content() {
+                let config = Arc::new(ServerConfig::default());
+                use_it(&mut ServerSession::from_state(config, start(), *state, None, (2, true)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_shows_sizes_and_no_content() {
+        let record = Record {
+            head: Bytes::from_static(b"names"),
+            saved: Some(Bytes::from_static(b"secret")),
+            messages: vec![Bytes::from_static(b"\0secret")],
+        };
+        assert_eq!(format!("{record:?}"), "Record { head: 5, saved: Some(6), messages: 1 }");
+    }
+}

@@ -206,7 +206,7 @@ fn control_from_json(name: &str, fields: &Fields<'_>) -> Control {
     }
 }
 
-fn message_from_json(value: &Value) -> Message {
+pub(crate) fn message_from_json(value: &Value) -> Message {
     match value.get("text") {
         Some(text) => Message::text(text.as_str().unwrap()),
         None => Message::Binary(Fields(value).bytes("binary")),
@@ -235,11 +235,11 @@ impl Fields<'_> {
         Delay { min: end(0), max: end(1) }
     }
 
-    fn flag(&self, name: &str) -> bool {
+    pub(crate) fn flag(&self, name: &str) -> bool {
         self.0[name].as_bool().unwrap_or_else(|| panic!("{name} in {}", self.0))
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some()
     }
 
@@ -247,39 +247,47 @@ impl Fields<'_> {
         unhex(&self.text(name))
     }
 
-    fn array<const N: usize>(&self, name: &str) -> [u8; N] {
+    pub(crate) fn array<const N: usize>(&self, name: &str) -> [u8; N] {
         self.bytes(name).as_ref().try_into().unwrap()
     }
 
-    fn object(&self, name: &str) -> Option<Fields<'_>> {
+    pub(crate) fn object(&self, name: &str) -> Option<Fields<'_>> {
         self.0.get(name).map(Fields)
     }
 
     fn window(&self) -> Option<Window> {
-        let window = self.0.get("window")?;
+        self.window_called("window")
+    }
+
+    pub(crate) fn window_called(&self, name: &str) -> Option<Window> {
+        let window = self.0.get(name)?;
         Some(Window { messages: window[0].as_u64()?, bytes: window[1].as_u64()? })
     }
 
-    fn account(&self) -> Option<Account> {
+    pub(crate) fn account(&self) -> Option<Account> {
         self.object("account").map(|account| Account {
             acknowledged: account.integer("acknowledged"),
             delivered: account.integer("delivered"),
             first_lost: account.integer("first_lost"),
             count: account.integer("count"),
-            cause: match account.text("cause").as_str() {
-                "unknown" => LossCause::Unknown,
-                "expired" => LossCause::Expired,
-                "ended" => LossCause::Ended,
-                "evicted" => LossCause::Evicted,
-                "restarted" => LossCause::Restarted,
-                "replaced" => LossCause::Replaced,
-                other => panic!("{other}"),
-            },
+            cause: account.cause(),
         })
+    }
+
+    pub(crate) fn cause(&self) -> LossCause {
+        match self.text("cause").as_str() {
+            "unknown" => LossCause::Unknown,
+            "expired" => LossCause::Expired,
+            "ended" => LossCause::Ended,
+            "evicted" => LossCause::Evicted,
+            "restarted" => LossCause::Restarted,
+            "replaced" => LossCause::Replaced,
+            other => panic!("{other}"),
+        }
     }
 }
 
-fn account_to_json(account: Account) -> Value {
+pub(crate) fn account_to_json(account: Account) -> Value {
     json!({
         "acknowledged": account.acknowledged,
         "delivered": account.delivered,

@@ -3,6 +3,7 @@
 
 mod auth;
 mod close;
+mod cluster;
 mod conformance;
 mod connect;
 mod ends;
@@ -10,7 +11,9 @@ mod first_words;
 mod json;
 mod limits;
 mod link;
+mod moves;
 mod notices;
 mod pair;
+mod records;
 mod replaced;
 mod resume;

@@ -8,7 +8,8 @@ use mainstay_proto::session::message::{
     ClientKey, Hello, Instance, LossCause, ResumeToken, SessionId, Welcome,
 };
 use mainstay_proto::session::{
-    Answer, ClientConfig, Control, Fate, Frame, LostMessages, Message, RegistryConfig, Transmit, Window,
+    Answer, ClientConfig, Control, Fate, Frame, LostMessages, Message, RefuseReason, RegistryConfig,
+    Transmit, Window,
 };
 
 use super::pair::{Pair, RESUME_WINDOW, SECOND, server_config};
@@ -282,6 +283,22 @@ fn superseded_by_another_instance_is_the_end_and_nothing_is_sent_again() {
     assert_eq!(code, 4409);
     assert_eq!((fate.delivered, fate.unknown, fate.last, fate.resent), (1, 2, 2, false));
     assert!(pair.client.send(Message::text("c")).is_err());
+}
+
+#[test]
+fn a_token_attach_that_is_not_confirmed_does_not_make_the_key_a_secret_again() {
+    let mut pair = Pair::default();
+    let first = pair.open();
+    let mut by_key = pair.hello_under_way(first);
+    pair.run();
+    pair.cut(first);
+    let second = pair.open();
+    pair.deliver_up(second);
+    pair.lose_written(second);
+    by_key.attempt += 9;
+    let third = pair.wire();
+    let answer = pair.hello(third, &by_key);
+    assert!(matches!(answer, Answer::Refused { why: RefuseReason::KeyUsed, .. }), "{answer:?}");
 }
 
 // ---- losing a session ---------------------------------------------------------------------------

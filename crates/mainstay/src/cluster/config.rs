@@ -28,6 +28,7 @@ pub struct ClusterConfig {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) url: Option<String>,
+    pub(crate) mark: String,
 }
 
 /// Where released sessions are kept.
@@ -58,7 +59,14 @@ impl ClusterConfig {
     }
 
     pub(crate) fn with(store: Store) -> Self {
-        Self { store, name: "mainstay".to_owned(), listen: None, advertise: None, url: None }
+        Self {
+            store,
+            name: "mainstay".to_owned(),
+            listen: None,
+            advertise: None,
+            url: None,
+            mark: String::new(),
+        }
     }
 
     /// Sets the name of the cluster: nodes with the same engine and name serve one another's sessions. Default: `mainstay`.
@@ -90,7 +98,11 @@ impl ClusterConfig {
     /// The address is out of range.
     pub fn advertise(mut self, address: SocketAddr) -> Result<Self, ConfigError> {
         let is_valid = address.port() != 0 && !address.ip().is_unspecified();
-        ConfigError::unless(is_valid, "cluster.advertise", "an address and a port that other nodes can reach")?;
+        ConfigError::unless(
+            is_valid,
+            "cluster.advertise",
+            "an address and a port that other nodes can reach",
+        )?;
         self.advertise = Some(address);
         Ok(self)
     }
@@ -109,6 +121,14 @@ impl ClusterConfig {
         ConfigError::unless(is_valid, "cluster.url", "a ws:// or wss:// URL of at most 512 bytes")?;
         self.url = Some(url);
         Ok(self)
+    }
+
+    /// Sets what all nodes of this cluster have in common and no other cluster has, such as the application's name. It is for
+    /// one purpose: a node reports others of the same engine and [`name`](Self::name) whose mark differs, because two clusters
+    /// under one name take sessions from each other. Default: empty.
+    pub fn mark(mut self, mark: impl Into<String>) -> Self {
+        self.mark = mark.into();
+        self
     }
 
     /// Whether the node shares an engine with others.

@@ -52,8 +52,6 @@ figures! {
     claimed_accounts,
     /// Claimed records that could not be read: of an unknown version, or damaged.
     unreadable,
-    /// Sessions that ended in the drain of this node.
-    drain_ended,
 }
 
 impl Figures {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use mainstay_proto::cluster::PeerKey;
 use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, BlockError, Head, MAX_BLOCK, PeerAnswer};
+use mainstay_proto::session::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
@@ -32,17 +34,20 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// What a peer listener needs for each connection.
 pub(super) struct Listening {
-    pub(super) node: Arc<Node>,
-    pub(super) server: Weak<Shared>,
+    id: NodeId,
+    key: PeerKey,
+    figures: Arc<Figures>,
+    server: Weak<Shared>,
     incomplete: Arc<Semaphore>,
     /// The kinds of errors that were logged at `warn`.
     logged: Mutex<BTreeSet<&'static str>>,
 }
 
 impl Listening {
-    pub(super) fn new(node: Arc<Node>, server: Weak<Shared>) -> Arc<Self> {
+    pub(super) fn new(node: &Node, server: Weak<Shared>) -> Arc<Self> {
         let incomplete = Arc::new(Semaphore::new(INCOMPLETE));
-        Arc::new(Self { node, server, incomplete, logged: Mutex::default() })
+        let figures = Arc::clone(&node.figures);
+        Arc::new(Self { id: node.id, key: node.key, figures, server, incomplete, logged: Mutex::default() })
     }
 
     /// Accepts until the task is dropped.
@@ -58,8 +63,7 @@ impl Listening {
                         if let (Some((head, stream, early)), Some(server)) = (admitted, this.server.upgrade())
                         {
                             let tracker = server.tracker.clone();
-                            let attach = attach_from_peer(server, Arc::clone(&this.node), head, stream, early);
-                            tracker.track_future(attach).await;
+                            tracker.track_future(attach_from_peer(server, head, stream, early)).await;
                         }
                     });
                 }
@@ -76,12 +80,11 @@ impl Listening {
     async fn admit(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(Head, TcpStream, Bytes)> {
         let read = tokio::time::timeout(BLOCK_TIME, read_head(&mut stream)).await;
         let read = read.unwrap_or(Err(BlockError::Late));
-        let admitted =
-            read.and_then(|(head, early)| Ok((head.admit(self.node.id, &self.node.key)?, head, early)));
+        let admitted = read.and_then(|(head, early)| Ok((head.admit(self.id, &self.key)?, head, early)));
         match admitted {
             Ok((Admit::Hello, head, early)) => Some((head, stream, early)),
             Ok((Admit::OtherNode, ..)) => {
-                Figures::add(&self.node.figures.answered, 1);
+                Figures::add(&self.figures.answered, 1);
                 let _ = stream.write_all(&PeerAnswer::OtherNode.encode()).await;
                 None
             }
@@ -94,7 +97,7 @@ impl Listening {
 
     /// One warning for each kind of error; every one is counted.
     fn log_dropped(&self, error: BlockError, from: SocketAddr) {
-        Figures::add(&self.node.figures.dropped, 1);
+        Figures::add(&self.figures.dropped, 1);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.insert(error.as_str()) {
             tracing::warn!(

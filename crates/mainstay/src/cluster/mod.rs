@@ -1,21 +1,45 @@
 //! Many nodes that serve one another's sessions.
 //!
-//! The nodes share an [`Engine`]: Redis 7 or later, or Valkey. It knows the nodes and what they released; the sessions stay in
-//! their owners' memory, so a node that cannot reach the engine serves on.
+//! The nodes share an [`Engine`]: Redis 6.2 or later, or Valkey. It knows the nodes and what they released; the sessions stay in
+//! their owners' memory, so a node that cannot reach the engine serves on. A client may come back to any node: that *entry
+//! node* forwards its connection to the *owner* of its session. At a drain, sessions that may move are *released* to the engine
+//! and *claimed* by the node that their client reaches next.
 //!
-//! - `engine`: the URL of an engine.
+//! - `config`: how a server takes part ([`ClusterConfig`]).
+//! - `engine`: the URL of an engine; `check`: whether a node can work with it.
+//! - `connect`, `info`, `fault`: a connection to it, what it reports of itself, and its errors in words.
+//! - `scripts`: requests as commands and scripts of Redis.
 //! - `redis`: the task that executes the machines' requests, and reports whether the engine answers.
+//! - `node`: this server's part: it moves requests, timers and events of the machine.
+//! - `listener`, `entry`, `relay`: the peer listener of the owner, the entry node's question, and the forwarding of bytes.
 //! - `state_dir`, `state_file`: without an engine, released sessions reach the next process through one file.
+//! - `figures`: counts for metrics.
 
+mod check;
+mod config;
+mod connect;
 mod engine;
-#[allow(dead_code, reason = "the cluster starts it")]
+pub(crate) mod entry;
+mod fault;
+mod figures;
+mod info;
+mod listener;
+mod node;
 mod redis;
-#[allow(dead_code, reason = "the drain and the start of a server use it: until then only its tests do")]
+pub(crate) mod relay;
+mod scripts;
 mod state_dir;
-#[allow(dead_code, reason = "as state_dir")]
 mod state_file;
+#[cfg(test)]
+mod tests;
 
-pub use engine::{Engine, EngineError, EngineFacts};
-#[allow(unused_imports, reason = "the cluster starts it")]
-pub(crate) use redis::{Driver, Report, start};
+pub use check::EngineFacts;
+pub use config::ClusterConfig;
+pub use engine::{Engine, EngineError};
+pub use figures::ClusterFigures;
+pub(crate) use figures::Figures;
+pub use node::{ClusterStatus, JoinError};
+pub(crate) use node::{Node, Seeking};
+#[doc(hidden)]
+pub use redis::{Driver, Report, start};
 pub use state_dir::StateDirError;

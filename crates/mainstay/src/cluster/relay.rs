@@ -63,7 +63,7 @@ struct Relay {
     owner: Side,
     /// When both sides are dropped, because one has ended.
     until: Option<Instant>,
-    listed: Listed,
+    _listed: Listed,
     _permit: Option<Arc<Permit>>,
     _token: TaskTrackerToken,
 }
@@ -101,7 +101,7 @@ impl Relays {
             client: Side::new(client, to_client),
             owner: Side::new(Transport::tcp(owner), Bytes::new()),
             until: None,
-            listed: self.list(Arc::clone(&handle), Arc::clone(figures)),
+            _listed: self.list(Arc::clone(&handle), Arc::clone(figures)),
             _permit: permit,
             _token: token,
             handle: Arc::clone(&handle),

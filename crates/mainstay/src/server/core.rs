@@ -296,7 +296,7 @@ impl Shared {
             ..ServerConfig::default()
         });
         #[cfg(feature = "cluster")]
-        let node = config.cluster.clone().map(Node::new);
+        let node = config.cluster.clone().map(|cluster| Node::new(cluster, config.resume_window));
         let names = RegistryConfig {
             sessions: config.max_sessions,
             parked_per_source: config.max_parked_per_address,

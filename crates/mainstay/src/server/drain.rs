@@ -1,17 +1,17 @@
 //! Draining: every session leaves in order, and the server waits for that.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mainstay_proto::session::EndCause;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::ws::CloseCode;
 
-use super::core::{Core, Shared};
+use super::core::{Core, CoreRef, Shared};
 use super::handle::Server;
 use crate::clock::now;
 
-const REASON: &str = "the server is going away, come back";
+pub(super) const REASON: &str = "the server is going away, come back";
 
 impl Server {
     /// Drains the server: asks every client to leave and waits until all sessions have ended, at most for `within`. The
@@ -22,6 +22,10 @@ impl Server {
     /// closes plain ones with 1012, spread over it. A session without a connection ends, because its client cannot come
     /// back to it. Connections that are still open afterwards are dropped. With less than 1 s, the clients leave over three
     /// fifths of it, and the closing has the rest of that second. A second call changes nothing.
+    ///
+    /// With `Config::cluster`, sessions that may [move](crate::SessionUpgrade) go on at another node, or in the next process
+    /// with the same folder, and so do the exact accounts of the others. Without an engine there is nowhere to go before this
+    /// process has ended, so sessions that may move leave at once.
     ///
     /// # Cancel safety
     /// Safe: draining goes on, only the waiting ends.
@@ -34,7 +38,11 @@ impl Server {
         let closing = (within * 2 / 5).min(Duration::from_secs(5));
         // A zero in GOAWAY means that nothing is known about the end.
         let spread = (within - closing).max(Duration::from_millis(1));
+        #[cfg(feature = "cluster")]
+        let until = tokio::time::Instant::now() + within;
         if self.shared.draining.set(spread).is_ok() {
+            #[cfg(feature = "cluster")]
+            self.shared.begin_to_leave(spread);
             tokio::spawn(drain_all(self.shared.cores(), spread));
         }
         self.shared.tracker.close();
@@ -48,6 +56,8 @@ impl Server {
                 "drain is over; the remaining connections are dropped"
             );
         }
+        #[cfg(feature = "cluster")]
+        self.shared.finish_leaving(until).await;
     }
 }
 
@@ -67,7 +77,7 @@ async fn drain_all(cores: Vec<Weak<Core>>, spread: Duration) {
 
 impl Shared {
     /// Drains a session whose handshake began before the drain and finished during it.
-    pub(super) fn drain_if_draining(&self, core: &Core) {
+    pub(super) fn drain_if_draining(&self, core: &CoreRef) {
         if let Some(spread) = self.draining.get()
             && !core.drain(*spread)
         {
@@ -78,8 +88,12 @@ impl Shared {
 
 impl Core {
     /// Asks the client to leave this server. Returns `false` for a plain peer, which cannot be asked.
-    fn drain(&self, spread: Duration) -> bool {
+    fn drain(self: &Arc<Self>, spread: Duration) -> bool {
         let delay = Delay { min: Duration::ZERO, max: spread };
+        #[cfg(feature = "cluster")]
+        if self.begin_to_move(spread) {
+            return true;
+        }
         self.change_state(|peer| {
             let Some(session) = peer.session_mut() else { return false };
             session.go_away(now(), REASON, delay, spread);

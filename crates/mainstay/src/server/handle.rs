@@ -22,7 +22,7 @@ use crate::Budget;
 /// ```
 #[derive(Clone)]
 pub struct Server {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Server {
@@ -53,6 +53,28 @@ impl Server {
     /// `into_make_service_with_connect_info` provides it. Sessions are the same.
     pub fn layer(&self) -> axum::Extension<Self> {
         axum::Extension(self.clone())
+    }
+
+    /// Joins the cluster of [`Config::cluster`], if there is one: opens the peer listener and announces it, or reads what the
+    /// process before this one left. [`serve`](crate::serve) calls it; beside other servers call it before they accept, and
+    /// [`drain`](Self::drain) at the end. An engine that does not answer is no error: the server serves alone and joins when
+    /// the engine answers. A second call changes nothing.
+    ///
+    /// # Errors
+    /// What waiting does not change: an engine that cannot serve, an address that is in use, a folder that cannot be written.
+    #[cfg(feature = "cluster")]
+    pub async fn join(&self) -> Result<(), crate::cluster::JoinError> {
+        match &self.shared.node {
+            Some(node) => node.join(&self.shared).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What this server is and does as a node; `None` without [`Config::cluster`].
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub fn cluster(&self) -> Option<crate::cluster::ClusterStatus> {
+        self.shared.node.as_ref().map(|node| node.status())
     }
 
     /// The memory budget: its level, and how much of it is used.

@@ -2,18 +2,23 @@
 //!
 //! Source: `docs/CLUSTER.md`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use mainstay_proto::session::message::Delay;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::core::{Core, CoreRef};
+use super::core::{Core, CoreRef, Shared};
+use super::drain::REASON;
 use super::inner::Inner;
 use crate::clock::now;
-use crate::cluster::Figures;
+use crate::cluster::{ClusterFigures, Figures};
 
 /// How long a handler has to return.
 const HANDLER_RETURNS: Duration = Duration::from_secs(5);
+/// How long the engine has, at least, for what is released at the end of a drain.
+const FINAL_RELEASES: Duration = Duration::from_secs(1);
 
 impl Core {
     /// Has a session that may move leave this server: it is released once its handler has returned. Does nothing to one that
@@ -62,6 +67,67 @@ impl Core {
     }
 }
 
+/// The drain of a node.
+impl Shared {
+    /// Begins the drain: from now on the registry gives sessions up that may move, and ends the others when their clients ask
+    /// for them elsewhere.
+    pub(super) fn begin_to_leave(self: &Arc<Self>, spread: Duration) {
+        let Some(node) = &self.node else { return };
+        self.registry().set_draining(true);
+        node.announce_drain();
+        let (node, server) = (Arc::clone(node), Arc::clone(self));
+        tokio::spawn(async move { node.cut_relays(spread).await });
+        tokio::spawn(async move {
+            tokio::time::sleep(spread).await;
+            // Clients that stayed come back to a session that has left.
+            for core in server.cores().iter().filter_map(Weak::upgrade) {
+                core.leave();
+            }
+        });
+    }
+
+    /// Ends the drain: what has not left by now ends, with its account. Then this node leaves the cluster.
+    pub(super) async fn finish_leaving(self: &Arc<Self>, until: Instant) {
+        let Some(node) = &self.node else { return };
+        for core in self.cores().iter().filter_map(Weak::upgrade) {
+            core.end_in_drain();
+        }
+        let accounts = self.registry().take_accounts();
+        node.release_accounts(accounts);
+        node.all_released(until.max(Instant::now() + FINAL_RELEASES)).await;
+        node.leave().await;
+        let ClusterFigures { released, accounts, unreleased, .. } = node.figures.snapshot();
+        tracing::info!(
+            released,
+            accounts,
+            unreleased,
+            "this node has left: sessions, accounts of ended ones, and what was lost"
+        );
+    }
+}
+
+impl Core {
+    /// Prepares a session to move, in a drain. Returns `false` for one that may not.
+    pub(super) fn begin_to_move(self: &Arc<Self>, spread: Duration) -> bool {
+        let Some(node) = &self.shared.node else { return false };
+        let stays_for_its_client = node.has_engine()
+            && self.with_session(|session| {
+                // Its client is asked to leave, and the session follows when the client has reached another node.
+                let is_attached = session.is_movable() && session.is_open() && session.connection().is_some();
+                let delay = Delay { min: Duration::ZERO, max: spread };
+                if is_attached {
+                    session.go_away(now(), REASON, delay, spread);
+                }
+                is_attached
+            }) == Some(true);
+        if stays_for_its_client {
+            self.notify();
+            return true;
+        }
+        self.leave()
+    }
+}
+
 async fn release_when_returned(core: CoreRef, returned: oneshot::Receiver<()>) {
     // An error is as good: the handler is gone.
     if tokio::time::timeout(HANDLER_RETURNS, returned).await.is_err() {
@@ -75,9 +141,8 @@ async fn release_when_returned(core: CoreRef, returned: oneshot::Receiver<()>) {
     let (shared, now) = (&core.shared, now());
     let released = {
         let mut registry = shared.registry();
-        let leaves = |session: &mut mainstay_proto::session::ServerSession| session.is_leaving();
         // The registry's lock comes before the core's.
-        core.with_session(|session| leaves(session).then(|| registry.release(now, session))).flatten()
+        core.with_session(|session| registry.release(now, session)).flatten()
     };
     if let (Some(released), Some(node)) = (released, &shared.node) {
         Figures::add(&node.figures.released, 1);

@@ -150,7 +150,13 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             info.principal = principal.as_ref().into();
             wire.begin_session(limits);
             let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
-            let opened = Opened { connection, options, wire, deadline };
+            let opened = Opened {
+                connection,
+                options,
+                wire,
+                #[cfg(feature = "cluster")]
+                deadline,
+            };
             #[cfg(feature = "cluster")]
             if let (Some(node), Some(resume)) = (&shared.node, &hello.resume) {
                 return super::route::attach(node, cores, opened, &hello, resume, raw.freeze()).await;
@@ -169,6 +175,7 @@ pub(super) struct Opened {
     pub(super) connection: ConnectionId,
     pub(super) options: SessionOptions,
     pub(super) wire: Wire,
+    #[cfg(feature = "cluster")]
     pub(super) deadline: Instant,
 }
 

@@ -28,13 +28,8 @@ use crate::transport::Transport;
 
 /// Attaches a client that another node relays, or answers what became of its session. `early`: the client's bytes that came
 /// with the block.
-pub(crate) async fn attach(
-    shared: Arc<Shared>,
-    node: Arc<Node>,
-    head: Head,
-    stream: TcpStream,
-    early: Bytes,
-) {
+pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, early: Bytes) {
+    let Some(node) = &shared.node else { return };
     let limits = shared.config.limits;
     let codec = Connection::new(Role::Server, before_hello(limits), head.deflate, [0; 32]);
     let mut wire = Wire::new(Transport::tcp(stream), codec, early);
@@ -66,9 +61,11 @@ pub(crate) async fn attach(
                 Counters::add(&shared.stats.attach_refused, 1);
                 break PeerAnswer::Refused(refuse);
             }
-            Resumed::Lost(account) => break PeerAnswer::Lost(account),
-            Resumed::Released => {
-                released(&node, &hello).await;
+            // The engine may have named this node, which did not come to adopt the session.
+            Resumed::Lost(None) if is_foreign(node, &shared, &head, &hello) => break PeerAnswer::Released,
+            Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
+            Resumed::Released | Resumed::Lost(_) => {
+                released(node, &hello).await;
                 break PeerAnswer::Released;
             }
             Resumed::Movable(session) => {
@@ -79,6 +76,14 @@ pub(crate) async fn attach(
     };
     Figures::add(&node.figures.answered, 1);
     let _ = wire.write_first(answer.encode()).await;
+}
+
+/// Whether another node issued the token, and this one does not have the session.
+fn is_foreign(node: &Node, shared: &Shared, head: &Head, hello: &Hello) -> bool {
+    let Some(resume) = &hello.resume else { return false };
+    let who = Presenter { principal: &head.principal, path: &head.path };
+    Route::of(&resume.token).is_some_and(|route| route.node != node.id)
+        && !shared.registry().knows(who, &resume.token)
 }
 
 /// Waits until the engine has the session.

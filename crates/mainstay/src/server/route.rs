@@ -1,7 +1,7 @@
 //! A HELLO that asks for a session, in a cluster: it is here, at another node, in the engine, or lost.
 //!
-//! [`Lookup`] decides each step; this module does it. The opening may end before a claim is answered: then the client is asked
-//! to come back, and the session that was claimed is adopted all the same, so that its client finds it here.
+//! [`Step`] is the machine's word, and this module does it. The client waits within the opening deadline; after that it is
+//! asked to come back (4414).
 //!
 //! Source: `docs/CLUSTER.md`.
 
@@ -9,27 +9,30 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
-use mainstay_proto::cluster::{Lookup, PeerKey, Step};
+use mainstay_proto::cluster::{PeerKey, PeerOutcome, Step, lookup};
 use mainstay_proto::session::message::{Account, Hello, Resume};
-use mainstay_proto::session::registry::{Adopted, Resumed};
-use mainstay_proto::session::{Answer, NodeId, Presenter, Record, RefuseReason};
+use mainstay_proto::session::server::ServerConfig;
+use mainstay_proto::session::{
+    Adopted, Answer, Control, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
+};
+use tokio::net::TcpStream;
 
-use super::core::{CoreRef, Cores};
+use super::core::{CoreRef, Cores, Shared};
 use super::open::{Bound, Opened, refuse, settle};
-use super::owner::Owned;
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
-use crate::cluster::{Figures, Node, entry};
+use crate::cluster::{Figures, Node, Seeking, entry};
 
-/// A HELLO on its way to its session.
+/// A client on its way to its session.
 struct Arrival<'a> {
     node: &'a Arc<Node>,
+    shared: Arc<Shared>,
     cores: Cores,
+    opened: Opened,
     hello: &'a Hello,
-    /// The client's bytes from the first byte of HELLO on.
-    raw: Bytes,
 }
 
 /// Attaches the client to its session, wherever that is. Returns a session that needs its handler here.
@@ -41,45 +44,227 @@ pub(super) async fn attach(
     resume: &Resume,
     raw: Bytes,
 ) -> Option<Bound> {
-    let principal = cores.info.principal.clone();
-    let who = Presenter { principal: &principal, path: &opened.options.path.clone() };
-    let is_here = cores.shared.registry().knows(who, &resume.token);
-    let mut lookup = node.begin(&resume.token, who.token_name(&resume.token), is_here);
-    let mut arrival = Arrival { node, cores, hello, raw };
-    loop {
-        let step = tokio::select! {
-            biased;
-            step = node.step(&mut lookup) => step,
-            () = tokio::time::sleep_until(opened.deadline) => return arrival.come_back(opened, lookup).await,
+    let deadline = opened.deadline;
+    let arrival = Arrival { node, shared: Arc::clone(&cores.shared), cores, opened, hello };
+    let search = arrival.search(resume, raw);
+    let next = tokio::time::timeout_at(deadline, search.run(node)).await;
+    match next.unwrap_or(Next::Step(Step::Wait)) {
+        Next::Answer(PeerAnswer::Accepted, owner, rest) => {
+            arrival.relay(owner, rest);
+            None
+        }
+        Next::Answer(PeerAnswer::Lost(account), ..) => arrival.open(account).await,
+        Next::Answer(PeerAnswer::Refused(answer), ..) => arrival.refuse(&answer).await,
+        Next::Step(Step::Here) => arrival.resume_here().await,
+        Next::Step(Step::Adopt { claim, record, .. }) => arrival.adopt(claim, &record).await,
+        Next::Step(Step::Unknown) => arrival.open(None).await,
+        // Of the rest only `Wait` reaches a HELLO that did not come through the peer listener.
+        Next::Step(_) | Next::Answer(..) => {
+            Figures::add(&node.figures.waited, 1);
+            arrival.refuse(&lookup::wait()).await
+        }
+    }
+}
+
+/// The search for a session, by what its client has sent.
+struct Search {
+    seeking: Seeking,
+    /// What this node states of the client to the node that it asks.
+    head: Head,
+    /// The client's bytes from the first byte of HELLO on.
+    raw: Bytes,
+}
+
+/// What ends a search.
+enum Next {
+    Step(Step),
+    /// The owner's answer, its connection, and what it sent behind the answer.
+    Answer(PeerAnswer, TcpStream, Bytes),
+}
+
+impl Search {
+    /// Searches the session, and asks other nodes for it.
+    ///
+    /// # Cancel safety
+    /// It may be dropped at any time: what was claimed meanwhile can be claimed again.
+    async fn run(mut self, node: &Node) -> Next {
+        loop {
+            let address = match node.step(&mut self.seeking).await {
+                Step::Ask { node: owner, address, key, pause } => {
+                    (self.head.to, self.head.key) = (owner, key);
+                    tokio::time::sleep(pause).await;
+                    address
+                }
+                step => return Next::Step(step),
+            };
+            let outcome = match entry::ask(address, &self.head, &self.raw).await {
+                Ok(asked) => match asked.answer {
+                    PeerAnswer::Released => PeerOutcome::Released,
+                    PeerAnswer::OtherNode => PeerOutcome::OtherNode,
+                    answer => return Next::Answer(answer, asked.owner, asked.rest),
+                },
+                Err(outcome) => {
+                    Figures::add(&node.figures.unanswered, 1);
+                    outcome
+                }
+            };
+            node.handle_peer(&mut self.seeking, outcome);
+        }
+    }
+}
+
+impl Arrival<'_> {
+    fn who(&self) -> Presenter<'_> {
+        Presenter { principal: &self.cores.info.principal, path: &self.opened.options.path }
+    }
+
+    fn search(&self, resume: &Resume, raw: Bytes) -> Search {
+        let is_here = self.shared.registry().knows(self.who(), &resume.token);
+        let seeking = self.node.begin(&resume.token, self.who().token_name(&resume.token), is_here);
+        let (info, options) = (&self.cores.info, &self.opened.options);
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let head = Head {
+            from: self.node.id,
+            to: self.node.id,
+            key: PeerKey([0; 16]),
+            path: options.path.to_string(),
+            principal: Bytes::copy_from_slice(&info.principal),
+            subprotocol: info.subprotocol.as_deref().map(str::to_owned),
+            deflate: options.deflate,
+            client: info.address.unwrap_or(nowhere),
         };
-        match step {
-            Step::Here => return arrival.resume_here(opened, who).await,
-            Step::Unknown => return arrival.open(opened, who, None).await,
-            Step::Adopt { claim, record } => return arrival.adopt(opened, who, claim, &record).await,
-            Step::Wait { .. } => return arrival.wait(opened).await,
-            Step::Ask { node: owner, address, key, pause } => {
-                tokio::time::sleep(pause).await;
-                let head = arrival.head(&opened, owner, key);
-                match entry::ask(address, &head, &arrival.raw).await {
-                    Err(outcome) => {
-                        Figures::add(&node.figures.unanswered, 1);
-                        node.answered(&mut lookup, outcome);
-                    }
-                    Ok(asked) => match asked.answer {
-                        PeerAnswer::Accepted => {
-                            arrival.relay(opened, asked.owner, asked.rest);
-                            return None;
-                        }
-                        PeerAnswer::Lost(account) => return arrival.open(opened, who, account).await,
-                        PeerAnswer::Refused(answer) => {
-                            // Counted as the owner's; the reason is in the REFUSE.
-                            return arrival.refuse(opened, &answer).await;
-                        }
-                        other => node.answered(&mut lookup, mainstay_proto::cluster::PeerOutcome::of(&other)),
-                    },
+        Search { seeking, head, raw }
+    }
+
+    /// Forwards the client to the owner from now on.
+    fn relay(self, owner: TcpStream, to_client: Bytes) {
+        let (client, permit) = self.opened.wire.into_transport();
+        let beginning = Beginning { client, permit, owner, to_client };
+        self.node.relay(beginning, self.shared.tracker.token());
+    }
+
+    async fn resume_here(mut self) -> Option<Bound> {
+        let answer = {
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            let mut registry = self.shared.registry_for_hello();
+            let (now, connection) = (now(), self.opened.connection);
+            match registry.resume(now, connection, who, self.hello, &mut self.cores) {
+                Resumed::Answer(answer) => answer,
+                Resumed::Lost(account) => {
+                    registry.open(now, connection, who, self.hello, account, &mut self.cores)
+                }
+                Resumed::Released => moving(),
+                Resumed::Movable(session) => {
+                    drop(registry);
+                    session.leave();
+                    moving()
                 }
             }
-            Step::Claiming => {}
+        };
+        settle(&self.cores, self.opened, answer).await
+    }
+
+    /// Opens a new session, with the account of the one that the client asked for.
+    async fn open(mut self, account: Option<Account>) -> Option<Bound> {
+        let answer = {
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            let mut registry = self.shared.registry_for_hello();
+            registry.open(now(), self.opened.connection, who, self.hello, account, &mut self.cores)
+        };
+        settle(&self.cores, self.opened, answer).await
+    }
+
+    async fn refuse(self, answer: &Control) -> Option<Bound> {
+        refuse(&self.shared.stats, self.opened.wire, answer, RefuseReason::Moving).await;
+        None
+    }
+
+    /// Continues what this node has claimed: a session, or an account.
+    async fn adopt(mut self, claim: u64, record: &Record) -> Option<Bound> {
+        let mut adopting = Adopting { cores: self.cores, created: None };
+        let adopted = self.shared.registry().adopt(now(), record, claim, &mut adopting);
+        let created = adopting.created;
+        self.cores = adopting.cores;
+        match adopted {
+            Ok(Adopted::Session { evicted, .. }) => {
+                Figures::add(&self.node.figures.claimed, 1);
+                evicted.into_iter().for_each(|evicted| evicted.notify());
+            }
+            Ok(Adopted::Account) => Figures::add(&self.node.figures.claimed_accounts, 1),
+            Err(error) => {
+                Figures::add(&self.node.figures.unreadable, 1);
+                tracing::error!(%error, "a claimed session cannot be read: its client gets a new one, with a gap");
+                return self.open(None).await;
+            }
         }
+        let Some(core) = created else { return self.resume_here().await };
+        self.opened.options.apply(&core);
+        self.begin(core).await
+    }
+
+    /// Attaches the client to a session that was adopted for it. The session needs its handler, even if the client has to
+    /// come once more.
+    async fn begin(mut self, core: CoreRef) -> Option<Bound> {
+        let connection = self.opened.connection;
+        let resumed = {
+            let who =
+                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
+            self.shared.registry_for_hello().resume(now(), connection, who, self.hello, &mut self.cores)
+        };
+        match resumed {
+            Resumed::Answer(Answer::Attached { .. }) => {
+                Counters::add(&self.shared.stats.attached_resumed, 1);
+                Counters::add(&self.shared.stats.connections, 1);
+                core.begin_epoch(self.opened.options.authenticate);
+                Some((connection, core, Some(self.opened.wire)))
+            }
+            Resumed::Lost(account) => {
+                // Another copy of this client contradicts what the session knows. It would wait for a client in vain.
+                self.shared.end_now(&core);
+                self.open(account).await
+            }
+            Resumed::Answer(Answer::Refused { refuse: answer, .. }) => {
+                self.refuse(&answer).await;
+                Some((connection, core, None))
+            }
+            Resumed::Released | Resumed::Movable(_) => {
+                self.refuse(&RefuseReason::Moving.refuse()).await;
+                Some((connection, core, None))
+            }
+        }
+    }
+}
+
+fn moving() -> Answer<CoreRef> {
+    Answer::Refused { refuse: RefuseReason::Moving.refuse(), why: RefuseReason::Moving }
+}
+
+/// The sessions of this server as its registry sees them while it adopts one; notes the session that it creates.
+struct Adopting {
+    cores: Cores,
+    created: Option<CoreRef>,
+}
+
+impl Sessions for Adopting {
+    type Handle = CoreRef;
+
+    fn with<R>(&mut self, handle: &CoreRef, f: impl FnOnce(&mut ServerSession) -> R) -> R {
+        self.cores.with(handle, f)
+    }
+
+    fn create(&mut self, session: ServerSession) -> CoreRef {
+        let core = self.cores.create(session);
+        self.created = Some(Arc::clone(&core));
+        core
+    }
+
+    fn config(&mut self) -> Option<Arc<ServerConfig>> {
+        self.cores.config()
+    }
+
+    fn source(&mut self, handle: &CoreRef) -> Option<Source> {
+        self.cores.source(handle)
     }
 }

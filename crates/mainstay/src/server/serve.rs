@@ -56,7 +56,8 @@ const MAX_FIELDS: usize = 64;
 /// listener has IP addresses, [`ConnectInfo<SocketAddr>`](ConnectInfo). All other listeners count as one address for
 /// [`Config::admission`]. A client has [`Config::opening_deadline`] for the head of its request, and what remains of it after
 /// the 101 response for its HELLO; the time that the application needs in between is neither counted nor bounded. A client
-/// that reads nothing of a response for 30 s is disconnected. [`Server::layer`] lists what other servers lack.
+/// that reads nothing of a response for 30 s is disconnected. A server of a cluster joins before it accepts; one that cannot
+/// is the error of this call. [`Server::layer`] lists what other servers lack.
 ///
 /// `TcpListener::bind` lets 1,024 connections wait to be accepted. When thousands of clients come back at once, that is too
 /// few: the others wait for a retransmission of TCP, for seconds. Then bind with a longer queue, which the system bounds by
@@ -254,6 +255,10 @@ where
 
     async fn run(self) -> io::Result<()> {
         let Self { listener, app, server, others, http, shutdown, successor, within } = self;
+        #[cfg(feature = "cluster")]
+        for server in std::iter::once(&server).chain(&others) {
+            server.join().await.map_err(io::Error::other)?;
+        }
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
         let (connections, leave) = (TaskTracker::new(), CancellationToken::new());
         let mut acceptor = Acceptor {

@@ -185,7 +185,7 @@ impl ServerSession {
             heartbeat_interval: self.config.heartbeat.interval(),
             window: self.flow.inbox.window(),
             account: self.account.as_deref().copied(),
-            resume_at: None,
+            resume_at: self.config.resume_at.clone(),
             max_message: self.config.flow.max_message,
         }
     }

@@ -1,0 +1,9 @@
+//! Nodes that serve one another's sessions: the table, lookups, releases, and the bytes between nodes.
+
+mod blocks;
+mod engine;
+mod lookup;
+mod nodes;
+mod records;
+mod releases;
+mod table;

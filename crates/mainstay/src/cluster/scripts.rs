@@ -1,0 +1,190 @@
+//! Requests as commands and scripts of Redis, and the answers to them.
+//!
+//! | Key | Type | Content |
+//! |---|---|---|
+//! | `mainstay:NAME:nodes` | hash | the table of nodes: a node's id, and what it wrote |
+//! | `mainstay:NAME:s:{ID}` | hash | a session that was released, or an account: see `commit.lua` |
+//! | `mainstay:NAME:s:{ID}:o` | list | its messages |
+//!
+//! The braces are part of the key: Redis Cluster keeps both keys of a session on one server. The head comes in pieces of at most
+//! 64 bytes, the first of which is the names of both valid tokens: a hash with longer fields takes twice the memory.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::cluster::request::{Request, Response};
+use mainstay_proto::session::message::SessionId;
+use mainstay_proto::session::{NodeId, Record};
+use redis::aio::ConnectionLike;
+use redis::{ErrorKind, RedisError, Script, Value, cmd, pipe};
+
+/// The first piece of a head: two names of 16 bytes.
+const NAMES: usize = 32;
+
+/// What Redis keeps compact in a hash.
+const PIECE: usize = 64;
+
+/// Precedes what is saved, so that nothing and an empty value differ.
+const SAVED: u8 = b'=';
+
+/// The scripts, and the keys that they work on.
+pub(super) struct Scripts {
+    prefix: String,
+    commit: Script,
+    claim: Script,
+}
+
+impl Scripts {
+    /// The scripts for the cluster `name`.
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            prefix: format!("mainstay:{name}:"),
+            commit: Script::new(include_str!("commit.lua")),
+            claim: Script::new(include_str!("claim.lua")),
+        }
+    }
+
+    /// Loads the scripts, at every connect: a replica that became the primary has none.
+    pub(super) async fn load(&self, commands: &mut impl ConnectionLike) -> Result<(), RedisError> {
+        self.commit.load_async(commands).await?;
+        self.claim.load_async(commands).await.map(drop)
+    }
+
+    /// The key of the table of nodes.
+    pub(super) fn nodes(&self) -> String {
+        format!("{}nodes", self.prefix)
+    }
+
+    fn session(&self, session: SessionId) -> [String; 2] {
+        let key = format!("{}s:{{{session}}}", self.prefix);
+        let messages = format!("{key}:o");
+        [key, messages]
+    }
+
+    /// Executes a request. `incarnation` is the engine's, as far as it is known.
+    pub(super) async fn execute(
+        &self,
+        commands: &mut impl ConnectionLike,
+        request: &Request,
+        incarnation: &str,
+    ) -> Result<Response, RedisError> {
+        match request {
+            Request::Heartbeat { node, value } => {
+                let (key, field) = (self.nodes(), node.to_string());
+                let mut both = pipe();
+                both.hset(&key, field, &value[..]).ignore().hgetall(&key);
+                let (fields,): (Vec<(Bytes, Bytes)>,) = both.query_async(commands).await?;
+                Ok(table(fields))
+            }
+            Request::Forget { node } => {
+                cmd("HDEL").arg(self.nodes()).arg(node.to_string()).exec_async(commands).await?;
+                Ok(Response::Stored)
+            }
+            Request::Release { session, owner, claim, number, record, keep } => {
+                let [key, messages] = self.session(*session);
+                let mut commit = self.commit.prepare_invoke();
+                commit.key(key).key(messages).arg(claim).arg(owner.to_string()).arg(number);
+                // The whole session, without an owner. Its head has what it acknowledged.
+                commit.arg(1).arg(0).arg(0).arg(milliseconds(*keep)).arg(1).arg(incarnation);
+                commit.arg(
+                    record.saved.as_ref().map_or_else(Vec::new, |saved| [&[SAVED], &saved[..]].concat()),
+                );
+                let (names, rest) = record.head.split_at(record.head.len().min(NAMES));
+                let pieces: Vec<&[u8]> = std::iter::once(names).chain(rest.chunks(PIECE)).collect();
+                commit.arg(pieces.len()).arg(pieces);
+                for message in &record.messages {
+                    commit.arg(&message[..]);
+                }
+                committed(commit.invoke_async(commands).await?)
+            }
+            Request::Claim { session, owner, claimant, name, keep } => {
+                let [key, messages] = self.session(*session);
+                let mut claim = self.claim.prepare_invoke();
+                claim.key(key).key(messages).arg(owner.to_string()).arg(claimant.to_string());
+                claim.arg(&name[..]).arg(milliseconds(*keep));
+                claimed(claim.invoke_async(commands).await?)
+            }
+        }
+    }
+}
+
+/// Fields that are no node's are not ours: a check writes one for a moment.
+fn table(fields: Vec<(Bytes, Bytes)>) -> Response {
+    let nodes = fields.into_iter().filter_map(|(field, value)| Some((node(&field)?, value)));
+    Response::Table(nodes.collect())
+}
+
+fn committed(answer: Vec<Value>) -> Result<Response, RedisError> {
+    let mut answer = answer.into_iter();
+    let kind = answer.next().map(bytes).unwrap_or_default();
+    match (&kind[..], answer.next()) {
+        (b"stored", None) => Ok(Response::Stored),
+        (b"fenced", Some(owner)) => match bytes(owner) {
+            nobody if nobody.is_empty() => Ok(Response::Fenced(None)),
+            owner => Ok(Response::Fenced(Some(node(&owner).ok_or_else(foreign)?))),
+        },
+        _ => Err(foreign()),
+    }
+}
+
+fn claimed(answer: Vec<Value>) -> Result<Response, RedisError> {
+    let mut answer = answer.into_iter();
+    let kind = answer.next().map(bytes).unwrap_or_default();
+    match (&kind[..], answer.next(), answer.next()) {
+        (b"none", None, None) => Ok(Response::None),
+        (b"moved", Some(owner), None) => Ok(Response::Moved(node(&bytes(owner)).ok_or_else(foreign)?)),
+        (b"yours", Some(Value::Array(fields)), Some(Value::Array(messages))) => {
+            let (claim, record) = record(fields, messages).ok_or_else(foreign)?;
+            Ok(Response::Claimed { claim, record })
+        }
+        _ => Err(foreign()),
+    }
+}
+
+/// The fields of a session, as HGETALL returns them.
+fn record(fields: Vec<Value>, messages: Vec<Value>) -> Option<(u64, Record)> {
+    let (mut claim, mut saved, mut pieces) = (None, None, Vec::new());
+    let mut fields = fields.into_iter().map(bytes);
+    while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
+        match &field[..] {
+            b"c" => claim = number(&value),
+            b"s" => saved = Some(value),
+            [b'h', index @ ..] => pieces.push((number(index)?, value)),
+            _ => {}
+        }
+    }
+    pieces.sort_unstable_by_key(|(index, _)| *index);
+    let head = pieces.iter().map(|(_, piece)| &piece[..]).collect::<Vec<_>>().concat().into();
+    let saved = match saved {
+        Some(saved) if saved.first() == Some(&SAVED) => Some(saved.slice(1..)),
+        Some(_) => return None,
+        None => None,
+    };
+    Some((claim?, Record { head, saved, messages: messages.into_iter().map(bytes).collect() }))
+}
+
+/// The bytes of a bulk string; empty for anything else.
+fn bytes(value: Value) -> Bytes {
+    match value {
+        Value::BulkString(bytes) => bytes.into(),
+        _ => Bytes::new(),
+    }
+}
+
+fn node(hex: &[u8]) -> Option<NodeId> {
+    let text = std::str::from_utf8(hex).ok().filter(|text| text.len() == 16 && !text.starts_with('+'))?;
+    u64::from_str_radix(text, 16).ok().map(|id| NodeId(id.to_be_bytes()))
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// At least 1: Redis deletes at once what lives for no time.
+fn milliseconds(keep: Duration) -> u64 {
+    u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).clamp(1, i64::MAX as u64 / 2)
+}
+
+fn foreign() -> RedisError {
+    (ErrorKind::UnexpectedReturnType, "the keys mainstay:NAME:* have content that no node wrote").into()
+}
