@@ -56,7 +56,7 @@ pub(super) struct Node {
 }
 
 struct Balancer {
-    process: Background,
+    _process: Background,
     control: SocketAddr,
 }
 
@@ -259,7 +259,7 @@ impl Balancer {
         let mut process =
             Background::start_quietly(&mut Command::new(cluster::BALANCER), folder.join("balancer.log"))?;
         let control = process.announced(LIMIT, "control ")?.parse()?;
-        Ok(Self { process, control })
+        Ok(Self { _process: process, control })
     }
 
     fn start_clients(&self, folder: &Path, setup: &Setup<'_>) -> Result<Background> {

@@ -53,7 +53,7 @@ pub(super) fn refused(program: &Program) -> Result<()> {
         Wrong { what: "a missing password", flags: engine(&urls[0]), words: &["password"] },
         Wrong { what: "a wrong password", flags: engine(&wrong_password), words: &["password"] },
         Wrong { what: "a replica", flags: engine(&urls[1]), words: &["replica"] },
-        Wrong { what: "a server that is no engine", flags: engine(&engines.other), words: &["Redis"] },
+        Wrong { what: "a server that is no engine", flags: engine(&engines.other), words: &["no engine"] },
         Wrong {
             what: "a name that is none",
             flags: more(&["--cluster-name", "a b"]),
