@@ -16,6 +16,8 @@
 mod rounds;
 mod rows;
 mod stage;
+mod startup;
+mod strangers;
 mod verdict;
 
 use crate::engines::{self, Brand, Program};
@@ -25,6 +27,9 @@ use crate::{Depth, Outcome, Result, install};
 const MAINSTAY: &str = "target/debug/mainstay";
 const BALANCER: &str = "target/debug/cluster_balancer";
 const CLIENT: &str = "target/debug/cluster_client";
+
+/// The metric that counts the nodes that a node knows, itself included.
+const NODES: &str = "mainstay_cluster_nodes";
 
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     engines::drive()?;
@@ -42,6 +47,10 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     rounds::kill(&redis, &size)?;
     rounds::pause(&redis, &size)?;
     rounds::restart_with_file(&size)?;
+    strangers::strangers(&redis, &size)?;
+    startup::refused(&redis)?;
+    startup::engine_comes_later(&redis, &size)?;
+    startup::two_clusters(&redis, &size)?;
     let valkey = Program::install(Brand::Valkey)?;
     rounds::cuts(&valkey, &size)?;
     rounds::deploy_movable(&valkey, &size, 1)?;

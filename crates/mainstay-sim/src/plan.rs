@@ -191,7 +191,14 @@ impl Fault {
     pub(crate) fn is_gentle(self) -> bool {
         matches!(
             self,
-            Self::Reset | Self::Stall | Self::Jam | Self::Trickle | Self::GoAway | Self::Online | Self::Drain | Self::OneNode
+            Self::Reset
+                | Self::Stall
+                | Self::Jam
+                | Self::Trickle
+                | Self::GoAway
+                | Self::Online
+                | Self::Drain
+                | Self::OneNode
         )
     }
 
@@ -220,9 +227,7 @@ impl Fault {
             | Self::Kill
             | Self::Drain
             | Self::EmptyEngine
-            | Self::FailOver => {
-                seconds(rng, 30.0..200.0)
-            }
+            | Self::FailOver => seconds(rng, 30.0..200.0),
             _ => seconds(rng, 2.0..60.0),
         }
     }

@@ -374,7 +374,11 @@ impl World {
         let (client_reads, server_reads) = (self.client_reads(key), self.server_reads(key));
         let Some(wire) = self.wires.get_mut(&key) else { return Ok(false) };
         if client_reads && let Some((bytes, arrived)) = wire.down.arrive(self.now) {
-            if key.is_outer() { self.arrive_at_client(key, arrived)? } else { self.arrive_at_entry(key, bytes, arrived)? }
+            if key.is_outer() {
+                self.arrive_at_client(key, arrived)?
+            } else {
+                self.arrive_at_entry(key, bytes, arrived)?
+            }
         } else if server_reads && let Some((bytes, arrived)) = wire.up.arrive(self.now) {
             match wire.server {
                 ServerEnd::Relay(leg) => self.relay(leg, true, bytes, arrived),
@@ -580,7 +584,9 @@ impl World {
             return Err(format!("client {client} lost its session, and only drains occurred"));
         }
         if fate.unknown > fate.delivered {
-            return Err(format!("client {client} does not know what was delivered: {fate:?}, and only drains occurred"));
+            return Err(format!(
+                "client {client} does not know what was delivered: {fate:?}, and only drains occurred"
+            ));
         }
         Ok(())
     }

@@ -5,13 +5,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::rows::{self, Allowed, Must, row};
-use super::stage::{self, LIMIT, Setup, Stage};
+use super::stage::{self, Setup, Stage};
 use super::verdict::Verdict;
 use crate::engines::{Program, Server};
 use crate::{Depth, Result};
 
 /// The cluster's name in the engine.
-const NAME: &str = "proof";
+pub(super) const NAME: &str = "proof";
 /// Messages of clients that may be unconfirmed on a link to the backend: `docs/DEFAULTS.md`.
 const UNCONFIRMED: u64 = 64;
 /// How long the engine is away, paused or empty before something else happens.
@@ -23,7 +23,7 @@ const CALM: Duration = Duration::from_secs(2);
 
 /// How much is done.
 pub(super) struct Size {
-    clients: u64,
+    pub(super) clients: u64,
     /// Seconds between two messages of a client, and between two of the backend to it.
     every: f64,
     cuts: u64,
@@ -37,31 +37,31 @@ impl Size {
         }
     }
 
-    fn setup<'a>(&self, name: &'a str, nodes: usize, flags: &[&str]) -> Setup<'a> {
+    pub(super) fn setup<'a>(&self, name: &'a str, nodes: usize, flags: &[&str]) -> Setup<'a> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         Setup { name, nodes, flags, clients: self.clients, every: self.every }
     }
 }
 
 /// An engine, and what a node needs to find it.
-struct Cluster {
+pub(super) struct Cluster {
     server: Option<Server>,
     program: Program,
     url: String,
 }
 
 impl Cluster {
-    fn start(program: &Program, folder: &str) -> Result<Self> {
+    pub(super) fn start(program: &Program, folder: &str) -> Result<Self> {
         let server = program.start(&stage::folder(folder)?, &[])?;
         Ok(Self { url: server.url(), server: Some(server), program: program.clone() })
     }
 
     /// The flags of a node of this cluster.
-    fn flags<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+    pub(super) fn flags<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
         [&["--cluster", &self.url, "--cluster-name", NAME], more].concat()
     }
 
-    fn server(&self) -> Result<&Server> {
+    pub(super) fn server(&self) -> Result<&Server> {
         self.server.as_ref().ok_or_else(|| "the engine is not running".into())
     }
 
@@ -283,6 +283,5 @@ pub(super) fn without_a_cluster(size: &Size) -> Result<()> {
         },
     );
     rows.push(row("gaps that a cluster would have prevented", lost, least));
-    let _ = LIMIT;
     rows::judge("no cluster: the judge finds the gaps of three servers that share nothing", &rows)
 }

@@ -288,7 +288,9 @@ impl World {
             return Some(0);
         }
         match self.cluster.one_node {
-            Some((node, until)) if until > self.now && self.servers[node].lives() && !self.drains(node) => Some(node),
+            Some((node, until)) if until > self.now && self.servers[node].lives() && !self.drains(node) => {
+                Some(node)
+            }
             _ => self.some_serving_node(),
         }
     }

@@ -8,8 +8,7 @@ use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Registry, RegistryConfig, Route,
-    ServerConfig,
-    ServerSession, Transmit,
+    ServerConfig, ServerSession, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 use rand::RngExt;

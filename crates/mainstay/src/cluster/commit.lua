@@ -18,7 +18,9 @@ local known = redis.call('HMGET', KEYS[1], 'c', 'o', 'n', 'b')
 local known_claim, known_number = tonumber(known[1] or 0), tonumber(known[3] or 0)
 if known_claim > claim or (known_claim == claim and known[2] ~= owner) then return {'fenced', known[2]} end
 if known_claim == claim and number <= known_number then return {'stored'} end -- a duplicate
-if ARGV[4] == '1' then redis.call('DEL', KEYS[1], KEYS[2])
+if ARGV[4] == '1' then
+  -- Not a DEL of nothing: after a first write an engine whose memory is full refuses no other.
+  if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then redis.call('DEL', KEYS[1], KEYS[2]) end
 elseif known_claim < claim or number > known_number + 1 then return {'behind'}
 elseif base > tonumber(known[4]) then redis.call('LTRIM', KEYS[2], base - known[4], -1) end
 each('RPUSH', KEYS[2], ARGV, 12 + pieces)

@@ -187,19 +187,27 @@ async fn log_in(engine: &Engine, commands: &mut Commands) -> Result<(), EngineEr
     }
 }
 
-/// Reads everything that the engine reports of itself, and loads the scripts.
+/// Reads what the engine reports of itself, and loads the scripts.
 async fn greet(
     engine: &Engine,
     scripts: &Scripts,
     commands: &mut Commands,
 ) -> Result<Option<Info>, EngineError> {
-    let info = match info(commands, &["default"]).await {
-        Ok(info) => info.judge(engine).map(|()| Some(info))?,
-        Err(error) if fault::is_forbidden(&error) => None,
-        Err(error) => return Err(fault::of(engine, &error)),
-    };
+    let info = all_info(engine, commands).await?;
+    if let Some(info) = &info {
+        info.judge(engine)?;
+    }
     scripts.load(commands).await.map_err(|error| fault::of(engine, &error))?;
     Ok(info)
+}
+
+/// Everything that the engine reports of itself; `None` if it does not allow INFO.
+async fn all_info(engine: &Engine, commands: &mut Commands) -> Result<Option<Info>, EngineError> {
+    match info(commands, &["default"]).await {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if fault::is_forbidden(&error) => Ok(None),
+        Err(error) => Err(fault::of(engine, &error)),
+    }
 }
 
 /// These sections of INFO, each in a command of its own: servers before 7 take one.
@@ -273,6 +281,7 @@ async fn ask_sentinel(engine: &Engine, host: &Host, master: &str) -> Result<Opti
 }
 
 async fn to_cluster(engine: &Engine, hosts: &[Host], scripts: &Scripts) -> Result<Link, EngineError> {
+    meet(engine, hosts).await?;
     if engine.tls {
         // The crate asks for the process's provider and panics if two are possible and none was chosen.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -287,6 +296,32 @@ async fn to_cluster(engine: &Engine, hosts: &[Host], scripts: &Scripts) -> Resul
     let mut commands = Commands::Cluster(connected.map_err(failed)?);
     let info = timeout(LOGIN, greet(engine, scripts, &mut commands)).await.map_err(|_| late())??;
     Ok(Link { commands, moving: Box::pin(std::future::pending()), info, master: None })
+}
+
+/// Talks to one of these servers. Its errors are exact, where the crate reports that a connection was closed.
+async fn meet(engine: &Engine, hosts: &[Host]) -> Result<(), EngineError> {
+    let mut failure = None;
+    for host in hosts {
+        let meeting = async {
+            let mut link = open(engine, &Connector::default(), host).await?;
+            let mut commands = link.commands.clone();
+            let talk = async {
+                log_in(engine, &mut commands).await?;
+                if let Some(info) = all_info(engine, &mut commands).await? {
+                    info.judge(engine)?;
+                }
+                let slots = cmd("CLUSTER").arg("SLOTS").exec_async(&mut commands).await;
+                slots.map_err(|error| fault::of(engine, &error))
+            };
+            link.run(engine, talk).await
+        };
+        match meeting.await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_permanent() => return Err(error),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| EngineError::away(format!("{engine}: no server answers"))))
 }
 
 /// What the crate needs to connect to a server by itself.

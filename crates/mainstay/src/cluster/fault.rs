@@ -25,7 +25,7 @@ pub(super) enum Verdict {
 pub(super) fn verdict(error: &RedisError) -> Verdict {
     let Some((code, words)) = answer(error) else {
         return match error.kind() {
-            ErrorKind::UnexpectedReturnType => Verdict::Refused(one_line(&error.to_string())),
+            ErrorKind::UnexpectedReturnType => Verdict::Refused(odd(error)),
             _ => Verdict::Lost(silence(error)),
         };
     };
@@ -41,9 +41,10 @@ pub(super) fn verdict(error: &RedisError) -> Verdict {
 pub(super) fn of(engine: &Engine, error: &RedisError) -> EngineError {
     let Some((code, words)) = answer(error) else {
         return match error.kind() {
-            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+            ErrorKind::Parse => {
                 EngineError::wrong(format!("{engine}: what answers there is no Redis and no Valkey"))
             }
+            ErrorKind::UnexpectedReturnType => EngineError::wrong(format!("{engine}: {}", odd(error))),
             ErrorKind::AuthenticationFailed => {
                 EngineError::wrong(format!("{engine} refuses the user or the password"))
             }
@@ -77,6 +78,8 @@ pub(super) fn of(engine: &Engine, error: &RedisError) -> EngineError {
         "CLUSTERDOWN" => away(&format!("does not serve all keys ({words}): CLUSTER NODES lists its servers")),
         "OOM" => away("takes no writes, its memory is full: raise maxmemory"),
         "MISCONF" => away(&format!("takes no writes, as it cannot save its data: {words}")),
+        // Inside of a script: Valkey, Redis 7.
+        "ERR" if has("ACL failure") || has("can't run this command") => wrong(&too_little(&words)),
         "ERR" if has("max number of clients") => away("has as many clients as it takes: raise maxclients"),
         "ERR" if has("without any password configured") => {
             wrong("has no password for its default user: leave it out of the URL, or name the user")
@@ -90,6 +93,10 @@ pub(super) fn of(engine: &Engine, error: &RedisError) -> EngineError {
         "ERR" if has("cluster support disabled") => wrong("is no Redis Cluster: write redis://host:6379"),
         _ => wrong(&format!("cannot serve: {code} {words}")),
     }
+}
+
+fn too_little(words: &str) -> String {
+    format!("allows the user too little ({words}): the documentation of clusters names the rules")
 }
 
 /// What an error of a Sentinel means.
@@ -136,6 +143,11 @@ fn answer(error: &RedisError) -> Option<(String, String)> {
     let errors = error.clone().into_server_errors()?;
     let (_, first) = errors.first()?;
     Some((first.code().to_owned(), first.details().unwrap_or_default().to_owned()))
+}
+
+/// An answer of another form than the command has.
+fn odd(error: &RedisError) -> String {
+    format!("an answer that no Redis and no Valkey gives: {}", one_line(&error.to_string()))
 }
 
 fn silence(error: &RedisError) -> String {

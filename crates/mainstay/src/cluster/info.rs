@@ -59,36 +59,47 @@ impl Info {
                 "{engine} is Redis {version}: {major}.{minor} or later is needed, or Valkey"
             )));
         }
-        let in_cluster = self.get("cluster_enabled") == Some("1");
-        match (&engine.place, in_cluster) {
-            (Place::Server(host), true) => {
-                return Err(EngineError::wrong(format!(
-                    "{engine} is a node of Redis Cluster: write redis+cluster://{host}"
-                )));
-            }
-            (Place::Unix(_) | Place::Sentinel { .. }, true) => {
-                return Err(EngineError::wrong(format!(
-                    "{engine} is a node of Redis Cluster: write redis+cluster://host:6379"
-                )));
-            }
-            _ => {}
-        }
-        if self.get("role") == Some("slave") {
-            let primary = match (self.get("master_host"), self.get("master_port")) {
-                (Some(host), Some(port)) => format!(" of {host}:{port}"),
-                _ => String::new(),
-            };
-            let words = format!("{engine} is a replica{primary}, which takes no writes");
-            return Err(match engine.place {
-                Place::Sentinel { .. } => EngineError::away(format!("{words}: a fail-over is under way")),
-                Place::Cluster(_) => EngineError::away(words),
-                _ => EngineError::wrong(format!("{words}: name the primary, or use redis+sentinel://")),
-            });
+        self.judge_mode(engine)?;
+        if self.get("role") == Some("slave") && !matches!(engine.place, Place::Cluster(_)) {
+            return Err(self.replica(engine));
         }
         if self.get("loading") == Some("1") {
             return Err(EngineError::away(format!("{engine} is loading its data")));
         }
         Ok(())
+    }
+
+    /// Whether the URL is for a server of this kind.
+    fn judge_mode(&self, engine: &Engine) -> Result<(), EngineError> {
+        let wrong = |words: String| Err(EngineError::wrong(format!("{engine} is {words}")));
+        match (self.get("server_mode").or(self.get("redis_mode")), &engine.place) {
+            (Some("sentinel"), Place::Server(host)) => {
+                wrong(format!("a Sentinel: write redis+sentinel://{host}/ and the name of the master"))
+            }
+            (Some("cluster"), Place::Server(host)) => {
+                wrong(format!("a node of Redis Cluster: write redis+cluster://{host}"))
+            }
+            (Some("cluster"), Place::Unix(_) | Place::Sentinel { .. }) => {
+                wrong("a node of Redis Cluster: write redis+cluster://host:6379".to_owned())
+            }
+            (Some("standalone"), Place::Cluster(hosts)) => {
+                let host = hosts.first().map(ToString::to_string).unwrap_or_default();
+                wrong(format!("no Redis Cluster: write redis://{host}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn replica(&self, engine: &Engine) -> EngineError {
+        let primary = match (self.get("master_host"), self.get("master_port")) {
+            (Some(host), Some(port)) => format!(" of {host}:{port}"),
+            _ => String::new(),
+        };
+        let words = format!("{engine} is a replica{primary}, which takes no writes");
+        match engine.place {
+            Place::Sentinel { .. } => EngineError::away(format!("{words}: a fail-over is under way")),
+            _ => EngineError::wrong(format!("{words}: name the primary, or use redis+sentinel://")),
+        }
     }
 
     /// What the operator should know, a line each.
@@ -160,10 +171,12 @@ mod tests {
             }
         }
         check("redis://h", "", Ok(()));
-        check("redis://h", "valkey_version:9.1.2\r\ncluster_enabled:0\r\nloading:0\r\n", Ok(()));
-        check("redis://h", "cluster_enabled:1\r\n", Err(("write redis+cluster://h:6379", true)));
-        check("redis+cluster://h", "cluster_enabled:1\r\n", Ok(()));
-        check("redis+sentinel://h/m", "cluster_enabled:1\r\n", Err(("redis+cluster://", true)));
+        check("redis://h", "valkey_version:9.1.2\r\nserver_mode:standalone\r\nloading:0\r\n", Ok(()));
+        check("redis://h", "redis_mode:cluster\r\n", Err(("write redis+cluster://h:6379", true)));
+        check("redis://h", "redis_mode:sentinel\r\n", Err(("write redis+sentinel://h:6379/", true)));
+        check("redis+cluster://h", "server_mode:cluster\r\n", Ok(()));
+        check("redis+cluster://h", "redis_mode:standalone\r\n", Err(("write redis://h:6379", true)));
+        check("redis+sentinel://h/m", "redis_mode:cluster\r\n", Err(("redis+cluster://", true)));
         check("redis://h", "redis_version:5.0.14\r\n", Err(("6.2 or later", true)));
         check("redis://h", "redis_version:6.0.9\r\n", Err(("6.2 or later", true)));
         check("redis://h", "redis_version:255.255.255\r\n", Ok(()));
@@ -171,7 +184,7 @@ mod tests {
         let replica = "role:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:7000\r\n";
         check("redis://h", replica, Err(("a replica of 10.0.0.1:7000", true)));
         check("redis+sentinel://h/m", replica, Err(("fail-over", false)));
-        check("redis+cluster://h", replica, Err(("replica", false)));
+        check("redis+cluster://h", replica, Ok(()));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod answers;
+mod checks;
+mod faults;
+mod many;
 mod node;
 mod requests;
 mod server;

@@ -38,6 +38,11 @@ impl Node {
         (node, incarnation)
     }
 
+    /// The events that came while a response was awaited.
+    pub(crate) fn events(&self) -> &[EngineEvent] {
+        &self.events
+    }
+
     async fn report(&mut self) -> Report {
         timeout(LIMIT, self.reports.recv()).await.expect("a report in time").expect("a running task")
     }

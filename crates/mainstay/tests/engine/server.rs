@@ -22,6 +22,8 @@ pub(crate) const NAME: &str = "test";
 pub(crate) struct Server {
     process: Child,
     pub(crate) address: SocketAddr,
+    /// Where the test's own commands go: the same, or a port without TLS.
+    plain: SocketAddr,
     options: Vec<String>,
     home: PathBuf,
 }
@@ -29,37 +31,56 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server that keeps nothing on disk. `options` are lines of its configuration, as arguments.
     pub(crate) async fn start(options: &[&str]) -> Self {
-        let address = free_address();
-        let home = env::temp_dir().join(format!("mainstay-engine-{}-{}", std::process::id(), address.port()));
-        fs::create_dir_all(&home).unwrap();
-        let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
-        let server = Self { process: spawn(&home, address, &options), address, options, home };
-        server.wait_ready().await;
-        server
+        Self::start_at(free_address(), options).await
+    }
+
+    /// The same at a known address.
+    pub(crate) async fn start_at(address: SocketAddr, options: &[&str]) -> Self {
+        let port = address.port().to_string();
+        let memory = ["--port", &port, "--save", "", "--appendonly", "no"];
+        Self::spawned(address, home(address), &[&memory[..], options].concat()).await
+    }
+
+    /// The same with TLS at its address, and another one for the test's own commands.
+    pub(crate) async fn start_tls(options: &[&str]) -> Self {
+        let (address, plain) = (free_address(), free_address());
+        let (tls, port) = (address.port().to_string(), plain.port().to_string());
+        let memory = ["--port", &port, "--tls-port", &tls, "--save", "", "--appendonly", "no"];
+        let server = Self::spawned(address, home(address), &[&memory[..], options].concat()).await;
+        server.at(plain)
     }
 
     /// Starts Sentinel, which watches `master` under the name `main` and calls it dead after 1 s.
     pub(crate) async fn sentinel(master: SocketAddr) -> Self {
-        let address = free_address();
-        let home = env::temp_dir().join(format!("mainstay-engine-{}-{}", std::process::id(), address.port()));
-        fs::create_dir_all(&home).unwrap();
+        let (address, port) = (free_address(), master.port());
+        let home = home(address);
         let configuration = home.join("sentinel.conf");
-        let port = master.port();
         let lines = format!(
             "sentinel monitor main 127.0.0.1 {port} 1\nsentinel down-after-milliseconds main 1000\n\
              sentinel failover-timeout main 3000\n"
         );
         fs::write(&configuration, lines).unwrap();
-        let options = vec![configuration.display().to_string(), "--sentinel".to_owned()];
-        let server = Self { process: spawn(&home, address, &options), address, options, home };
+        let port = address.port().to_string();
+        let options = [configuration.to_str().unwrap(), "--sentinel", "--port", &port];
+        Self::spawned(address, home.clone(), &options).await
+    }
+
+    async fn spawned(address: SocketAddr, home: PathBuf, options: &[&str]) -> Self {
+        let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
+        let server = Self { process: spawn(&home, &options), address, plain: address, options, home };
         server.wait_ready().await;
         server
+    }
+
+    fn at(mut self, plain: SocketAddr) -> Self {
+        self.plain = plain;
+        self
     }
 
     /// Kills the process and starts it anew at the same address. What it had in memory is gone.
     pub(crate) async fn restart(&mut self) {
         self.kill();
-        self.process = spawn(&self.home, self.address, &self.options);
+        self.process = spawn(&self.home, &self.options);
         self.wait_ready().await;
     }
 
@@ -82,14 +103,16 @@ impl Server {
         format!("redis://{}", self.address)
     }
 
-    pub(crate) fn home(&self) -> &Path {
-        &self.home
-    }
-
     /// A connection for the test's own commands.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
-        let client = Client::open(self.url()).unwrap();
+        let client = Client::open(format!("redis://{}", self.plain)).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// The same with a login.
+    pub(crate) async fn connection_as(&self, user: Option<&str>, password: &str) -> MultiplexedConnection {
+        let url = format!("redis://{}:{password}@{}", user.unwrap_or_default(), self.address);
+        Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
     }
 
     /// Runs a command, as it is typed in redis-cli.
@@ -101,7 +124,7 @@ impl Server {
         let mut words = command.split(' ');
         let mut command = redis::cmd(words.next().unwrap());
         words.for_each(|word| _ = command.arg(word));
-        let client = Client::open(self.url()).unwrap();
+        let client = Client::open(format!("redis://{}", self.plain)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await?;
         command.query_async(&mut connection).await
     }
@@ -144,7 +167,14 @@ pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn spawn(home: &Path, address: SocketAddr, options: &[String]) -> Child {
+/// A folder of its own for a server.
+fn home(address: SocketAddr) -> PathBuf {
+    let home = env::temp_dir().join(format!("mainstay-engine-{}-{}", std::process::id(), address.port()));
+    fs::create_dir_all(&home).unwrap();
+    home
+}
+
+fn spawn(home: &Path, options: &[String]) -> Child {
     let program = env::var_os("MAINSTAY_ENGINE")
         .expect("MAINSTAY_ENGINE names no redis-server or valkey-server: cargo xtask test cluster sets it");
     let log = fs::File::create(home.join("log")).unwrap();
@@ -152,15 +182,6 @@ fn spawn(home: &Path, address: SocketAddr, options: &[String]) -> Child {
     if let Some(libraries) = env::var_os("MAINSTAY_ENGINE_LIBRARIES") {
         command.env("LD_LIBRARY_PATH", libraries);
     }
-    // The file of a configuration comes first.
-    let (file, options) =
-        options.split_at(usize::from(options.first().is_some_and(|first| !first.starts_with("--"))));
-    command
-        .args(file)
-        .args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--dir"])
-        .arg(home);
-    if file.is_empty() {
-        command.args(["--save", "", "--appendonly", "no"]);
-    }
-    command.args(options).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    command.args(options).args(["--bind", "127.0.0.1", "--dir"]).arg(home);
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
