@@ -65,12 +65,17 @@ impl ClientRequest {
         request
     }
 
-    /// Opens a link that dials and offers these subprotocols.
+    /// Opens a link that dials and offers these subprotocols. `continues`: the session had a link elsewhere.
     ///
     /// # Errors
     /// The URL or a subprotocol is invalid.
-    pub(crate) fn link(self, subprotocols: &[String], config: &LinkConfig) -> Result<Link, String> {
-        Ok(self.builder(subprotocols, config, false)?.connect())
+    pub(crate) fn link(
+        self,
+        subprotocols: &[String],
+        config: &LinkConfig,
+        continues: bool,
+    ) -> Result<Link, String> {
+        Ok(self.builder(subprotocols, config, false)?.continues(continues).connect())
     }
 
     /// Configures a link with the client's path, query, fields and these subprotocols.

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use mainstay::cluster::Engine;
+use mainstay::ConfigError;
+use mainstay::cluster::{ClusterConfig, Engine, JoinError, StateDirError};
 
 use crate::profiles::{BackendLoss, Settings};
 use crate::values;
@@ -47,16 +49,44 @@ pub(crate) struct ClusterFlags {
 }
 
 impl ClusterFlags {
-    /// Returns the engine, with its password.
+    /// Returns the library's configuration; `None` without a cluster and a folder. `purpose`: what this node's clients are
+    /// forwarded to. A node with another purpose belongs to another cluster.
     ///
     /// # Errors
-    /// The file of the password cannot be read, or has not one line.
-    pub(crate) fn engine(&self) -> Result<Option<Engine>, String> {
-        match (&self.cluster, &self.cluster_password_file) {
-            (Some(engine), Some(file)) => {
-                password(file).map(|password| Some(engine.clone().password(password)))
+    /// A value is out of range, or the file of the password cannot be read.
+    pub(crate) fn config(&self, purpose: &str) -> Result<Option<ClusterConfig>, String> {
+        let Some(engine) = &self.cluster else {
+            return Ok(self.state_dir.as_ref().map(ClusterConfig::state_dir));
+        };
+        let engine = match &self.cluster_password_file {
+            Some(file) => engine.clone().password(password(file)?),
+            None => engine.clone(),
+        };
+        let wrong = |flag: &'static str| move |error: ConfigError| format!("{flag}: must be {}", error.bound);
+        let mut config =
+            ClusterConfig::new(engine).name(&self.cluster_name).map_err(wrong("--cluster-name"))?;
+        if let Some(address) = self.cluster_listen {
+            config = config.listen(address);
+        }
+        if let Some(address) = self.cluster_advertise {
+            config = config.advertise(address).map_err(wrong("--cluster-advertise"))?;
+        }
+        if let Some(url) = &self.cluster_url {
+            config = config.url(url).map_err(wrong("--cluster-url"))?;
+        }
+        Ok(Some(config.mark(purpose)))
+    }
+
+    /// Returns the line that says why this node cannot join, and the exit code: 2 for what waiting does not change.
+    pub(crate) fn explain(&self, error: &JoinError) -> (String, ExitCode) {
+        let usage = ExitCode::from(2);
+        match error {
+            JoinError::Engine(error) => (format!("--cluster {error}"), usage),
+            JoinError::StateDir(error @ StateDirError::InUse { .. }) => {
+                (format!("--state-dir {error}"), ExitCode::FAILURE)
             }
-            (engine, _) => Ok(engine.clone()),
+            JoinError::StateDir(error) => (format!("--state-dir {error}"), usage),
+            error => (error.to_string(), ExitCode::FAILURE),
         }
     }
 

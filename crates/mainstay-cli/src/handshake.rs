@@ -27,6 +27,7 @@ use crate::client_request::ClientRequest;
 use crate::forward;
 use crate::http_proxy;
 use crate::link_config::LinkConfig;
+use crate::moving::Restored;
 use crate::relay::relay;
 use crate::retry_after;
 use crate::session;
@@ -62,6 +63,7 @@ async fn forward_handshake(
     let upgrade = upgrade.heartbeat(config.heartbeats.for_path(&request.path));
     if upgrade.is_resumable() {
         let principal = config.principal.of(upgrade.headers());
+        let upgrade = if config.movable { upgrade.movable() } else { upgrade };
         return upgrade
             .principal(principal)
             .manual_ack()
@@ -116,7 +118,7 @@ fn accept_client(
     let monitor = config.links.open(link.sender(), None);
     upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
-        relay(session, link, monitor, entry, config)
+        relay(session, link, monitor, entry, config, Restored::default())
     })
 }
 

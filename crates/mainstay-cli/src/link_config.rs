@@ -31,4 +31,6 @@ pub(crate) struct LinkConfig {
     pub(crate) links: Links,
     /// Evicts a session where a link finds no local port.
     pub(crate) server: Server,
+    /// Sessions continue at another node when this one ends.
+    pub(crate) movable: bool,
 }

@@ -29,6 +29,7 @@ mod log;
 mod manual;
 mod message_filter;
 mod metrics;
+mod moving;
 mod principal;
 mod process_metrics;
 mod profiles;

@@ -17,6 +17,7 @@ use crate::graphql::Mutations;
 use crate::link_config::LinkConfig;
 use crate::links::Links;
 use crate::prologue::{Prologue, ReplayError, Verdict};
+use crate::saved::Writer;
 
 /// See the module.
 pub(crate) struct MessageFilter {
@@ -38,17 +39,30 @@ struct Memory {
 }
 
 impl MessageFilter {
-    /// Creates the filter before the first message.
-    pub(crate) fn new(config: &LinkConfig) -> Self {
+    /// Creates the filter before the first message. `restored`: the prologue of a session that moved here.
+    pub(crate) fn new(config: &LinkConfig, restored: Option<Box<Prologue>>) -> Self {
         let (settings, links) = (&config.settings, config.links.clone());
-        let prologue = settings.prologue.clone().map(Prologue::new);
+        let prologue =
+            restored.map(|prologue| *prologue).or_else(|| settings.prologue.clone().map(Prologue::new));
         let operations = settings.answers_mutations.then(Mutations::default);
         let is_active = prologue.is_some() || operations.is_some();
         let memory = is_active.then(|| {
             let kept = config.server.budget().keep();
-            Mutex::new(Memory { prologue, operations, replacement: 0, kept, counted_bytes: 0 })
+            let mut memory = Memory { prologue, operations, replacement: 0, kept, counted_bytes: 0 };
+            memory.count(&links);
+            Mutex::new(memory)
         });
         Self { replies_confirm: settings.confirm == Confirm::Reply, links, memory }
+    }
+
+    /// Writes the prologue after message `settled`, if there is one.
+    pub(crate) fn save(&self, settled: u64, to: &mut Writer) {
+        let memory = self.memory();
+        let prologue = memory.as_ref().and_then(|memory| memory.prologue.as_ref());
+        to.flag(prologue.is_some());
+        if let Some(prologue) = prologue {
+            prologue.save(settled, to);
+        }
     }
 
     /// Returns whether messages of the client are recorded.

@@ -7,15 +7,16 @@
 //! backend is exact. Each arm of the relay waits for one leg only, and no arm waits for another. The link is read until its
 //! end even if the client is gone: the Pongs that empty the link's queue arrive behind the messages that wait there.
 //!
-//! Not here: the effect of a lost backend on the client (`backend_end`).
+//! Not here: the effect of a lost backend on the client (`backend_end`), and a session that moves to another node (`moving`).
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay::client::{Event, Events, Incoming, Sender};
 use mainstay::server::Sender as ToClient;
-use mainstay::{CloseCode, Link, PeerClose, Session};
+use mainstay::{CloseCode, Link, Message, PeerClose, SendError, Session};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -25,6 +26,7 @@ use crate::limits;
 use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
+use crate::moving::{Restored, Underway, leave};
 use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
 
@@ -35,47 +37,68 @@ pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 enum End {
     /// The client closed, or its session expired.
     Client,
-    /// The link ended.
-    Backend(BackendEnd),
+    /// The session continues at another node.
+    Leaves,
+    /// The link ended; the error if the prologue could not be replayed.
+    Backend(Option<ReplayError>),
     /// The backend was away for longer than a plain client is kept.
     Away,
 }
 
 /// Relays until the client ends, the backend ends, or the backend was away for longer than `--upstream-wait`. Counts and
-/// logs the messages that may not have reached the backend.
+/// logs the messages that may not have reached the backend. `restored`: what the session brought along from another node.
 pub(crate) async fn relay(
     mut session: Session,
     mut link: Link,
     mut monitor: LinkMonitor,
     entry: AccessEntry,
     config: Arc<LinkConfig>,
+    restored: Restored,
 ) {
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
-    let (away, filter) = (Notify::new(), MessageFilter::new(&config));
-    let (mut forwarded, mut confirmed) = (Forwarded::default(), 0);
+    let Restored { mut unsent, prologue } = restored;
+    let (away, filter) = (Notify::new(), MessageFilter::new(&config, prologue));
+    let (mut forwarded, mut confirmed, mut end) = (Forwarded::default(), 0, BackendEnd::default());
     let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &config, &mut monitor, wait, &away);
+    let watching = watch(link.events(), &config, &mut monitor, wait, &away, &mut end);
     let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded);
     let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
-    let end = tokio::select! {
+    let why = tokio::select! {
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
-        (prologue, end) = async { tokio::join!(deliver(&mut link, &to_client, &filter), watching) } => {
-            End::Backend(end.with(prologue))
-        }
+        (prologue, ()) = async {
+            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent), watching)
+        } => End::Backend(prologue),
         never = acknowledge => match never {},
         () = away.notified() => End::Away,
     };
-    monitor.not_delivered(forwarded.is_sending.into());
-    match end {
+    let why = if matches!(why, End::Client) && session.is_leaving() { End::Leaves } else { why };
+    if !matches!(why, End::Leaves) {
+        monitor.not_delivered(forwarded.is_sending.into());
+    }
+    match why {
+        End::Leaves => {
+            let underway = Underway { sent: forwarded.sent, acknowledged: confirmed, unsent, end };
+            let guarantee = config.settings.guarantee;
+            // Boxed: every relay would be as large as this end of few.
+            let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, guarantee, underway));
+            match leaving.await {
+                None => entry.ended(EndedBy::Gateway, None, "the session continues at another node"),
+                Some(end) => {
+                    entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
+                    end_session(&session, &end, &config, forwarded.sent, confirmed);
+                }
+            }
+        }
         End::Client => {
             let close = session.peer_close();
             entry.left(session.end().as_ref());
             monitor.not_delivered(unsent_messages(&mut session).await);
             finish(link, close, &filter, &mut monitor).await;
         }
-        End::Backend(end) => {
+        End::Backend(prologue) => {
+            let end = end.with(prologue);
             for message in filter.final_messages() {
                 // A client whose queue is full gets the Close all the same.
                 let _ = to_client.try_send(message);
@@ -124,6 +147,8 @@ async fn forward(
             }
             // The client is gone, and the backend does not accept its last messages.
             () = forward_timeout(to_client, &mut until) => return,
+            // The message is not acknowledged: it comes again from the client.
+            () = to_client.leaving() => return,
         }
         forwarded.is_sending = false;
         forwarded.sent += 1;
@@ -156,14 +181,23 @@ async fn forward_timeout(to_client: &ToClient, until: &mut Option<Instant>) {
     sleep_until(*until.get_or_insert_with(|| Instant::now() + FORWARD_TIMEOUT)).await;
 }
 
-/// Sends every message of the link to the client; drops them once the client is gone. Returns the error if the replay of
-/// the prologue failed.
-async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) -> Option<ReplayError> {
+/// Sends every message of the link to the client; drops them once the client is gone. Those that wait for room are in
+/// `unsent` meanwhile: a session that leaves takes them along. Returns the error if the replay of the prologue failed.
+async fn deliver(
+    link: &mut Link,
+    to_client: &ToClient,
+    filter: &MessageFilter,
+    unsent: &mut VecDeque<Message>,
+) -> Option<ReplayError> {
+    send_waiting(to_client, unsent).await;
     loop {
         match filter.next(link).await {
             Ok(Some(Incoming::Message(message))) => {
                 let since = filter.is_replaying().then(Instant::now);
-                let _ = to_client.send(message).await;
+                if let Err(SendError::Full(message)) = to_client.try_send(message) {
+                    unsent.push_back(message);
+                    send_waiting(to_client, unsent).await;
+                }
                 if let Some(since) = since {
                     filter.postpone(since.elapsed());
                 }
@@ -176,6 +210,14 @@ async fn deliver(link: &mut Link, to_client: &ToClient, filter: &MessageFilter) 
                 return Some(error);
             }
         }
+    }
+}
+
+/// Sends what waits for room. Dropped while it waits, it leaves the message where it is.
+async fn send_waiting(to_client: &ToClient, unsent: &mut VecDeque<Message>) {
+    while let Some(message) = unsent.front() {
+        let _ = to_client.send(message.clone()).await;
+        unsent.pop_front();
     }
 }
 
@@ -225,16 +267,17 @@ async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter
     }
 }
 
-/// Observes the link's events; notifies `away` when the backend was away for too long. Returns how the link ended.
+/// Observes the link's events; notifies `away` when the backend was away for too long. Completes when the link has ended, and
+/// `end` says how.
 async fn watch(
     events: Events,
     config: &LinkConfig,
     monitor: &mut LinkMonitor,
     wait: Option<Duration>,
     away: &Notify,
-) -> BackendEnd {
+    end: &mut BackendEnd,
+) {
     let mut give_up: Option<Instant> = None;
-    let mut end = BackendEnd::default();
     loop {
         let too_long = async {
             match give_up {
@@ -251,7 +294,7 @@ async fn watch(
                 continue;
             }
         };
-        let Some(event) = event else { return end };
+        let Some(event) = event else { return };
         monitor.observe(&event);
         limits::handle_event(&event, &config.server);
         match &event {
@@ -263,7 +306,7 @@ async fn watch(
             _ => {}
         }
         if end.handle_event(event) {
-            return end;
+            return;
         }
     }
 }

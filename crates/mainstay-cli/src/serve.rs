@@ -14,6 +14,7 @@ use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
+use mainstay::cluster::ClusterConfig;
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
 use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
@@ -187,10 +188,22 @@ pub(crate) async fn run(arguments: Arguments, activated: Activated) -> ExitCode 
     };
     match serve(arguments, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(line) => {
+        Err(Failed { line, code }) => {
             log::write_line(&line);
-            ExitCode::FAILURE
+            code
         }
+    }
+}
+
+/// Why the process ends, and its exit code.
+struct Failed {
+    line: String,
+    code: ExitCode,
+}
+
+impl From<String> for Failed {
+    fn from(line: String) -> Self {
+        Self { line, code: ExitCode::FAILURE }
     }
 }
 
@@ -199,16 +212,18 @@ struct Checked {
     token: Option<Token>,
     settings: Settings,
     connector: Option<Connector>,
+    cluster: Option<ClusterConfig>,
 }
 
 impl Checked {
     fn new(arguments: &Arguments) -> Result<Self, String> {
         let (token, settings) = (admin_token(arguments)?, arguments.profile.settings()?);
         arguments.cluster.check(arguments.upstream.is_some(), &settings)?;
-        let _engine = arguments.cluster.engine()?;
+        let purpose = arguments.upstream.as_ref().map_or_else(String::new, ToString::to_string);
+        let cluster = arguments.cluster.config(&purpose)?;
         let connector =
             arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        Ok(Self { token, settings, connector })
+        Ok(Self { token, settings, connector, cluster })
     }
 }
 
@@ -261,15 +276,19 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
 }
 
 /// Serves until the drain is over.
-async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), String> {
-    let Checked { token, settings, connector } = checked;
+async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
+    let Checked { token, settings, connector, cluster } = checked;
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
-    let mainstay = Server::new(config(&arguments, limits, files, most)?);
+    let config = config(&arguments, limits, files, most)?;
+    let mainstay = Server::new(match cluster {
+        Some(cluster) => config.cluster(cluster),
+        None => config,
+    });
     let links = Links::default();
     let app = match &arguments.upstream {
-        None => builtin::router(),
+        None => builtin::router(arguments.cluster.movable),
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default();
             gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
@@ -291,6 +310,10 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         }
         None => links.reached(),
     }
+    if let Err(error) = mainstay.join().await {
+        let (line, code) = arguments.cluster.explain(&error);
+        return Err(Failed { line, code });
+    }
     predecessor.into_iter().for_each(Predecessor::stop_accepting);
     let admin = admin.map(|Listening { listener, predecessor, .. }| {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
@@ -310,7 +333,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
     let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
     warn_about_unconfirmed(&links);
-    served.map_err(|error| error.to_string())
+    served.map_err(|error| error.to_string().into())
 }
 
 /// Returns the routes that forward every request to the backend.
@@ -337,6 +360,7 @@ fn gateway(
         },
         links: links.clone(),
         server: server.clone(),
+        movable: arguments.cluster.movable,
     };
     let _ = link.proxy.upstream.server.set(server.clone());
     let gateway = Gateway { server: server.clone(), link: Arc::new(link) };

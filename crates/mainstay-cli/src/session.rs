@@ -7,17 +7,30 @@ use mainstay::CloseCode;
 use mainstay::Session;
 use tokio::time::sleep;
 
-use crate::access_log::{AccessEntry, EndedBy};
+use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::client_request::{BackendRefusal, ClientRequest, accepted};
 use crate::link_config::LinkConfig;
+use crate::moving::Restored;
 use crate::relay::{FORWARD_TIMEOUT, relay};
 
 /// Opens a link for a session and relays. The backend must agree on the subprotocol that the client already received.
-/// Until it does, the client's messages wait in the session, unacknowledged.
+/// Until it does, the client's messages wait in the session, unacknowledged. A session that moved here brings along what the
+/// link has to continue.
 pub(crate) async fn serve_session(session: Session, request: ClientRequest, config: Arc<LinkConfig>) {
     let subprotocol = session.peer().subprotocol.as_deref().map(str::to_owned);
     let entry = AccessEntry::new(&session, request.path.clone());
-    let link = match request.link(subprotocol.as_slice(), &config) {
+    let saved = session.restored();
+    let restored = saved.as_ref().map(|saved| Restored::read(saved, config.settings.prologue.as_ref()));
+    let restored = match restored.transpose() {
+        Ok(restored) => restored.unwrap_or_default(),
+        Err(error) => {
+            let session_name = access_log::session_name(session.id());
+            tracing::warn!(session = %session_name, %error, "the session moved here and cannot continue; its client has to start again");
+            entry.ended(EndedBy::Gateway, None, "the session could not be continued here");
+            return session.renew(0);
+        }
+    };
+    let link = match request.link(subprotocol.as_slice(), &config, saved.is_some()) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
@@ -28,6 +41,10 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
         // A client that closed meanwhile may have sent messages: the backend has this long to accept them.
         () = async { to_client.closed().await; sleep(FORWARD_TIMEOUT).await } => {
             return entry.ended(EndedBy::Client, None, "closed before the backend responded");
+        }
+        // Nothing was passed on here, so the session goes as it came.
+        () = to_client.leaving() => {
+            return entry.ended(EndedBy::Gateway, None, "the session continues at another node");
         }
     };
     match (answered, subprotocol) {
@@ -42,6 +59,6 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
             session.close(CloseCode::POLICY, &reason);
             entry.ended(EndedBy::Gateway, Some(CloseCode::POLICY), &reason);
         }
-        (Ok(()), _) => relay(session, link, monitor, entry, config).await,
+        (Ok(()), _) => relay(session, link, monitor, entry, config, restored).await,
     }
 }

@@ -137,6 +137,19 @@ struct Closing {
     code: CloseCode,
     reason: String,
     until: Instant,
+    /// Whether a plain peer is read until its own Close.
+    reads: Reads,
+}
+
+/// What a client that closes receives of a plain peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// Nothing, or with [`ConnectConfig::reads_while_closing`] everything until this end's Close.
+    UntilOurClose,
+    /// Everything until the peer's Close. This end's Close is still to come.
+    UntilTheirs,
+    /// The same; this end's Close was sent.
+    OnlyTheirs,
 }
 
 impl Client {

@@ -86,11 +86,11 @@ pub(crate) const EDITS: &[Edit] = &[
     ),
     edit(
         "TombstoneHasAllNames",
-        "        self.tombstones.push_back(Tombstone {",
+        "        self.tombstones.push_back(tombstone);",
         "        if BACK {
-            names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
+            tombstone.names.iter().rev().skip(1).for_each(|name| drop(self.names.remove(name)));
         }
-        self.tombstones.push_back(Tombstone {",
+        self.tombstones.push_back(tombstone);",
     ),
     edit(
         "OldKeyIsRefused",

@@ -89,7 +89,9 @@ impl Sent {
                 return Err(format!("acknowledged: client message {index:?}, and it was not delivered"));
             }
             if index.is_none_or(|index| !self.confirmed.contains(index)) {
-                return Err(format!("acknowledged: client message {index:?}, and its receiver has not confirmed it"));
+                return Err(format!(
+                    "acknowledged: client message {index:?}, and its receiver has not confirmed it"
+                ));
             }
             self.acknowledged += 1;
         }

@@ -191,7 +191,14 @@ impl Fault {
     pub(crate) fn is_gentle(self) -> bool {
         matches!(
             self,
-            Self::Reset | Self::Stall | Self::Jam | Self::Trickle | Self::GoAway | Self::Online | Self::Drain | Self::OneNode
+            Self::Reset
+                | Self::Stall
+                | Self::Jam
+                | Self::Trickle
+                | Self::GoAway
+                | Self::Online
+                | Self::Drain
+                | Self::OneNode
         )
     }
 
@@ -220,9 +227,7 @@ impl Fault {
             | Self::Kill
             | Self::Drain
             | Self::EmptyEngine
-            | Self::FailOver => {
-                seconds(rng, 30.0..200.0)
-            }
+            | Self::FailOver => seconds(rng, 30.0..200.0),
             _ => seconds(rng, 2.0..60.0),
         }
     }
@@ -258,7 +263,11 @@ impl Plan {
         };
         plan.faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
         plan.clients = rng.random_range(1..=4);
+        if plan.is_gentle() {
+            plan.resume_window = Duration::from_secs(300);
+        }
         let slow = rng.random_bool(0.2);
+        (plan.spare_room, plan.tombstones) = (None, None);
         plan.cluster = Some(Cluster {
             nodes: rng.random_range(1..=4),
             movable: rng.random_bool(0.7),
@@ -306,6 +315,11 @@ impl Plan {
             cluster: None,
             faults,
         }
+    }
+
+    /// Whether applications notice no fault, where nodes answer each other, sessions may move and handlers return.
+    pub(crate) fn is_gentle(&self) -> bool {
+        self.faults.iter().all(|(fault, _)| fault.is_gentle())
     }
 
     /// Whether this kind of fault occurs.

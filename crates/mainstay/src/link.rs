@@ -33,6 +33,7 @@ use mainstay_proto::confirm::{Confirm, Guarantee, WhenFull};
 use mainstay_proto::connect::{ConnectConfig, EndsOn};
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::{Message, Window};
+use mainstay_proto::ws::CloseCode;
 
 use crate::client::{Builder, ClientHandle, Upgraded, UrlError};
 use crate::clock::now;
@@ -71,6 +72,13 @@ impl ClientHandle<Plain> {
     /// ```
     pub fn confirm_reply(&self) {
         self.core.change(|inner| inner.machine.handle_reply(now()));
+    }
+
+    /// Ends the link in order, as [`close`](Self::close), and still delivers what the peer sends until its own Close: the peer
+    /// answers a Close behind everything that it sent before. The link makes no other connection for it. `recv` returns `None`
+    /// behind the last message.
+    pub fn close_and_read(&self, code: CloseCode, reason: &str) {
+        self.core.close_and_read(code, reason);
     }
 
     /// With [`Builder::holds_replaced`]: writes a message ahead of the stream to the connection that

@@ -56,7 +56,7 @@ pub(super) struct Node {
 }
 
 struct Balancer {
-    process: Background,
+    _process: Background,
     control: SocketAddr,
 }
 
@@ -130,6 +130,29 @@ impl Stage {
             }
             sleep(LOOK);
         }
+    }
+
+    /// Waits until each node's metrics count so many nodes.
+    pub(super) fn wait_nodes(&mut self, count: u64) -> Result<()> {
+        for node in &mut self.nodes {
+            let admin = node.admin;
+            let sees_all =
+                |_: &Path| metrics::read(admin).is_ok_and(|text| metric(&text, cluster::NODES) == count);
+            node.process
+                .wait_until(LIMIT, sees_all)
+                .map_err(|error| format!("not {count} nodes: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// How many lines of the present nodes' logs have these words.
+    pub(super) fn lines_of_nodes(&self, words: &str) -> Result<u64> {
+        let mut count = 0;
+        for node in &self.nodes {
+            count +=
+                fs::read_to_string(&node.log)?.lines().filter(|line| line.contains(words)).count() as u64;
+        }
+        Ok(count)
     }
 
     /// Ends `count` of the clients' connections, picked at random.
@@ -221,6 +244,14 @@ impl Node {
     pub(super) fn metric(&self, name: &str) -> Result<u64> {
         Ok(metric(&metrics::read(self.admin)?, name))
     }
+
+    /// The sum of all samples of its metrics with this name, whatever their labels.
+    pub(super) fn metric_sum(&self, name: &str) -> Result<u64> {
+        let text = metrics::read(self.admin)?;
+        let samples = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = samples.filter(|rest| rest.starts_with([' ', '{']));
+        Ok(values.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum())
+    }
 }
 
 impl Balancer {
@@ -228,7 +259,7 @@ impl Balancer {
         let mut process =
             Background::start_quietly(&mut Command::new(cluster::BALANCER), folder.join("balancer.log"))?;
         let control = process.announced(LIMIT, "control ")?.parse()?;
-        Ok(Self { process, control })
+        Ok(Self { _process: process, control })
     }
 
     fn start_clients(&self, folder: &Path, setup: &Setup<'_>) -> Result<Background> {

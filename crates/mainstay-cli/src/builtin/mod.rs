@@ -7,27 +7,27 @@ mod room;
 mod tests;
 
 use axum::Router;
-use axum::extract::State;
-use axum::response::Response;
 use axum::routing::{any, get};
 use mainstay::{Session, SessionUpgrade};
 
 use self::room::Room;
 
 /// Builds the routes: `/` is the page and `/pulse` its backend; `/echo` returns each message, `/broadcast` sends each message
-/// to every client of that path.
-pub(crate) fn router() -> Router {
+/// to every client of that path. `movable`: sessions continue at another node when this one ends.
+pub(crate) fn router(movable: bool) -> Router {
     let (page, clock) = (page::Page::new(), pulse::Clock::start());
+    let options = move |upgrade: SessionUpgrade| if movable { upgrade.movable() } else { upgrade };
+    let room = Room::default();
+    let pulse =
+        move |upgrade| async move { options(upgrade).on_session(move |session| pulse::run(session, clock)) };
+    let echo = move |upgrade| async move { options(upgrade).on_session(echo) };
+    let broadcast =
+        move |upgrade| async move { options(upgrade).on_session(|session| broadcast(session, room)) };
     Router::new()
         .route("/", get(move |headers, query| std::future::ready(page.response(&headers, query))))
-        .route("/pulse", any(move |upgrade: SessionUpgrade| pulse(upgrade, clock)))
-        .route("/echo", any(|upgrade: SessionUpgrade| async { upgrade.on_session(echo) }))
+        .route("/pulse", any(pulse))
+        .route("/echo", any(echo))
         .route("/broadcast", any(broadcast))
-        .with_state(Room::default())
-}
-
-async fn pulse(upgrade: SessionUpgrade, clock: pulse::Clock) -> Response {
-    upgrade.on_session(move |session| pulse::run(session, clock))
 }
 
 async fn echo(mut session: Session) {
@@ -38,12 +38,10 @@ async fn echo(mut session: Session) {
     }
 }
 
-async fn broadcast(State(room): State<Room>, upgrade: SessionUpgrade) -> Response {
-    upgrade.on_session(move |mut session| async move {
-        let id = room.join(session.sender());
-        while let Some(message) = session.recv().await {
-            room.send(&message);
-        }
-        room.leave(id);
-    })
+async fn broadcast(mut session: Session, room: Room) {
+    let id = room.join(session.sender());
+    while let Some(message) = session.recv().await {
+        room.send(&message);
+    }
+    room.leave(id);
 }

@@ -54,11 +54,13 @@ pub(super) async fn run(mut session: Session, clock: Clock) {
     let sender = session.sender();
     let mut timer = interval(TICK);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sent = clock.newest();
+    // A session that moved here continues behind the tick that the process before sent last.
+    let restored = session.restored().and_then(|sent| sent.as_ref().try_into().ok());
+    let mut sent = restored.map_or_else(|| clock.newest(), u64::from_be_bytes);
     loop {
         tokio::select! {
             message = session.recv() => {
-                let Some(message) = message else { return };
+                let Some(message) = message else { return session.save(sent.to_be_bytes().to_vec()) };
                 match handle(&message, &sender) {
                     Outcome::Continue => {}
                     Outcome::Reply(reply) => if session.send(reply).await.is_err() { return },

@@ -29,7 +29,7 @@ impl PulseClient {
         let address: SocketAddr = listener.local_addr().unwrap();
         let serving = mainstay.clone();
         tokio::spawn(async move {
-            mainstay::serve(listener, router(), &serving).await.unwrap();
+            mainstay::serve(listener, router(false), &serving).await.unwrap();
         });
         let client = Client::builder(&format!("ws://{address}/pulse")).unwrap().connect();
         let mut peer = Self { client, mainstay, ticks: 0, newest: 0, pulses: 0 };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::peer::Peer;
-use super::{Client, Closing, Command, Dial, EndCause, Event, Incoming, Lost, Pulse, REPLACE_AFTER};
+use super::{Client, Closing, Command, Dial, EndCause, Event, Incoming, Lost, Pulse, REPLACE_AFTER, Reads};
 use crate::confirm;
 use crate::queue::ByteQueue;
 use crate::session::{CLOSE_TIMEOUT, Delivery, Message, Transmit};
@@ -86,8 +86,8 @@ impl Client {
         is_aborted || (self.closing.is_some() && !self.reads_while_closing())
     }
 
-    fn reads_while_closing(&self) -> bool {
-        self.peer.is_plain() && self.config.reads_while_closing
+    pub(super) fn reads_while_closing(&self) -> bool {
+        self.peer.is_plain() && (self.config.reads_while_closing || self.reads_to_the_end())
     }
 
     /// In manual mode: acknowledges everything that was delivered. Does nothing towards a plain peer.
@@ -166,14 +166,29 @@ impl Client {
     /// Ends the client in order: the peer receives everything that was accepted before, and nothing more is delivered
     /// to the application. Messages that are not acknowledged or confirmed within 10 s are unknown.
     pub fn close(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.close_with(now, code, reason, Reads::UntilOurClose);
+    }
+
+    /// As [`close`](Self::close), and delivers what a plain peer sends until its own Close: the peer answers the Close behind
+    /// everything that it sent before. No other connection is made for it: one that is lost meanwhile ends the client, and so
+    /// does the call if there is none. Towards a server of sessions it is `close`.
+    pub fn close_and_read(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.close_with(now, code, reason, Reads::UntilTheirs);
+        if self.attached.is_none() && self.reads_to_the_end() {
+            self.give_up(EndCause::Closed, None, reason.to_owned(), None);
+        }
+    }
+
+    fn close_with(&mut self, now: Instant, code: CloseCode, reason: &str, reads: Reads) {
         self.forward.check(now);
         if self.end.is_some() || self.closing.is_some() {
             return;
         }
-        self.closing = Some(Closing { code, reason: reason.to_owned(), until: now + CLOSE_TIMEOUT });
+        self.closing = Some(Closing { code, reason: reason.to_owned(), until: now + CLOSE_TIMEOUT, reads });
+        let reads = self.reads_while_closing();
         let is_unused = match &mut self.peer {
             Peer::Plain(plain) => {
-                if !self.config.reads_while_closing {
+                if !reads {
                     plain.inbox = ByteQueue::default();
                 }
                 false

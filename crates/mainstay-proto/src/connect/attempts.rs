@@ -47,11 +47,12 @@ impl Client {
     }
 
     pub(super) fn lose_attached(&mut self, now: Instant, why: Lost) {
+        let is_over = self.attached.as_ref().is_some_and(|attached| self.awaits_close(attached.connection));
         self.attached = None;
         self.backoff.handle_lost(now);
         let outcome = self.peer.plain_mut().and_then(|plain| plain.confirmer.handle_lost());
         self.report(outcome);
-        if self.ends_on(&why) {
+        if !is_over && self.ends_on(&why) {
             let (code, reason) = match &why {
                 Lost::Closed { code, reason } => (code.map(ReasonCode::from), reason.clone()),
                 Lost::TooBig { .. } => (Some(CloseCode::TOO_BIG.into()), why.to_string()),
@@ -60,6 +61,10 @@ impl Client {
             self.events.push_back(Event::Detached { why: why.clone(), next_attempt_in: Duration::ZERO });
             let cause = if matches!(why, Lost::Closed { .. }) { EndCause::Peer } else { EndCause::Lost };
             return self.give_up(cause, code, reason, Some(why));
+        }
+        if self.reads_to_the_end() {
+            self.events.push_back(Event::Detached { why, next_attempt_in: Duration::ZERO });
+            return self.give_up(EndCause::Closed, None, String::new(), None);
         }
         if self.ends_here(&why) {
             return;

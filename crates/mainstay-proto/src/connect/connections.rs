@@ -154,12 +154,13 @@ impl Client {
     }
 
     fn handle_plain_message(&mut self, now: Instant, connection: ConnectionId, message: Message) {
+        let delivers = self.closing.is_none() || self.reads_while_closing();
         let attached = self.attached.as_mut().filter(|attached| attached.connection == connection);
         let (Some(attached), Peer::Plain(plain)) = (attached, &mut self.peer) else { return };
         (attached.quiet_since, attached.is_judging) = (now, false);
         self.backoff.handle_progress(now);
         plain.restarts |= self.config.announces_restart.is_some_and(|announces| announces(&message));
-        if self.closing.is_some() && !self.config.reads_while_closing {
+        if !delivers {
             // Nothing more is delivered, and the inbox must not fill up: the confirming Pongs are still to come.
             return;
         }

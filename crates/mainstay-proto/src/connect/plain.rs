@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::peer::{Ahead, Peer, Plain};
-use super::{Client, EndCause, Event, Mode, Pulse, Report};
+use super::{Client, Command, EndCause, Event, Mode, Pulse, Reads, Report};
 use crate::confirm;
 use crate::heartbeat::Heartbeat;
 use crate::session::{ConnectionId, Delivery, Message, Transmit, Volatiles};
@@ -52,6 +52,9 @@ impl Client {
     }
 
     pub(super) fn poll_plain_transmit(&mut self, now: Instant, connection: ConnectionId) -> Option<Transmit> {
+        if self.awaits_close(connection) {
+            return None;
+        }
         let attached = self.attached.as_mut().filter(|attached| attached.connection == connection)?;
         if let Pulse::Driven(_, ping) = &mut attached.pulse
             && let Some(ping) = ping.take()
@@ -96,12 +99,13 @@ impl Client {
     pub(super) fn attach_plain(&mut self, now: Instant, connection: ConnectionId) {
         let replaced = self.earlier_connections();
         let first = replaced == 0;
+        let delivers = self.closing.is_none() || self.reads_while_closing();
         let Peer::Plain(plain) = &mut self.peer else { return };
         plain.volatiles = Volatiles::default();
         (plain.progressed, plain.restarts) = (false, false);
         plain.ahead = (self.config.holds_replaced && !first).then(Box::default);
         let is_next = !plain.inbox.items().iter().any(|delivery| matches!(delivery, Delivery::Message(_)));
-        if !first && (self.closing.is_none() || self.config.reads_while_closing) {
+        if !first && delivers {
             // Marks that follow each other become one.
             match plain.inbox.newest_mut() {
                 Some(Delivery::Replaced { count: before }) => *before = replaced,
@@ -152,10 +156,36 @@ impl Client {
         else {
             return;
         };
-        if plain.confirmer.is_flushed() {
-            let (code, reason) = (closing.code, closing.reason.clone());
-            self.begin_close(now, code, &reason);
-            self.give_up(EndCause::Closed, Some(code.into()), reason, None);
+        if !plain.confirmer.is_flushed() {
+            return;
         }
+        let (code, reason) = (closing.code, closing.reason.clone());
+        match (closing.reads, &self.attached) {
+            (Reads::OnlyTheirs, _) => {}
+            (Reads::UntilTheirs, Some(attached)) => {
+                let close = Transmit::Close { code, reason };
+                self.commands.push_back(Command::Transmit(attached.connection, close));
+                if let Some(closing) = &mut self.closing {
+                    closing.reads = Reads::OnlyTheirs;
+                }
+            }
+            _ => {
+                self.begin_close(now, code, &reason);
+                self.give_up(EndCause::Closed, Some(code.into()), reason, None);
+            }
+        }
+    }
+
+    /// Whether a plain peer is read until its own Close; see [`close_and_read`](Self::close_and_read).
+    pub(super) fn reads_to_the_end(&self) -> bool {
+        let reads = self.closing.as_ref().map(|closing| closing.reads);
+        self.peer.is_plain() && reads.is_some_and(|reads| reads != Reads::UntilOurClose)
+    }
+
+    /// Whether this connection has sent its Close and is read until the peer's.
+    #[must_use]
+    pub fn awaits_close(&self, connection: ConnectionId) -> bool {
+        let is_attached = self.attached.as_ref().is_some_and(|attached| attached.connection == connection);
+        is_attached && self.closing.as_ref().is_some_and(|closing| closing.reads == Reads::OnlyTheirs)
     }
 }

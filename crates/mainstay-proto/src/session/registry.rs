@@ -127,8 +127,9 @@ enum Entry<H> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Tombstone {
     names: Vec<Name>,
-    /// `None`: the session was released, and goes on elsewhere.
-    final_counts: Option<FinalCounts>,
+    final_counts: FinalCounts,
+    /// The session goes on elsewhere.
+    is_released: bool,
     buried: Instant,
     /// The instance that got the account and may send again what was not delivered. A copy of this instance holds the
     /// same messages, and gets no account.
@@ -337,7 +338,10 @@ impl<H: Clone> Registry<H> {
 
     fn answer_from_tombstone(&mut self, number: u64, instance: Instance, resume: &Resume) -> Resumed<H> {
         let Some(tombstone) = self.tombstone(number) else { return Resumed::Lost(None) };
-        let Some(final_counts) = tombstone.final_counts else { return Resumed::Released };
+        if tombstone.is_released {
+            return Resumed::Released;
+        }
+        let final_counts = tombstone.final_counts;
         if final_counts.ended.is_some() {
             return Resumed::Answer(refuse_ended(final_counts, resume.acknowledged));
         }
@@ -363,8 +367,8 @@ impl<H: Clone> Registry<H> {
         let mut evicted = None;
         let (handle, created) = match found {
             Some(Entry::Tombstone(number)) => {
-                let final_counts = self.tombstone(number).and_then(|tombstone| tombstone.final_counts);
-                let account = final_counts.map(|final_counts| account_of(final_counts, 0));
+                let ended = self.tombstone(number).filter(|tombstone| !tombstone.is_released);
+                let account = ended.map(|tombstone| account_of(tombstone.final_counts, 0));
                 return refuse(RefuseReason::KeyUsed, account);
             }
             Some(Entry::Live(handle)) => (handle, false),
@@ -497,7 +501,13 @@ impl<H: Clone> Registry<H> {
         self.live = self.live.saturating_sub(1);
         let names = self.take_names(session);
         self.note_ended_in_drain(session);
-        self.entomb(now, names, Some(session.final_counts()), None);
+        self.entomb(Tombstone {
+            names,
+            final_counts: session.final_counts(),
+            is_released: false,
+            buried: now,
+            reported_to: None,
+        });
     }
 
     /// Removes the names that lead nowhere once this session is gone, and returns those for its tombstone.
@@ -512,19 +522,13 @@ impl<H: Clone> Registry<H> {
         names
     }
 
-    /// Lets these names lead to a tombstone from now on.
-    fn entomb(
-        &mut self,
-        now: Instant,
-        names: Vec<Name>,
-        final_counts: Option<FinalCounts>,
-        reported_to: Option<Instance>,
-    ) {
+    /// Lets its names lead to a tombstone from now on.
+    fn entomb(&mut self, tombstone: Tombstone) {
         let number = self.next_tombstone();
-        for name in &names {
+        for name in &tombstone.names {
             self.names.insert(*name, Entry::Tombstone(number));
         }
-        self.tombstones.push_back(Tombstone { names, final_counts, buried: now, reported_to });
+        self.tombstones.push_back(tombstone);
         while self.tombstones.len() > self.config.tombstones {
             self.forget_first();
         }

@@ -144,7 +144,7 @@ enum Hold {
     /// No control message of the client has confirmed an epoch at this node. Only where confirmation comes first.
     Unconfirmed,
     /// The session leaves this node: what arrived stays with the client, which sends it again.
-    Leaving,
+    Leaving { was_confirmed: bool },
 }
 
 /// What few sessions have.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use mainstay_proto::connect::{
-    Client, Command, ConnectConfig, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report,
+    Client, Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report,
 };
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
@@ -262,6 +262,52 @@ fn the_first_connection_of_a_link_that_continues_another_counts_as_a_replacement
     assert_eq!(link.client.deliver(link.now), Some(Incoming::FreshPeer { count: 2 }));
     link.client.release(2);
     assert_eq!(texts(&link.turn()), ["a"]);
+}
+
+#[test]
+fn a_link_that_closes_and_reads_delivers_what_the_peer_sends_until_its_own_close() {
+    let mut link = Link::with(ConnectConfig { link: true, ..ConnectConfig::default() });
+    let connection = link.connection();
+    link.client.send(Message::text("last")).unwrap();
+    link.client.close_and_read(link.now, CloseCode::GOING_AWAY, "moved");
+    assert_eq!(texts(&link.turn()), ["last"], "what was accepted goes first");
+    link.client.handle_message(link.now, connection, Message::text("before the Close")).unwrap();
+    link.now += SECOND;
+    let asked = ping(&link.turn());
+    link.pong(asked);
+    let close = Transmit::Close { code: CloseCode::GOING_AWAY, reason: "moved".into() };
+    assert_eq!(link.command(), Some(Command::Transmit(connection, close)));
+    assert!(link.client.awaits_close(connection) && !link.client.is_ended());
+    link.client.handle_message(link.now, connection, Message::text("under way")).unwrap();
+    link.client.handle_peer_close(connection, Some(CloseCode::GOING_AWAY));
+    let closed = Lost::Closed { code: Some(CloseCode::GOING_AWAY), reason: String::new() };
+    link.client.handle_lost(link.now, connection, closed);
+    let delivered: Vec<_> = std::iter::from_fn(|| link.client.deliver(link.now)).collect();
+    let expected = ["before the Close", "under way"].map(|text| Incoming::Message(Message::text(text)));
+    assert_eq!(delivered, expected);
+    let ended = link.events().into_iter().find_map(|event| match event {
+        Event::Ended(end) => Some(end.cause),
+        _ => None,
+    });
+    assert_eq!((ended, link.client.settled()), (Some(EndCause::Closed), 1));
+}
+
+#[test]
+fn a_link_that_closes_and_reads_makes_no_other_connection_and_reports_what_was_not_confirmed() {
+    let mut link = Link::with(ConnectConfig { link: true, ..ConnectConfig::default() });
+    link.client.send(Message::text("written")).unwrap();
+    link.turn();
+    link.client.close_and_read(link.now, CloseCode::GOING_AWAY, "moved");
+    assert!(!link.client.is_ended());
+    link.lose();
+    assert!(link.client.is_ended());
+    assert_eq!(link.reports(), [Report::Unknown(1..=1)]);
+
+    let mut waits = Link::detached(ConnectConfig { link: true, ..ConnectConfig::default() });
+    waits.client.send(Message::text("kept")).unwrap();
+    waits.client.close_and_read(waits.now, CloseCode::GOING_AWAY, "moved");
+    assert!(waits.client.is_ended());
+    assert_eq!(waits.reports(), [Report::NotDelivered(1..=1)]);
 }
 
 #[test]

@@ -509,6 +509,25 @@ fn sessions_that_end_before_a_drain_or_after_their_tombstone_is_gone_are_not_pas
     assert_eq!(pair.server.registry.take_accounts(), [], "each once");
 }
 
+#[test]
+fn a_released_session_that_no_node_can_have_leaves_its_exact_account() {
+    let mut pair = attached();
+    pair.session().manual_ack();
+    pair.client_sends_numbers(1..=2);
+    pair.run();
+    let now = pair.now;
+    pair.session().acknowledge_oldest(now, 1);
+    let released = release(&mut pair);
+    assert_eq!(pair.server.registry.take_accounts(), [], "it goes on elsewhere");
+    pair.server.registry.end_released(mainstay_proto::session::message::SessionId([0; 8]));
+    assert!(matches!(resume(&mut pair), Resumed::Released));
+    pair.server.registry.end_released(released.session);
+    let accounts: Vec<_> = pair.server.registry.take_accounts();
+    assert_eq!(accounts.iter().map(|account| account.0).collect::<Vec<_>>(), [released.session]);
+    let Resumed::Lost(Some(account)) = resume(&mut pair) else { panic!("no account") };
+    assert_eq!((account.acknowledged, account.delivered, account.cause), (1, 2, LossCause::Restarted));
+}
+
 // ---- confirmation first ---------------------------------------------------------------------------
 
 fn confirmed_first(number: u8) -> RegistryConfig {
@@ -540,6 +559,18 @@ fn nothing_is_delivered_before_the_first_confirmation() {
     pair.client_sends("b");
     pair.open();
     assert!(pair.session().is_confirmed());
+}
+
+#[test]
+fn a_session_that_leaves_before_it_is_confirmed_starts_no_handler() {
+    let (mut pair, first) = unconfirmed();
+    let now = pair.now;
+    pair.session().set_movable();
+    pair.session().leave(now);
+    pair.run();
+    assert!(!pair.session().is_confirmed() && pair.session().connection() != Some(first));
+    pair.server_closes(CloseCode::NORMAL, "");
+    assert!(!pair.session().is_confirmed());
 }
 
 #[test]

@@ -126,7 +126,10 @@ impl Server {
         let keep = window * 2 + Duration::from_secs(60);
         let mut nodes = Nodes::new(now, NodesConfig { node: id, engine: true, keep, seed: u64::from(slot) });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot));
-        nodes.announce(now, NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false });
+        nodes.announce(
+            now,
+            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false },
+        );
         self.member = Some(Box::new(Member {
             id,
             slot,
@@ -200,7 +203,8 @@ impl World {
             }
             if serves {
                 self.set_server_end(key, ServerEnd::Closed);
-            } else {
+            }
+            if enters {
                 self.close_client_end(key);
             }
         }
@@ -210,7 +214,10 @@ impl World {
         self.cluster.cuts.insert([one.min(other), one.max(other)], until);
         self.hamper_peers(until);
         for wire in self.wires.values_mut() {
-            if wire.entry.is_some_and(|entry| [[entry, wire.node], [wire.node, entry]].contains(&[one, other])) {
+            if wire
+                .entry
+                .is_some_and(|entry| [[entry, wire.node], [wire.node, entry]].contains(&[one, other]))
+            {
                 if until > self.now + KEEPALIVE {
                     wire.swallow();
                     wire.gone_at = Some(self.now + KEEPALIVE);
@@ -291,8 +298,12 @@ impl World {
 
     pub(super) fn ask_engine(&mut self, node: usize) {
         let now = self.now;
-        while let Some(request) = self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_request(now)) {
-            self.note(|| format!("node {node} -> engine {:?} {}", request.0, super::engine::show_request(&request.1)));
+        while let Some(request) =
+            self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_request(now))
+        {
+            self.note(|| {
+                format!("node {node} -> engine {:?} {}", request.0, super::engine::show_request(&request.1))
+            });
             self.cluster.engine.ask(now, node, request, &mut self.rng);
         }
     }
@@ -323,7 +334,9 @@ impl World {
 
     fn member_events(&mut self, node: usize) -> Result<(), String> {
         let now = self.now;
-        while let Some(event) = self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_event()) {
+        while let Some(event) =
+            self.servers[node].member.as_mut().and_then(|member| member.nodes.poll_event())
+        {
             self.note(|| format!("node {node} event {event:?}"));
             match event {
                 NodesEvent::Released { session, outcome } => self.handle_released(node, session.0, &outcome),
@@ -360,7 +373,8 @@ impl World {
         let who = Presenter { principal: &principal, ..Presenter::default() };
         let known = server.registry.knows(who, &resume.token);
         let Some(member) = &mut server.member else { return };
-        let lookup = member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
+        let lookup =
+            member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
         let routing = Routing { hello, principal, lookup, until, ask: None };
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
@@ -406,7 +420,9 @@ impl World {
                 routing.lookup = lookup;
             }
             if !matches!(step, Step::Claiming) {
-                self.note(|| format!("node {node} client {} leg {} {}", key.client, key.leg, show_step(&step)));
+                self.note(|| {
+                    format!("node {node} client {} leg {} {}", key.client, key.leg, show_step(&step))
+                });
             }
             match step {
                 Step::Claiming => return Ok(()),
@@ -510,9 +526,14 @@ impl World {
     /// What the application saved comes with the session.
     fn check_saved(&mut self, session: usize) -> Result<(), String> {
         let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
-        let saved = saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
+        let saved =
+            saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
         let sent = self.sessions.stream_of(session).sent;
-        if saved == sent { Ok(()) } else { Err(format!("session {session} was saved at {saved}, {sent} were sent")) }
+        if saved == sent {
+            Ok(())
+        } else {
+            Err(format!("session {session} was saved at {saved}, {sent} were sent"))
+        }
     }
 
     /// No node has the session: the entry node opens another one.
@@ -521,7 +542,9 @@ impl World {
             self.answer_peer(key, &PeerAnswer::Lost(account));
             return Ok(());
         }
-        let Some((id, node)) = self.wires.get(&key).map(|wire| (wire.server_id, wire.node)) else { return Ok(()) };
+        let Some((id, node)) = self.wires.get(&key).map(|wire| (wire.server_id, wire.node)) else {
+            return Ok(());
+        };
         let Some(routing) = self.routing(key) else { return Ok(()) };
         let (hello, principal) = (routing.hello.clone(), routing.principal.clone());
         self.open_session(key, (id, node), &hello, principal, account)
@@ -537,8 +560,7 @@ impl World {
     ) -> Result<(), String> {
         let who = Presenter { principal: &principal, ..Presenter::default() };
         self.sessions.creator = node;
-        let answer =
-            self.servers[node].registry.open(self.now, id, who, hello, account, &mut self.sessions);
+        let answer = self.servers[node].registry.open(self.now, id, who, hello, account, &mut self.sessions);
         self.note(|| format!("node {node} opens {answer:?}"));
         self.attach(key, hello, principal, answer)
     }
@@ -592,7 +614,9 @@ impl World {
         wire.opening = None;
         wire.server = ServerEnd::Peer(now + BLOCK_TIME * 2, None);
         let vanished = self.servers.iter().any(|server| {
-            !server.lives() && server.vanished && server.member.as_ref().is_some_and(|member| member.slot == slot)
+            !server.lives()
+                && server.vanished
+                && server.member.as_ref().is_some_and(|member| member.slot == slot)
         });
         if self.cluster.are_cut(now, entry, node) || (found.is_none() && vanished) {
             wire.swallow();
@@ -680,7 +704,9 @@ impl World {
                 self.relay(leg, false, bytes, arrived);
                 Ok(())
             }
-            Some(ServerEnd::Routing(routing)) if routing.ask.as_ref().is_some_and(|ask| ask.leg == Some(leg)) => {
+            Some(ServerEnd::Routing(routing))
+                if routing.ask.as_ref().is_some_and(|ask| ask.leg == Some(leg)) =>
+            {
                 self.answer_at_entry(outer, leg, arrived)
             }
             _ => Ok(()),
@@ -884,7 +910,9 @@ impl World {
 fn show_step(step: &Step) -> String {
     match step {
         Step::Adopt { claim, .. } => format!("adopts, claim {claim}"),
-        Step::Ask { node, address, pause, .. } => format!("asks {node} at {} after {pause:?}", address.port()),
+        Step::Ask { node, address, pause, .. } => {
+            format!("asks {node} at {} after {pause:?}", address.port())
+        }
         other => format!("{other:?}"),
     }
 }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use mainstay_proto::cluster::ReleaseOutcome;
 use mainstay_proto::cluster::peer::PeerAnswer;
-use mainstay_proto::session::message::{Delay, SessionId};
 use mainstay_proto::session::Transmit;
+use mainstay_proto::session::message::{Delay, SessionId};
 use rand::RngExt;
 
 use super::World;
@@ -123,7 +123,8 @@ impl World {
         while let Some(transmit) =
             self.sessions.machine(session).and_then(|machine| machine.poll_transmit(now, connection))
         {
-            if let (Some(packet), true) = (Packet::of(&transmit), matches!(transmit, Transmit::Close { .. })) {
+            if let (Some(packet), true) = (Packet::of(&transmit), matches!(transmit, Transmit::Close { .. }))
+            {
                 self.write(key, false, packet);
             }
         }

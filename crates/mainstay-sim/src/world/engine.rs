@@ -191,8 +191,7 @@ impl Engine {
         let (executed, answered) = (now + leg(), leg());
         let answered = executed + answered;
         let loses = self.loses_until > now;
-        let (lost, unanswered) =
-            (!answers || (loses && rng.random_bool(0.2)), loses && rng.random_bool(0.3));
+        let (lost, unanswered) = (!answers || (loses && rng.random_bool(0.2)), loses && rng.random_bool(0.3));
         let missed = now + PATIENCE;
         let answer = (!lost && !unanswered && answered < missed).then_some(answered);
         if answer.is_none() {
@@ -268,7 +267,8 @@ impl Engine {
 
     /// The driver drops its connection: no answer will come to what waits.
     fn miss(&mut self, now: Instant, node: usize, id: Option<RequestId>) -> Option<Report> {
-        let still_waits = id.is_none_or(|id| self.lines.get(&node).is_some_and(|line| line.waiting.contains(&id)));
+        let still_waits =
+            id.is_none_or(|id| self.lines.get(&node).is_some_and(|line| line.waiting.contains(&id)));
         let answers = self.answers(now, node);
         let line = self.lines.get_mut(&node)?;
         // A connection that was cut and answers again in time is not missed.
@@ -292,9 +292,7 @@ impl Engine {
         match request {
             Request::Heartbeat { node, value } => {
                 self.state.table.insert(node, value);
-                Response::Table(
-                    self.state.table.iter().map(|(node, value)| (*node, value.clone())).collect(),
-                )
+                Response::Table(self.state.table.iter().map(|(node, value)| (*node, value.clone())).collect())
             }
             Request::Forget { node } => {
                 self.state.table.remove(&node);

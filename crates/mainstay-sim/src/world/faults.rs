@@ -288,7 +288,9 @@ impl World {
             return Some(0);
         }
         match self.cluster.one_node {
-            Some((node, until)) if until > self.now && self.servers[node].lives() && !self.drains(node) => Some(node),
+            Some((node, until)) if until > self.now && self.servers[node].lives() && !self.drains(node) => {
+                Some(node)
+            }
             _ => self.some_serving_node(),
         }
     }
@@ -348,6 +350,9 @@ impl World {
         self.cluster.heal(now);
         for member in self.servers.iter_mut().filter_map(|server| server.member.as_mut()) {
             member.mute_until = now;
+        }
+        for wire in self.wires.values_mut().filter(|wire| matches!(wire.server, ServerEnd::Mute)) {
+            wire.server = ServerEnd::Closed;
         }
         self.clients.iter_mut().for_each(|client| client.reads_again(now));
         // A black hole stays one: a dead connection is not revived, it is replaced.

@@ -112,6 +112,14 @@ impl Core {
         });
     }
 
+    /// Ends in order, and reads until the peer's Close.
+    pub(crate) fn close_and_read(&self, code: CloseCode, reason: &str) {
+        self.change(|inner| {
+            inner.machine.close_and_read(now(), code, reason);
+            inner.wake_application();
+        });
+    }
+
     /// Ends now.
     pub(super) fn abort(&self, code: CloseCode, reason: &str) {
         self.change(|inner| {

@@ -319,7 +319,7 @@ impl ClientTask {
             match outcome {
                 Ok(Written::All) => {
                     inner.machine.handle_flushed(now, connection);
-                    if open.wire.is_closing() {
+                    if open.wire.is_closing() && !inner.machine.awaits_close(connection) {
                         lost.push((connection, None));
                     }
                 }

@@ -67,7 +67,8 @@ struct Machine {
     state_dir: Option<StateDir>,
     /// The process before this one still has the state file.
     waits_for_file: bool,
-    address: Option<SocketAddr>,
+    /// What this node announces; `None` before it has joined, and without an engine.
+    info: Option<NodeInfo>,
     incarnation: Option<String>,
     /// Completes once the engine knows that this node has left.
     leaving: Option<oneshot::Sender<()>>,
@@ -157,7 +158,7 @@ impl Node {
             releasing: HashMap::new(),
             state_dir: None,
             waits_for_file: false,
-            address: None,
+            info: None,
             incarnation: None,
             leaving: None,
             tasks: Vec::new(),
@@ -186,7 +187,7 @@ impl Node {
             machine.nodes.status();
         ClusterStatus {
             node: self.id.to_string(),
-            address: machine.address,
+            address: machine.info.as_ref().map(|info| info.address),
             engine: match &self.config.store {
                 Store::Engine(engine) => Some(engine.to_string()),
                 Store::StateDir(_) => None,
@@ -357,12 +358,21 @@ impl Node {
             left: false,
         };
         self.change(|now, machine| {
-            machine.address = Some(address);
+            machine.info = Some(info.clone());
             machine.nodes.announce(now, info);
         });
         let listening = Listening::new(self, server);
         self.spawn(listening.accept(listener));
         Ok(address)
+    }
+
+    /// Has the node write its heartbeat now.
+    #[cfg(test)]
+    pub(super) fn beat(&self) {
+        self.change(|now, machine| {
+            let info = machine.info.clone();
+            info.into_iter().for_each(|info| machine.nodes.announce(now, info));
+        });
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

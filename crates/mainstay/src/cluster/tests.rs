@@ -1,1 +1,10 @@
 //! Two and three servers in one process, with an engine in memory, clients of this crate, and a balancer that picks.
+
+mod drain;
+mod engine;
+mod hostile;
+mod movable;
+mod resume;
+mod setup;
+
+pub(crate) use self::engine::{Link, Memory};

@@ -22,7 +22,7 @@ use crate::Budget;
 /// ```
 #[derive(Clone)]
 pub struct Server {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Server {

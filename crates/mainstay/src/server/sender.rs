@@ -126,6 +126,16 @@ macro_rules! shared_verbs {
                 $crate::server::sender::closed(&self.core)
             }
 
+            /// Waits until the session leaves this server ([`Session::is_leaving`](crate::Session::is_leaving)), for a handler
+            /// that waits for something else than a message. It completes for no other session.
+            ///
+            /// # Cancel safety
+            /// Safe.
+            #[cfg(feature = "cluster")]
+            pub fn leaving(&self) -> impl Future<Output = ()> + Send + '_ {
+                $crate::server::sender::leaving(&self.core)
+            }
+
             /// Whether the session is over.
             #[must_use]
             pub fn is_closed(&self) -> bool {
@@ -240,6 +250,18 @@ pub(super) fn closed(core: &CoreRef) -> impl Future<Output = ()> + Send + '_ {
     poll_fn(|cx| {
         let mut inner = core.lock();
         if inner.peer.state() == SessionState::Closed {
+            return Poll::Ready(());
+        }
+        inner.wait_for_change(cx.waker());
+        Poll::Pending
+    })
+}
+
+#[cfg(feature = "cluster")]
+pub(super) fn leaving(core: &CoreRef) -> impl Future<Output = ()> + Send + '_ {
+    poll_fn(|cx| {
+        let mut inner = core.lock();
+        if inner.peer.session_mut().is_some_and(|session| session.is_leaving()) {
             return Poll::Ready(());
         }
         inner.wait_for_change(cx.waker());

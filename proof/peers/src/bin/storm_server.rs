@@ -2,41 +2,66 @@
 //! outlives it.
 //!
 //! ```text
-//! storm_server --listen 127.0.0.1:9000 --record FILE
+//! storm_server --listen 127.0.0.1:9000 --record FILE [--cluster URL | --state-dir FOLDER] [--movable]
 //! ```
 //!
 //! A message is appended to the record, then confirmed, then sent back: whatever a client was told of a
-//! message can be held against what every process that served it had in its hands.
+//! message can be held against what every process that served it had in its hands. SIGTERM drains.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::any;
+use mainstay::cluster::{ClusterConfig, Engine};
+use mainstay::server::Config;
 use mainstay::{CloseCode, Server, Session, SessionUpgrade};
 use tokio::net::TcpSocket;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: u32 = 65_535;
+/// How long a drain may take, as for `mainstay serve`.
+const DRAIN: Duration = Duration::from_secs(5);
+
+const USAGE: &str =
+    "usage: storm_server --listen ADDRESS --record FILE [--cluster URL | --state-dir FOLDER] [--movable]";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let record = Arc::new(OpenOptions::new().create(true).append(true).open(flag("--record")?)?);
-    // Everybody comes at once: who finds the queue full is not heard until TCP asks again, a second later or
+    let record = Arc::new(OpenOptions::new().create(true).append(true).open(flag("--record").ok_or(USAGE)?)?);
+    // All clients come at once: a client that finds the queue full waits until TCP asks again, a second later or
     // more.
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
-    socket.bind(flag("--listen")?.parse()?)?;
+    socket.bind(flag("--listen").ok_or(USAGE)?.parse()?)?;
     let listener = socket.listen(BACKLOG)?;
-    println!("listening on ws://{}", listener.local_addr()?);
-    let mainstay = Server::default();
+    let address = listener.local_addr()?;
+    let mainstay = Server::new(config()?);
+    let is_movable = std::env::args().any(|word| word == "--movable");
     let storm = any(async move |upgrade: SessionUpgrade| {
+        let upgrade = if is_movable { upgrade.movable() } else { upgrade };
         upgrade.manual_ack().on_session(move |session| echo(session, record))
     });
-    mainstay::serve(listener, Router::new().fallback(storm).with_state(mainstay.clone()), &mainstay).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let signal = async move { drop(terminate.recv().await) };
+    let app = Router::new().fallback(storm).with_state(mainstay.clone());
+    let serving = mainstay::serve(listener, app, &mainstay).with_graceful_shutdown(signal, DRAIN);
+    println!("listening on ws://{address}");
+    serving.await?;
     Ok(())
+}
+
+fn config() -> Result<Config, Box<dyn Error>> {
+    let cluster = match (flag("--cluster"), flag("--state-dir")) {
+        (Some(url), _) => ClusterConfig::new(Engine::parse(&url)?),
+        (None, Some(folder)) => ClusterConfig::state_dir(folder),
+        (None, None) => return Ok(Config::new()),
+    };
+    Ok(Config::new().cluster(cluster))
 }
 
 async fn echo(mut session: Session, record: Arc<File>) {
@@ -53,7 +78,6 @@ async fn echo(mut session: Session, record: Arc<File>) {
     }
 }
 
-fn flag(name: &str) -> Result<String, String> {
-    let mut words = std::env::args().skip_while(|word| word != name).skip(1);
-    words.next().ok_or_else(|| format!("{name} is missing; write --listen ADDRESS --record FILE"))
+fn flag(name: &str) -> Option<String> {
+    std::env::args().skip_while(|word| word != name).nth(1)
 }

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Entry, Registry, Resumed, Sessions};
-use crate::session::message::{Hello, Resume, ResumeToken, SessionId};
+use super::{Entry, Registry, Resumed, Sessions, Tombstone};
+use crate::session::message::{Hello, LossCause, Resume, ResumeToken, SessionId};
 use crate::session::names::{Name, Presenter};
 use crate::session::record::Record;
 use crate::session::server::{Attach, FinalCounts, ServerSession};
@@ -46,11 +46,11 @@ pub enum Adopted<H> {
     Account,
 }
 
-/// What a drain remembers.
+/// What a drain remembers, and what has left.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Drain {
     is_draining: bool,
-    /// Accounts that other nodes may be asked for, in the order of their tombstones.
+    /// Accounts that other nodes may be asked for, and sessions that were released, in the order of their tombstones.
     accounts: VecDeque<Left>,
 }
 
@@ -142,9 +142,27 @@ impl<H: Clone> Registry<H> {
         self.forget_old(now);
         self.live = self.live.saturating_sub(1);
         let names = self.take_names(session);
-        self.entomb(now, names, None, None);
+        // In case that no other node can have it.
+        let final_counts = FinalCounts { cause: LossCause::Restarted, ..session.final_counts() };
+        let left = self.left(session);
+        self.drain.get_or_insert_default().accounts.push_back(left);
+        self.entomb(Tombstone { names, final_counts, is_released: true, buried: now, reported_to: None });
         session.handle_released();
         Some(released)
+    }
+
+    /// Ends a session that was released although no other node can have it: the engine never got the record, or
+    /// refused it. From now on its client gets the exact account, cause
+    /// [`Restarted`](crate::session::message::LossCause::Restarted). Do not call it where the outcome is unknown: an
+    /// account must not contradict a session that goes on. Does nothing if the session was not released here.
+    pub fn end_released(&mut self, session: SessionId) {
+        let released = self.drain.as_ref().and_then(|drain| {
+            let left = drain.accounts.iter().rev().find(|left| left.session == session)?;
+            usize::try_from(left.tombstone.checked_sub(self.first_tombstone)?).ok()
+        });
+        if let Some(tombstone) = released.and_then(|index| self.tombstones.get_mut(index)) {
+            tombstone.is_released = false;
+        }
     }
 
     /// Takes over what another node released, and this one claimed: a session is here from now on, parked, with what
@@ -210,7 +228,7 @@ impl<H: Clone> Registry<H> {
         let names: Vec<Name> = tokens.into_iter().flatten().collect();
         let is_here = |name: &Name| match self.names.get(name) {
             Some(Entry::Tombstone(number)) => {
-                self.tombstone(*number).is_some_and(|tombstone| tombstone.final_counts.is_some())
+                self.tombstone(*number).is_some_and(|tombstone| !tombstone.is_released)
             }
             Some(Entry::Live(_)) => true,
             None => false,
@@ -227,26 +245,37 @@ impl<H: Clone> Registry<H> {
         };
         let left = Left { tombstone: self.next_tombstone(), session: state.id, claim, tokens };
         self.drain.get_or_insert_default().accounts.push_back(left);
-        self.entomb(now, names, Some(final_counts), state.reported_to);
+        let reported_to = state.reported_to;
+        self.entomb(Tombstone { names, final_counts, is_released: false, buried: now, reported_to });
     }
 
     /// Remembers the account of a session that is buried next, if this node drains.
     pub(super) fn note_ended_in_drain(&mut self, session: &ServerSession) {
-        let tombstone = self.next_tombstone();
+        let left = self.left(session);
         if let Some(drain) = self.drain.as_mut().filter(|drain| drain.is_draining) {
-            let (id, claim, tokens) = (session.id(), session.claim(), session.tokens());
-            drain.accounts.push_back(Left { tombstone, session: id, claim, tokens });
+            drain.accounts.push_back(left);
         }
+    }
+
+    /// How the next tombstone, which is this session's, may be passed on.
+    fn left(&self, session: &ServerSession) -> Left {
+        let (id, claim, tokens) = (session.id(), session.claim(), session.tokens());
+        Left { tombstone: self.next_tombstone(), session: id, claim, tokens }
     }
 
     /// Takes the accounts of the sessions that ended in the drain, each with the claim by which this node had the
     /// session: for the engine, to be kept for a day. An account that was reported names the instance that got it, which
-    /// may ask again. Accounts that this node took over from others are among them.
+    /// may ask again. Accounts that this node took over from others are among them; those of released sessions are
+    /// not, unless [`end_released`](Self::end_released) ended them.
     pub fn take_accounts(&mut self) -> Vec<(SessionId, u64, Record)> {
-        let left = self.drain.as_mut().map(|drain| std::mem::take(&mut drain.accounts)).unwrap_or_default();
+        let Some(mut drain) = self.drain.take() else { return Vec::new() };
+        let is_released = |left: &Left| self.tombstone(left.tombstone).is_some_and(|one| one.is_released);
+        let (released, left): (VecDeque<_>, VecDeque<_>) = drain.accounts.into_iter().partition(is_released);
+        drain.accounts = released;
+        self.drain = Some(drain);
         let account = |left: &Left| {
             let tombstone = self.tombstone(left.tombstone)?;
-            let FinalCounts { acknowledged, delivered, sent, cause, ended } = tombstone.final_counts?;
+            let FinalCounts { acknowledged, delivered, sent, cause, ended } = tombstone.final_counts;
             let tokens = left.tokens.map(|name| name.map(|name| name.0));
             let (id, reported_to) = (left.session, tombstone.reported_to);
             let state = AccountState { tokens, id, acknowledged, delivered, sent, cause, ended, reported_to };

@@ -85,7 +85,8 @@ impl ServerSession {
     /// wait. After this end closed the session, and once it [leaves](Self::leave), nothing is delivered.
     #[must_use]
     pub fn delivers(&self) -> bool {
-        (self.is_open() && self.hold != Hold::Leaving) || matches!(self.life, Life::EndReceived { .. })
+        (self.is_open() && !matches!(self.hold, Hold::Leaving { .. }))
+            || matches!(self.life, Life::EndReceived { .. })
     }
 
     /// Returns credentials that the client sent for the live session, once each. The application judges them and

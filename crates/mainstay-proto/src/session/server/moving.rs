@@ -54,7 +54,7 @@ impl ServerSession {
         if !self.is_open() || self.is_leaving() {
             return;
         }
-        self.hold = Hold::Leaving;
+        self.hold = Hold::Leaving { was_confirmed: self.is_confirmed() };
         if let Some(attached) = self.attached.take() {
             self.rare.get_or_insert_default().fenced = Some(attached.connection);
             self.flow.forget_owed();
@@ -66,7 +66,7 @@ impl ServerSession {
     /// Whether the session [leaves](Self::leave) and is neither released nor ended.
     #[must_use]
     pub fn is_leaving(&self) -> bool {
-        self.hold == Hold::Leaving && self.is_open()
+        matches!(self.hold, Hold::Leaving { .. }) && self.is_open()
     }
 
     /// Ends the session as [`close`](Self::close) does, because the application dropped its handle. A session that
@@ -82,19 +82,19 @@ impl ServerSession {
     /// has to confirm an epoch of the session at this node before; elsewhere it is always `true`.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
-        self.hold != Hold::Unconfirmed
+        matches!(self.hold, Hold::No | Hold::Leaving { was_confirmed: true })
     }
 
     /// Whether confirmation comes first, and no epoch of the session was ever confirmed, at any node: nothing was
     /// delivered.
     pub(in crate::session) fn was_never_confirmed(&self) -> bool {
-        self.hold == Hold::Unconfirmed && !self.was_established()
+        !self.is_confirmed() && !self.was_established()
     }
 
     /// An application that ends the session keeps it here.
     pub(super) fn stay(&mut self) {
-        if self.hold == Hold::Leaving {
-            self.hold = Hold::No;
+        if let Hold::Leaving { was_confirmed } = self.hold {
+            self.hold = if was_confirmed { Hold::No } else { Hold::Unconfirmed };
         }
     }
 
