@@ -263,7 +263,11 @@ impl Plan {
         };
         plan.faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
         plan.clients = rng.random_range(1..=4);
+        if plan.is_gentle() {
+            plan.resume_window = Duration::from_secs(300);
+        }
         let slow = rng.random_bool(0.2);
+        (plan.spare_room, plan.tombstones) = (None, None);
         plan.cluster = Some(Cluster {
             nodes: rng.random_range(1..=4),
             movable: rng.random_bool(0.7),
@@ -311,6 +315,11 @@ impl Plan {
             cluster: None,
             faults,
         }
+    }
+
+    /// Whether applications notice no fault, where nodes answer each other, sessions may move and handlers return.
+    pub(crate) fn is_gentle(&self) -> bool {
+        self.faults.iter().all(|(fault, _)| fault.is_gentle())
     }
 
     /// Whether this kind of fault occurs.

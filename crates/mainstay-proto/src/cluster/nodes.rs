@@ -650,6 +650,11 @@ impl Nodes {
         self.table.is_dead(node)
     }
 
+    /// Returns whether this node claims the session, or got it just now.
+    pub(super) fn is_claiming(&self, session: SessionId) -> bool {
+        self.claims.is_busy(session)
+    }
+
     /// Begins a claim; false: it cannot be made now. Its outcome follows by [`claim_outcome`](Self::claim_outcome).
     pub(super) fn claim(&mut self, now: Instant, session: SessionId, owner: NodeId, name: [u8; 16]) -> bool {
         self.forward.check(now);

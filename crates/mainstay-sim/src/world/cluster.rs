@@ -203,7 +203,8 @@ impl World {
             }
             if serves {
                 self.set_server_end(key, ServerEnd::Closed);
-            } else {
+            }
+            if enters {
                 self.close_client_end(key);
             }
         }

@@ -351,6 +351,9 @@ impl World {
         for member in self.servers.iter_mut().filter_map(|server| server.member.as_mut()) {
             member.mute_until = now;
         }
+        for wire in self.wires.values_mut().filter(|wire| matches!(wire.server, ServerEnd::Mute)) {
+            wire.server = ServerEnd::Closed;
+        }
         self.clients.iter_mut().for_each(|client| client.reads_again(now));
         // A black hole stays one: a dead connection is not revived, it is replaced.
     }

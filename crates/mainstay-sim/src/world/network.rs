@@ -306,6 +306,27 @@ impl Wire {
         self.up.hole.is_some() || self.down.hole.is_some()
     }
 
+    /// Returns a description for a failing seed.
+    pub(super) fn describe(&self) -> String {
+        let server = match self.server {
+            ServerEnd::Opening(_) => "opening",
+            ServerEnd::Judging { .. } => "judging",
+            ServerEnd::Bound(_) => "bound",
+            ServerEnd::Fenced(_) => "fenced",
+            ServerEnd::Routing(_) => "routing",
+            ServerEnd::Relay(_) => "relay",
+            ServerEnd::Peer(..) => "peer",
+            ServerEnd::Moving(_) => "moving",
+            ServerEnd::Mute => "mute",
+            ServerEnd::Closed => "closed",
+        };
+        let (up, down) = (self.up.is_empty(), self.down.is_empty());
+        format!(
+            "entry {:?} open: {}, node {} {server}, empty: {up} {down}",
+            self.entry, self.client_open, self.node
+        )
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         let server = matches!(self.server, ServerEnd::Closed | ServerEnd::Fenced(_));
         !self.client_open && server && self.up.is_empty() && self.down.is_empty()
