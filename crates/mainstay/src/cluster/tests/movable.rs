@@ -215,6 +215,29 @@ async fn without_an_engine_the_account_of_a_session_that_may_not_move_goes_throu
 }
 
 #[tokio::test]
+async fn a_process_that_starts_while_the_one_before_drains_has_clients_wait_for_the_file() {
+    let folder = folder("overlap");
+    let mut first = TestNode::with(Config::new(), ClusterConfig::state_dir(&folder), counts).await;
+    // A plain client that reads nothing more keeps the drain from ending at once.
+    let _plain = crate::Link::builder(&format!("ws://{}/", first.address)).unwrap().connect();
+    let balancer = Balancer::over(&[&first]).await;
+    let mut client = balancer.client();
+    client.send("x").await.unwrap();
+    assert_eq!(next(&mut client).await.as_text(), Some("1"));
+    until("the plain client is there", || first.server.sessions().attached == 2).await;
+    balancer.close();
+    first.begin_to_drain();
+    until("the session is released", || first.figures().released == 1).await;
+    let second = TestNode::with(Config::new(), ClusterConfig::state_dir(&folder), counts).await;
+    balancer.replace(0, &second);
+    balancer.open();
+    client.send("x").await.unwrap();
+    assert_eq!(next(&mut client).await.as_text(), Some("2"));
+    assert_eq!((second.figures().claimed, second.server.stats().attached_lost), (1, 0));
+    drop(std::fs::remove_dir_all(&folder));
+}
+
+#[tokio::test]
 async fn a_folder_that_another_process_uses_is_refused_with_what_to_do() {
     let folder = folder("in-use");
     let server = || Server::new(Config::new().cluster(ClusterConfig::state_dir(&folder)));
