@@ -474,10 +474,24 @@ impl Node {
         self.release_record(session, claim, record, keep);
     }
 
+    /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them
+    /// released waits for the engine. Otherwise its node would claim what the engine does not have yet.
+    pub(crate) fn expect_releases(&self, sessions: impl IntoIterator<Item = SessionId>) {
+        let mut machine = self.lock();
+        for session in sessions {
+            machine.releasing.entry(session).or_default();
+        }
+    }
+
+    /// The same for the accounts that the registry gave up.
+    pub(crate) fn expect_accounts(&self, accounts: &[(SessionId, u64, Record)]) {
+        self.expect_releases(accounts.iter().map(|(session, ..)| *session));
+        self.gave_accounts.store(true, Ordering::Release);
+    }
+
     /// Leaves the accounts of sessions that ended in a drain to the other nodes.
     pub(crate) fn release_accounts(&self, accounts: Vec<(SessionId, u64, Record)>) {
         Figures::add(&self.figures.accounts, accounts.len() as u64);
-        self.gave_accounts.store(true, Ordering::Release);
         for (session, claim, record) in accounts {
             self.release_record(session, claim, record, ACCOUNT_KEPT);
         }

@@ -92,7 +92,12 @@ impl Shared {
         for core in self.cores().iter().filter_map(Weak::upgrade) {
             core.end_in_drain();
         }
-        let accounts = self.registry().take_accounts();
+        let accounts = {
+            let mut registry = self.registry();
+            let accounts = registry.take_accounts();
+            node.expect_accounts(&accounts);
+            accounts
+        };
         node.release_accounts(accounts);
         node.all_released(until.max(Instant::now() + FINAL_RELEASES)).await;
         node.leave().await;
@@ -135,8 +140,12 @@ async fn release_when_returned(core: CoreRef, returned: oneshot::Receiver<()>) {
     let (shared, now) = (&core.shared, now());
     let released = {
         let mut registry = shared.registry();
-        // The registry's lock comes before the core's.
-        core.with_session(|session| registry.release(now, session)).flatten()
+        // The registry's lock comes before the core's, and before the node's.
+        let released = core.with_session(|session| registry.release(now, session)).flatten();
+        if let (Some(released), Some(node)) = (&released, &shared.node) {
+            node.expect_releases([released.session]);
+        }
+        released
     };
     if let (Some(released), Some(node)) = (released, &shared.node) {
         Figures::add(&node.figures.released, 1);
