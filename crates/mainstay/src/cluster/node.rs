@@ -427,6 +427,12 @@ impl Node {
         Seeking { lookup, session }
     }
 
+    /// Returns the step for a HELLO that came through the peer listener. No request is made for it.
+    pub(crate) fn receive(&self, token: &ResumeToken, name: [u8; 16], is_here: bool) -> Step {
+        let (now, nodes) = (now(), &mut self.lock().nodes);
+        nodes.begin(now, token, name, is_here, true).poll(now, nodes)
+    }
+
     /// Returns the next step, once a claim in progress is answered.
     ///
     /// # Cancel safety

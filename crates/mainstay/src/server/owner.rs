@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::{Step, lookup};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::registry::Resumed;
 use mainstay_proto::session::{Answer, Presenter, Route, ServerSession, Sessions};
@@ -39,6 +40,9 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     wire.begin_session(limits);
     let connection = next_connection();
     let answer = loop {
+        if let Some(answer) = elsewhere(node, &shared, &head, &hello) {
+            break answer;
+        }
         let resumed = {
             let who = Presenter { principal: &head.principal, path: &head.path };
             let mut owned = Owned::new(&shared);
@@ -61,8 +65,6 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 Counters::add(&shared.stats.attach_refused, 1);
                 break PeerAnswer::Refused(refuse);
             }
-            // The engine may have named this node, which did not come to adopt the session.
-            Resumed::Lost(None) if is_foreign(node, &shared, &head, &hello) => break PeerAnswer::Released,
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
             Resumed::Released | Resumed::Lost(_) => {
                 released(node, &hello).await;
@@ -78,12 +80,17 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     let _ = wire.write_first(answer.encode()).await;
 }
 
-/// Whether another node issued the token, and this one does not have the session.
-fn is_foreign(node: &Node, shared: &Shared, head: &Head, hello: &Hello) -> bool {
-    let Some(resume) = &hello.resume else { return false };
+/// The answer for a token that another node issued and that this one does not know: the engine may have named this node,
+/// which did not come to adopt the session, or is about to.
+fn elsewhere(node: &Node, shared: &Shared, head: &Head, hello: &Hello) -> Option<PeerAnswer> {
+    let token = &hello.resume.as_ref()?.token;
     let who = Presenter { principal: &head.principal, path: &head.path };
-    Route::of(&resume.token).is_some_and(|route| route.node != node.id)
-        && !shared.registry().knows(who, &resume.token)
+    let is_here = shared.registry().knows(who, token);
+    match node.receive(token, who.token_name(token), is_here) {
+        Step::Elsewhere => Some(PeerAnswer::Released),
+        Step::Wait => Some(PeerAnswer::Refused(lookup::wait())),
+        _ => None,
+    }
 }
 
 /// Waits until the engine has the session.
