@@ -32,8 +32,6 @@ use rounds::Size;
 const MAINSTAY: &str = "target/debug/mainstay";
 const BALANCER: &str = "target/debug/cluster_balancer";
 const CLIENT: &str = "target/debug/cluster_client";
-/// The metric that counts the nodes that a node knows, itself included.
-const NODES: &str = "mainstay_cluster_nodes";
 
 type Play = fn(&Program, &Size) -> Result<()>;
 

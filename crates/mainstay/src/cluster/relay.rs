@@ -26,6 +26,8 @@ use crate::worker::{self, Signal, Task, TaskContext, TaskPoll, with_scratch};
 
 /// Reads of each side for each poll.
 const ROUNDS: usize = 4;
+/// The most bytes of one read, and so the most that waits for a side that accepts nothing.
+const PIECE: usize = 16 * 1024;
 /// How long the other side has to follow, once one has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -233,17 +235,20 @@ fn forward_once(from: &mut Side, to: &mut Side, cx: &mut Context<'_>) -> io::Res
     if !from.transport.may_read() {
         return Ok(false);
     }
-    with_scratch(|scratch| match from.transport.poll_read(cx, &mut scratch.read) {
-        Poll::Pending => Ok(false),
-        Poll::Ready(Ok(0)) => {
-            from.has_ended = true;
-            Ok(true)
+    with_scratch(|scratch| {
+        let piece = scratch.read.get_mut(..PIECE).unwrap_or_default();
+        match from.transport.poll_read(cx, piece) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => {
+                from.has_ended = true;
+                Ok(true)
+            }
+            Poll::Ready(Ok(count)) => {
+                to.write(piece.get(..count).unwrap_or_default(), cx)?;
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => Err(error),
         }
-        Poll::Ready(Ok(count)) => {
-            to.write(scratch.read.get(..count).unwrap_or_default(), cx)?;
-            Ok(true)
-        }
-        Poll::Ready(Err(error)) => Err(error),
     })
 }
 
@@ -377,6 +382,30 @@ mod tests {
         far.owner.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, b"an answer", "half closed is half open");
         far.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_client_of_tls_is_relayed_as_any_other_stream() {
+        let (client, near) = tokio::io::duplex(16);
+        let (owner, far) = pair().await;
+        let (relays, figures, tracker) = (Arc::<Relays>::default(), Arc::default(), TaskTracker::new());
+        let client_side = Transport::other(near);
+        let beginning = Beginning { client: client_side, permit: None, owner: far, to_client: Bytes::new() };
+        relays.begin(beginning, &figures, tracker.token());
+        let (mut read, mut write) = tokio::io::split(client);
+        let (mut owner_read, mut owner_write) = owner.into_split();
+        let (up, down) = (pattern(1, 100_000), pattern(7, 100_000));
+        let (mut at_owner, mut at_client) = (vec![0; up.len()], vec![0; down.len()]);
+        let all = async {
+            tokio::join!(
+                async { write.write_all(&up).await.unwrap() },
+                async { owner_write.write_all(&down).await.unwrap() },
+                async { owner_read.read_exact(&mut at_owner).await.unwrap() },
+                async { read.read_exact(&mut at_client).await.unwrap() },
+            )
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("all in time");
+        assert!(at_owner == up && at_client == down);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use axum::response::Response;
@@ -76,17 +76,18 @@ async fn a_session_whose_client_is_away_is_released_at_once_and_found_later() {
 #[tokio::test]
 async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_report_no_gap() {
     const CLIENTS: usize = 20;
-    const MESSAGES: u64 = 400;
     let memory = Memory::default();
     let mut nodes = [TestNode::start(&memory, counts).await, TestNode::start(&memory, counts).await];
     meet(&[&nodes[0], &nodes[1]]).await;
     let balancer = Balancer::over(&[&nodes[0], &nodes[1]]).await;
-    let done = Arc::new(AtomicUsize::new(0));
+    let (done, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let (mut client, done) = (balancer.client(), Arc::clone(&done));
+            let (mut client, done, over) = (balancer.client(), Arc::clone(&done), Arc::clone(&over));
             tokio::spawn(async move {
-                for count in 1..=MESSAGES {
+                let mut count = 0_u64;
+                while !over.load(SeqCst) {
+                    count += 1;
                     client.send("x").await.unwrap();
                     assert_eq!(next(&mut client).await.as_text(), Some(count.to_string().as_str()));
                     done.fetch_add(1, SeqCst);
@@ -95,7 +96,8 @@ async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_re
         })
         .collect();
     for turn in 1..=3 {
-        until("traffic", || done.load(SeqCst) >= turn * CLIENTS * 80).await;
+        let before = done.load(SeqCst);
+        until("traffic", || done.load(SeqCst) >= before + CLIENTS * 20).await;
         let at = balancer.picked();
         let other = 1 - at % 2;
         balancer.pick(other);
@@ -110,6 +112,7 @@ async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_re
             "{turn}"
         );
     }
+    over.store(true, SeqCst);
     for client in clients {
         client.await.unwrap();
     }
@@ -208,6 +211,29 @@ async fn without_an_engine_the_account_of_a_session_that_may_not_move_goes_throu
     let gap = gap(&mut client).await;
     assert_eq!((gap.cause, gap.delivered, gap.unknown, gap.lost), (LossCause::Restarted, 1, 1, None));
     assert_eq!(second.figures().claimed_accounts, 1);
+    drop(std::fs::remove_dir_all(&folder));
+}
+
+#[tokio::test]
+async fn a_process_that_starts_while_the_one_before_drains_has_clients_wait_for_the_file() {
+    let folder = folder("overlap");
+    let mut first = TestNode::with(Config::new(), ClusterConfig::state_dir(&folder), counts).await;
+    // A plain client that reads nothing more keeps the drain from ending at once.
+    let _plain = crate::Link::builder(&format!("ws://{}/", first.address)).unwrap().connect();
+    let balancer = Balancer::over(&[&first]).await;
+    let mut client = balancer.client();
+    client.send("x").await.unwrap();
+    assert_eq!(next(&mut client).await.as_text(), Some("1"));
+    until("the plain client is there", || first.server.sessions().attached == 2).await;
+    balancer.close();
+    first.begin_to_drain();
+    until("the session is released", || first.figures().released == 1).await;
+    let second = TestNode::with(Config::new(), ClusterConfig::state_dir(&folder), counts).await;
+    balancer.replace(0, &second);
+    balancer.open();
+    client.send("x").await.unwrap();
+    assert_eq!(next(&mut client).await.as_text(), Some("2"));
+    assert_eq!((second.figures().claimed, second.server.stats().attached_lost), (1, 0));
     drop(std::fs::remove_dir_all(&folder));
 }
 
