@@ -29,9 +29,9 @@ use crate::run::cargo;
 use crate::{Depth, Outcome, Result, install};
 use rounds::Size;
 
-const MAINSTAY: &str = "target/release/mainstay";
-const BALANCER: &str = "target/release/cluster_balancer";
-const CLIENT: &str = "target/release/cluster_client";
+const MAINSTAY: &str = "target/debug/mainstay";
+const BALANCER: &str = "target/debug/cluster_balancer";
+const CLIENT: &str = "target/debug/cluster_client";
 
 type Play = fn(&Program, &Size) -> Result<()>;
 
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 fn prepare() -> Result<()> {
     install::node_packages("proof")?;
     let programs = "--bin mainstay --bin cluster_balancer --bin cluster_client";
-    cargo(&format!("build --release --package mainstay-cli --package mainstay-peers {programs}"))?;
+    cargo(&format!("build --package mainstay-cli --package mainstay-peers {programs}"))?;
     Ok(())
 }
 
