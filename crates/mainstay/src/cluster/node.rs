@@ -427,12 +427,6 @@ impl Node {
         Seeking { lookup, session }
     }
 
-    /// Returns the step for a HELLO that came through the peer listener. No request is made for it.
-    pub(crate) fn receive(&self, token: &ResumeToken, name: [u8; 16], is_here: bool) -> Step {
-        let (now, nodes) = (now(), &mut self.lock().nodes);
-        nodes.begin(now, token, name, is_here, true).poll(now, nodes)
-    }
-
     /// Returns the next step, once a claim in progress is answered.
     ///
     /// # Cancel safety
@@ -459,6 +453,14 @@ impl Node {
             let until = tokio::time::Instant::from_std(until.unwrap_or_else(now));
             let _ = tokio::time::timeout_at(until, answered).await;
         }
+    }
+
+    /// Returns what to do for a HELLO that came through the peer listener, with a token that this node's registry does not know.
+    pub(crate) fn step_of_peer(&self, token: &ResumeToken, name: [u8; 16]) -> Step {
+        self.change(|now, machine| {
+            let mut lookup = machine.nodes.begin(now, token, name, false, true);
+            lookup.poll(now, &mut machine.nodes)
+        })
     }
 
     /// The node that was asked did not attach the client.

@@ -40,9 +40,6 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     wire.begin_session(limits);
     let connection = next_connection();
     let answer = loop {
-        if let Some(answer) = elsewhere(node, &shared, &head, &hello) {
-            break answer;
-        }
         let resumed = {
             let who = Presenter { principal: &head.principal, path: &head.path };
             let mut owned = Owned::new(&shared);
@@ -65,6 +62,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 Counters::add(&shared.stats.attach_refused, 1);
                 break PeerAnswer::Refused(refuse);
             }
+            Resumed::Lost(None) if !is_known(&shared, &head, &hello) => break lost(node, &head, &hello),
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
             Resumed::Released | Resumed::Lost(_) => {
                 released(node, &hello).await;
@@ -80,16 +78,20 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     let _ = wire.write_first(answer.encode()).await;
 }
 
-/// The answer for a token that another node issued and that this one does not know: the engine may have named this node,
-/// which did not come to adopt the session, or is about to.
-fn elsewhere(node: &Node, shared: &Shared, head: &Head, hello: &Hello) -> Option<PeerAnswer> {
-    let token = &hello.resume.as_ref()?.token;
+fn is_known(shared: &Shared, head: &Head, hello: &Hello) -> bool {
     let who = Presenter { principal: &head.principal, path: &head.path };
-    let is_here = shared.registry().knows(who, token);
-    match node.receive(token, who.token_name(token), is_here) {
-        Step::Elsewhere => Some(PeerAnswer::Released),
-        Step::Wait => Some(PeerAnswer::Refused(lookup::wait())),
-        _ => None,
+    hello.resume.as_ref().is_some_and(|resume| shared.registry().knows(who, &resume.token))
+}
+
+/// The answer for a token that this node does not know. The engine may have named this node for it: its claim was executed,
+/// and no answer came, or it adopts the session just now.
+fn lost(node: &Node, head: &Head, hello: &Hello) -> PeerAnswer {
+    let Some(resume) = &hello.resume else { return PeerAnswer::Lost(None) };
+    let who = Presenter { principal: &head.principal, path: &head.path };
+    match node.step_of_peer(&resume.token, who.token_name(&resume.token)) {
+        Step::Elsewhere => PeerAnswer::Released,
+        Step::Wait => PeerAnswer::Refused(lookup::wait()),
+        _ => PeerAnswer::Lost(None),
     }
 }
 

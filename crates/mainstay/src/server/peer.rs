@@ -264,7 +264,8 @@ impl Peer {
             Self::Session(session) => {
                 let is_away = session.connection().is_none();
                 let sent = send(session, message, room(is_away));
-                (session.is_open(), session.largest(), sent.map(Some))
+                // No client makes room in a session that leaves.
+                (session.is_open() && !session.is_leaving(), session.largest(), sent.map(Some))
             }
             Self::Plain(plain) => {
                 (plain.is_open(), u64::MAX, plain.send_within(message, room(false)).map(|()| None))
