@@ -311,8 +311,10 @@ impl Node {
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
                     cluster = self.config.name, "joins the cluster"
                 );
+                // Locked first: the task may report, and be sent a request, before this line is done.
+                let mut machine = self.lock();
                 let link = redis::start(engine.clone(), &self.config.name, self.reporter());
-                self.lock().link = Some(Link::Redis(link));
+                machine.link = Some(Link::Redis(link));
             }
             Store::StateDir(folder) => {
                 let folder = folder.clone();
