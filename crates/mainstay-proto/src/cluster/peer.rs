@@ -10,11 +10,14 @@
 //!
 //! The time that a block may take ([`BLOCK_TIME`]) is the driver's to measure. Nodes do not encrypt what they exchange.
 
+mod leave;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use self::leave::{First, Leave};
 use super::node_info::{PeerKey, get_address, put_address};
 use crate::session::codec::{get_account, put_account};
 use crate::session::message::Account;
@@ -129,7 +132,7 @@ impl BlockError {
 /// What a peer listener does with a [`Head`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit {
-    /// Read the HELLO behind it.
+    /// Read the HELLO behind it, or follow LEAVE.
     Hello,
     /// Send [`PeerAnswer::OtherNode`] and close.
     OtherNode,
@@ -142,13 +145,7 @@ impl Head {
     /// # Errors
     /// [`BlockError::WrongKey`]: drop the connection and count it.
     pub fn admit(&self, me: NodeId, key: &PeerKey) -> Result<Admit, BlockError> {
-        if self.to != me {
-            Ok(Admit::OtherNode)
-        } else if self.key == *key {
-            Ok(Admit::Hello)
-        } else {
-            Err(BlockError::WrongKey)
-        }
+        admit((self.to, &self.key), (me, key))
     }
 
     /// Returns the bytes of the block.
@@ -228,6 +225,16 @@ impl PeerAnswer {
             kind::RELEASED => Self::Released,
             unknown => return Err(Malformed::UnknownType(unknown).into()),
         }))
+    }
+}
+
+fn admit(asked: (NodeId, &PeerKey), me: (NodeId, &PeerKey)) -> Result<Admit, BlockError> {
+    if asked.0 != me.0 {
+        Ok(Admit::OtherNode)
+    } else if asked.1 == me.1 {
+        Ok(Admit::Hello)
+    } else {
+        Err(BlockError::WrongKey)
     }
 }
 

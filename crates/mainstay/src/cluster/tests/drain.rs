@@ -1,8 +1,11 @@
 //! A drain accounts exactly, and a node that relays loses nothing by its end.
 
+use std::time::Duration;
+
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, until};
 use crate::LossCause;
+use crate::client::Event;
 
 #[tokio::test]
 async fn an_attached_client_of_a_draining_node_gets_the_exact_account_at_the_next_node() {
@@ -56,9 +59,15 @@ async fn a_node_that_relays_and_drains_loses_nothing() {
     exchange(&mut client, "relayed").await;
     assert_eq!(entry.figures().relays, 1);
     balancer.pick(0);
+    while let Ok(event) = tokio::time::timeout(Duration::ZERO, client.event()).await {
+        assert!(event.is_some());
+    }
     let figures = entry.drain().await;
     assert_eq!((figures.relays, figures.accounts), (0, 0));
     exchange(&mut client, "at its owner").await;
+    // The owner has asked the client to replace its connection: it was never without one.
+    let event = client.event().await;
+    assert!(matches!(event, Some(Event::Attached { resumed: true, .. })), "{event:?}");
     assert_eq!((owner.server.stats().attached_lost, owner.server.sessions().attached), (0, 1));
 }
 

@@ -97,9 +97,10 @@ async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_re
         })
         .collect();
     for turn in 1..=3 {
+        let at = balancer.picked();
+        until("all are back", || nodes[at % 2].server.sessions().attached == CLIENTS as u64).await;
         let before = done.load(SeqCst);
         until("traffic", || done.load(SeqCst) >= before + CLIENTS * 20).await;
-        let at = balancer.picked();
         let other = 1 - at % 2;
         balancer.pick(other);
         let fresh = TestNode::start(&memory, counts).await;
