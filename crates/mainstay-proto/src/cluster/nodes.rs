@@ -125,7 +125,7 @@ pub enum NodesEvent {
         /// The session.
         session: SessionId,
     },
-    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`). Reported once, until the engine
+    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`, `consume`). Reported once, until the engine
     /// executes such a request again.
     EngineRefuses {
         /// The kind.
@@ -150,7 +150,7 @@ pub struct NodesStatus {
     pub dead: usize,
     /// Claims without an answer.
     pub claims: usize,
-    /// Releases without an answer.
+    /// Releases, and consumed records, without an answer.
     pub releases: usize,
     /// Records that this node keeps itself, without an engine.
     pub records: usize,
@@ -233,6 +233,7 @@ enum Kind {
     Forget,
     Claim,
     Release,
+    Consume,
 }
 
 impl Kind {
@@ -242,6 +243,7 @@ impl Kind {
             Self::Forget => "forget",
             Self::Claim => "claim",
             Self::Release => "release",
+            Self::Consume => "consume",
         }
     }
 }
@@ -359,6 +361,16 @@ impl Nodes {
         }
     }
 
+    /// Consumes the record that this node got by `claim`: the client has confirmed the session here, or the account is in
+    /// this node's registry. From then on the engine gives the record to no other node, whatever token is presented. Does
+    /// nothing while this node releases the session.
+    pub fn consume(&mut self, now: Instant, session: SessionId, claim: u64) {
+        self.forward.check(now);
+        if self.config.engine && !self.releases.has(session) {
+            self.releases.begin(session, Request::Consume { session, owner: self.config.node, claim });
+        }
+    }
+
     /// Gives every release up whose outcome is not known, at the deadline of a drain. Each is reported.
     pub fn give_up_releases(&mut self, now: Instant) {
         self.forward.check(now);
@@ -397,7 +409,8 @@ impl Nodes {
             return Some((Kind::Claim, request));
         }
         if let Some(request) = self.releases.poll(now, id) {
-            return Some((Kind::Release, request));
+            let is_release = matches!(request, Request::Release { .. });
+            return Some((if is_release { Kind::Release } else { Kind::Consume }, request));
         }
         let node = self.forget.pop_front()?;
         Some((Kind::Forget, Request::Forget { node }))
@@ -431,6 +444,7 @@ impl Nodes {
                     Kind::Heartbeat => self.handle_table(now, open.sent, response),
                     Kind::Claim => self.handle_claim(now, id, response),
                     Kind::Release => self.handle_release(id, response),
+                    Kind::Consume => _ = self.releases.end(id),
                     Kind::Forget => {}
                 }
             }
@@ -503,7 +517,7 @@ impl Nodes {
                 self.table.interrupt();
             }
             Kind::Claim => self.claims.repeat(now, id),
-            Kind::Release => self.releases.repeat(now, id),
+            Kind::Release | Kind::Consume => self.releases.repeat(now, id),
             Kind::Forget => {}
         }
     }
@@ -518,6 +532,7 @@ impl Nodes {
             }
             Kind::Claim => self.claim_answered(now, id, ClaimOutcome::Unavailable),
             Kind::Release => self.release_ended(id, |_| ReleaseOutcome::Refused(reason.clone())),
+            Kind::Consume => _ = self.releases.end(id),
             Kind::Forget => {}
         }
         if self.refuses.insert(kind) {

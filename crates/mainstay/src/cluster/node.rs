@@ -482,6 +482,11 @@ impl Node {
         self.release_record(session, claim, record, keep);
     }
 
+    /// Has the engine empty a record that this node has claimed and needs no more.
+    pub(crate) fn consume(&self, session: SessionId, claim: u64) {
+        self.change(|now, machine| machine.nodes.consume(now, session, claim));
+    }
+
     /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them
     /// released waits for the engine. Otherwise its node would claim what the engine does not have yet.
     pub(crate) fn expect_releases(&self, sessions: impl IntoIterator<Item = SessionId>) {
