@@ -108,7 +108,9 @@ impl ServerSession {
                 Ending::End { code, .. } => Closed::Ended { code: u64::from(*code), by_us: true },
                 Ending::Replaced => Closed::Replaced,
             },
-            _ => Closed::Evicted,
+            Life::EndSent { code, .. } => Closed::Ended { code: *code, by_us: true },
+            Life::EndReceived { code } => Closed::Ended { code: *code, by_us: false },
+            Life::Parked { .. } | Life::Attached => Closed::Evicted,
         };
         self.finish(closed);
     }
