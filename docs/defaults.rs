@@ -8,9 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use As::{Bytes, Count, Nowhere, Time, Words};
 use mainstay::server;
+use mainstay_proto::cluster;
 use mainstay_proto::connect::ConnectConfig;
 use mainstay_proto::session::registry::RegistryConfig;
 
@@ -56,6 +58,7 @@ fn the_servers_defaults_are_those_of_the_document() {
             ("origins", "origins (`origins`)", Words("SameHost", "same host")),
             ("deflate", "permessage-deflate", Words("false", "off")),
             ("log_principal", "`Config::log_principal`", Words("false", "off")),
+            ("cluster", "`--cluster`", Words("None", "none")),
         ],
     );
 }
@@ -69,6 +72,51 @@ fn the_registrys_defaults_are_those_of_the_document() {
             ("parked_per_source", "`max_parked_per_address`", Words("None", "no limit")),
             ("tombstone_life", "tombstone life", Time),
             ("tombstones", "tombstones", Count),
+            ("confirmation_first", "a new session delivers", Words("false", "otherwise at once")),
+            ("node", "size of a resume token", Words("None", "24 bytes")),
+        ],
+    );
+}
+
+/// What is fixed in a cluster.
+#[derive(Debug)]
+#[expect(dead_code, reason = "its `Debug` is read")]
+struct Cluster {
+    node_heartbeat: Duration,
+    dead_after: Duration,
+    complete_after: Duration,
+    silent_after: Duration,
+    second_attempt: Duration,
+    block_time: Duration,
+    max_block: usize,
+    wait_at_least: Duration,
+    wait_at_most: Duration,
+}
+
+#[test]
+fn what_is_fixed_in_a_cluster_is_in_the_document() {
+    check(
+        &Cluster {
+            node_heartbeat: cluster::nodes::NODE_HEARTBEAT,
+            dead_after: cluster::DEAD_AFTER,
+            complete_after: cluster::COMPLETE_AFTER,
+            silent_after: cluster::nodes::SILENT_AFTER,
+            second_attempt: cluster::lookup::SECOND_ATTEMPT,
+            block_time: cluster::peer::BLOCK_TIME,
+            max_block: cluster::peer::MAX_BLOCK,
+            wait_at_least: cluster::lookup::WAIT.min,
+            wait_at_most: cluster::lookup::WAIT.max,
+        },
+        &[
+            ("node_heartbeat", "node heartbeat", Time),
+            ("dead_after", "a node is dead", Time),
+            ("complete_after", "node table is complete", Time),
+            ("silent_after", "the engine is unreachable", Time),
+            ("second_attempt", "a peer listener is closed", Time),
+            ("block_time", "block between nodes", Time),
+            ("max_block", "block between nodes", Bytes),
+            ("wait_at_least", "wait in band", Time),
+            ("wait_at_most", "wait in band", Time),
         ],
     );
 }
@@ -109,6 +157,7 @@ fn the_clients_defaults_are_those_of_the_document() {
             ("silence", "`silence`", Words("None", "none")),
             ("ends_on", "", Nowhere("for gateways: it is what the backend's end means")),
             ("holds_replaced", "", Nowhere("for gateways")),
+            ("continues", "", Nowhere("for gateways")),
             ("announces_restart", "", Nowhere("for gateways")),
             ("reads_while_closing", "", Nowhere("for gateways")),
             ("probes_unconfirmed", "`probes_unconfirmed`", Words("true", "on")),

@@ -10,6 +10,8 @@ mod documents {
     struct ReadmeInChinese;
     #[doc = include_str!("../crates/mainstay/README.md")]
     struct ReadmeOfTheLibrary;
+    #[doc = include_str!("CLUSTER.md")]
+    struct Cluster;
     #[doc = include_str!("guides/authentication.md")]
     struct Authentication;
     #[doc = include_str!("guides/broadcast.md")]

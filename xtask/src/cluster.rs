@@ -20,39 +20,81 @@ mod startup;
 mod strangers;
 mod verdict;
 
-use crate::engines::{self, Brand, Program};
+use std::time::Instant;
+
+use clap::Args;
+
+use crate::engines::{Brand, Program};
 use crate::run::cargo;
 use crate::{Depth, Outcome, Result, install};
+use rounds::Size;
 
 const MAINSTAY: &str = "target/debug/mainstay";
 const BALANCER: &str = "target/debug/cluster_balancer";
 const CLIENT: &str = "target/debug/cluster_client";
 
-/// The metric that counts the nodes that a node knows, itself included.
-const NODES: &str = "mainstay_cluster_nodes";
+type Play = fn(&Program, &Size) -> Result<()>;
+
+const ROUNDS: &[(&str, Play)] = &[
+    ("alone", |_, size| rounds::without_a_cluster(size)),
+    ("cuts", rounds::cuts),
+    ("engine", rounds::engine_faults),
+    ("deploy", rounds::deploy),
+    ("movable", rounds::deploy_movable),
+    ("kill", rounds::kill),
+    ("pause", rounds::pause),
+    ("file", |_, size| rounds::restart_with_file(size)),
+    ("strangers", strangers::strangers),
+    ("refused", |program, _| startup::refused(program)),
+    ("later", startup::engine_comes_later),
+    ("two", startup::two_clusters),
+];
+
+/// What is played on Valkey, too.
+const CORE: &[&str] = &["cuts", "movable"];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only these rounds, in the usual order
+    #[arg(value_name = "ROUND", value_parser = ROUNDS.iter().map(|round| round.0).collect::<Vec<_>>())]
+    rounds: Vec<String>,
+    /// Clients of each round
+    #[arg(long, value_name = "COUNT")]
+    clients: Option<u64>,
+    /// Play on Valkey instead of Redis
+    #[arg(long)]
+    valkey: bool,
+}
 
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
-    engines::drive()?;
+    prepare()?;
+    let size = Size::of(depth);
+    play(Brand::Redis, &size, |_| true)?;
+    play(Brand::Valkey, &size, |round| CORE.contains(&round))
+}
+
+/// Plays single rounds.
+pub(crate) fn run(options: &Options) -> Result<Outcome> {
+    prepare()?;
+    let size = Size::of(Depth::Test);
+    let size = Size { clients: options.clients.unwrap_or(size.clients), ..size };
+    let is_meant = |round: &str| options.rounds.is_empty() || options.rounds.iter().any(|name| name == round);
+    play(if options.valkey { Brand::Valkey } else { Brand::Redis }, &size, is_meant)
+}
+
+fn prepare() -> Result<()> {
     install::node_packages("proof")?;
-    cargo(
-        "build --package mainstay-cli --package mainstay-peers --bin mainstay --bin cluster_balancer --bin cluster_client",
-    )?;
-    let size = rounds::Size::of(depth);
-    rounds::without_a_cluster(&size)?;
-    let redis = Program::install(Brand::Redis)?;
-    rounds::cuts(&redis, &size)?;
-    rounds::engine_faults(&redis, &size)?;
-    rounds::deploy(&redis, &size)?;
-    rounds::deploy_movable(&redis, &size, 3)?;
-    rounds::kill(&redis, &size)?;
-    rounds::pause(&redis, &size)?;
-    rounds::restart_with_file(&size)?;
-    strangers::strangers(&redis, &size)?;
-    startup::refused(&redis)?;
-    startup::engine_comes_later(&redis, &size)?;
-    startup::two_clusters(&redis, &size)?;
-    let valkey = Program::install(Brand::Valkey)?;
-    rounds::cuts(&valkey, &size)?;
-    rounds::deploy_movable(&valkey, &size, 1)?;
+    let programs = "--bin mainstay --bin cluster_balancer --bin cluster_client";
+    cargo(&format!("build --package mainstay-cli --package mainstay-peers {programs}"))?;
+    Ok(())
+}
+
+fn play(brand: Brand, size: &Size, is_meant: impl Fn(&str) -> bool) -> Result<Outcome> {
+    let program = Program::install(brand)?;
+    for (name, play) in ROUNDS.iter().filter(|round| is_meant(round.0)) {
+        let started = Instant::now();
+        play(&program, size)?;
+        println!("    {name} took {:.0} s", started.elapsed().as_secs_f64());
+    }
     Ok(Outcome::Passed)
 }

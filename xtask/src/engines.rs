@@ -14,7 +14,7 @@ use crate::run::{Background, check, free_address};
 use crate::{Outcome, Result, install};
 
 /// How long an engine may take to start, or to answer a command.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -112,6 +112,8 @@ enum Task {
     Losses(losses::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
     Scale(scale::Options),
+    /// Play single rounds of the proof of clusters
+    Cluster(cluster::Options),
     /// Make what users download: a tarball, a Debian package, a bill of materials, checksums
     Release(release::Options),
 }
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Losses(options) => losses::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Cluster(options) => cluster::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Release(options) => release::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });
     match done {

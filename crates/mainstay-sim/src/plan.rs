@@ -138,11 +138,13 @@ pub enum Fault {
     FailOver,
     /// The balancer sends every client to one node for a while.
     OneNode,
+    /// A copy of a client presents its token as another instance, and is gone.
+    Copy,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Reset,
         Self::BlackHole,
         Self::BlackHoleUp,
@@ -178,6 +180,7 @@ impl Fault {
         Self::EmptyEngine,
         Self::FailOver,
         Self::OneNode,
+        Self::Copy,
     ];
 
     /// Returns the kinds that one server meets, and those that only a cluster does.
@@ -263,7 +266,11 @@ impl Plan {
         };
         plan.faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
         plan.clients = rng.random_range(1..=4);
+        if plan.is_gentle() {
+            plan.resume_window = Duration::from_secs(300);
+        }
         let slow = rng.random_bool(0.2);
+        (plan.spare_room, plan.tombstones) = (None, None);
         plan.cluster = Some(Cluster {
             nodes: rng.random_range(1..=4),
             movable: rng.random_bool(0.7),
@@ -311,6 +318,11 @@ impl Plan {
             cluster: None,
             faults,
         }
+    }
+
+    /// Whether applications notice no fault, where nodes answer each other, sessions may move and handlers return.
+    pub(crate) fn is_gentle(&self) -> bool {
+        self.faults.iter().all(|(fault, _)| fault.is_gentle())
     }
 
     /// Whether this kind of fault occurs.

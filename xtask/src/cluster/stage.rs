@@ -56,7 +56,7 @@ pub(super) struct Node {
 }
 
 struct Balancer {
-    process: Background,
+    _process: Background,
     control: SocketAddr,
 }
 
@@ -132,17 +132,10 @@ impl Stage {
         }
     }
 
-    /// Waits until each node's metrics count so many nodes.
-    pub(super) fn wait_nodes(&mut self, count: u64) -> Result<()> {
-        for node in &mut self.nodes {
-            let admin = node.admin;
-            let sees_all =
-                |_: &Path| metrics::read(admin).is_ok_and(|text| metric(&text, cluster::NODES) == count);
-            node.process
-                .wait_until(LIMIT, sees_all)
-                .map_err(|error| format!("not {count} nodes: {error}"))?;
-        }
-        Ok(())
+    /// Waits until the log of each present node has these words.
+    pub(super) fn wait_line(&mut self, words: &str) -> Result<()> {
+        let is_there = |log: &Path| fs::read_to_string(log).is_ok_and(|log| log.contains(words));
+        self.nodes.iter_mut().try_for_each(|node| node.process.wait_until(LIMIT, is_there))
     }
 
     /// How many lines of the present nodes' logs have these words.
@@ -259,7 +252,7 @@ impl Balancer {
         let mut process =
             Background::start_quietly(&mut Command::new(cluster::BALANCER), folder.join("balancer.log"))?;
         let control = process.announced(LIMIT, "control ")?.parse()?;
-        Ok(Self { process, control })
+        Ok(Self { _process: process, control })
     }
 
     fn start_clients(&self, folder: &Path, setup: &Setup<'_>) -> Result<Background> {

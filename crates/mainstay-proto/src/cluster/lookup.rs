@@ -7,13 +7,15 @@
 //! | ... that has left, that refuses TCP twice (100 ms apart), or whose address is another node's by now | *gone* |
 //! | ... that sends nothing for 1 s | claim; if the engine has no such session: *wait*, and *gone* once it is dead |
 //! | a node id that is not in the table | if the table is complete: an unknown token, without a request; else *wait* |
-//! | a HELLO that came through the peer listener, with another node's id | claim: the engine may have named this node |
+//! | a HELLO that came through the peer listener, with another node's id | *elsewhere* |
 //!
 //! - *Gone*: claim; if the engine has no such session, the token is unknown.
 //! - *Wait*: REFUSE 4414, temporary, 0.2 to 2 s; also if a claim cannot be made or takes too long.
 //! - Where the engine names another node, the lookup goes there, at most [`HOPS`] times.
+//! - *Elsewhere*: the owner answers *released*, and the entry node claims. The engine may have named this node although it
+//!   has no session: its claim was executed, and the answer never came. While this node claims the session: *wait*.
 //!
-//! A HELLO that came through the peer listener is never sent on to another node.
+//! A HELLO that came through the peer listener is never sent on to another node, and costs this node no request.
 //!
 //! Source: `docs/CLUSTER.md`.
 
@@ -69,8 +71,8 @@ pub enum Step {
     Unknown,
     /// The session cannot be found now: send [`wait`].
     Wait,
-    /// Only for a HELLO that came through the peer listener: the session is not here, and the engine names another node
-    /// or does not answer. Answer [`PeerAnswer::Released`](super::peer::PeerAnswer::Released): the entry node claims it.
+    /// Only for a HELLO that came through the peer listener: the session is not here, or was released. Answer
+    /// [`PeerAnswer::Released`](super::peer::PeerAnswer::Released): the entry node claims it.
     Elsewhere,
 }
 
@@ -133,8 +135,6 @@ enum Why {
     Gone,
     /// Its owner does not answer: wait until it is dead.
     Silent,
-    /// An entry node believes that it is here.
-    ByPeer,
 }
 
 impl Nodes {
@@ -156,7 +156,8 @@ impl Nodes {
         let state = match route {
             None => State::Over(Step::Here),
             Some(route) if known_here || route.node == self.id() => State::Over(Step::Here),
-            Some(route) if through_peer => State::Claim { owner: route.node, why: Why::ByPeer },
+            Some(route) if through_peer && self.is_claiming(route.session) => State::Over(Step::Wait),
+            Some(_) if through_peer => State::Over(Step::Elsewhere),
             Some(route) => State::Find { owner: route.node, by_engine: false },
         };
         Lookup { session, name, through_peer, hops: 0, state, forward }
@@ -181,7 +182,7 @@ impl Lookup {
                 State::Claim { owner, why } => self.claim(now, nodes, *owner, *why),
                 State::Claiming { owner, why, until } => match nodes.claim_outcome(now, self.session) {
                     None if now < *until => return Step::Claiming,
-                    None => self.unavailable(),
+                    None => State::Over(Step::Wait),
                     Some(outcome) => self.claimed(nodes, *owner, *why, outcome),
                 },
             };
@@ -205,8 +206,11 @@ impl Lookup {
     pub fn released(&mut self, now: Instant, nodes: &Nodes) {
         self.forward.check(now);
         if matches!(self.state, State::Over(Step::Here)) {
-            let why = if self.through_peer { Why::ByPeer } else { Why::Gone };
-            self.state = State::Claim { owner: nodes.id(), why };
+            self.state = if self.through_peer {
+                State::Over(Step::Elsewhere)
+            } else {
+                State::Claim { owner: nodes.id(), why: Why::Gone }
+            };
         }
     }
 
@@ -237,7 +241,7 @@ impl Lookup {
         if nodes.claim(now, self.session, owner, self.name) {
             State::Claiming { owner, why, until: now + CLAIM_TIME }
         } else {
-            self.unavailable()
+            State::Over(Step::Wait)
         }
     }
 
@@ -248,15 +252,9 @@ impl Lookup {
             }
             ClaimOutcome::None if why == Why::Silent && !nodes.is_dead(owner) => State::Over(Step::Wait),
             ClaimOutcome::None => State::Over(Step::Unknown),
-            ClaimOutcome::Moved(_) if self.through_peer => State::Over(Step::Elsewhere),
             ClaimOutcome::Moved(owner) => self.hop(State::Find { owner, by_engine: true }),
-            ClaimOutcome::Unavailable => self.unavailable(),
+            ClaimOutcome::Unavailable => State::Over(Step::Wait),
         }
-    }
-
-    /// No claim can be made now. An entry node may be able to.
-    fn unavailable(&self) -> State {
-        State::Over(if self.through_peer { Step::Elsewhere } else { Step::Wait })
     }
 
     fn hop(&mut self, next: State) -> State {

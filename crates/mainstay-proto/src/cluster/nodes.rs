@@ -456,6 +456,7 @@ impl Nodes {
             self.beat.at = now;
         }
         self.engine.is_connected = true;
+        self.engine.waiting_since = (!self.open.is_empty()).then_some(now);
         if !self.engine.is_up || changed {
             self.engine.is_up = true;
             self.events.push_back(NodesEvent::EngineUp { incarnation, changed });
@@ -648,6 +649,11 @@ impl Nodes {
     /// Returns whether a node has ended, as far as the table shows.
     pub(super) fn is_dead(&self, node: NodeId) -> bool {
         self.table.is_dead(node)
+    }
+
+    /// Returns whether this node claims the session, or got it just now.
+    pub(super) fn is_claiming(&self, session: SessionId) -> bool {
+        self.claims.is_busy(session)
     }
 
     /// Begins a claim; false: it cannot be made now. Its outcome follows by [`claim_outcome`](Self::claim_outcome).

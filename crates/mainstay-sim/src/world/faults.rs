@@ -56,7 +56,8 @@ impl World {
                 | Fault::NoEngine
                 | Fault::EmptyEngine
                 | Fault::FailOver
-                | Fault::OneNode => self.strike_cluster(fault, until),
+                | Fault::OneNode
+                | Fault::Copy => self.strike_cluster(fault, until),
                 _ => self.strike_client(fault, until),
             };
             let kind = Fault::ALL.iter().position(|kind| *kind == fault);
@@ -235,6 +236,7 @@ impl World {
                 self.hamper_peers(until);
             }
             Fault::OneNode => self.cluster.one_node = Some((node, until)),
+            Fault::Copy => return self.present_a_copy(node),
             _ => {
                 let cuts_nodes = matches!(fault, Fault::CutNodes | Fault::CutBoth);
                 if let Some(other) = other.filter(|_| cuts_nodes) {
@@ -350,6 +352,9 @@ impl World {
         self.cluster.heal(now);
         for member in self.servers.iter_mut().filter_map(|server| server.member.as_mut()) {
             member.mute_until = now;
+        }
+        for wire in self.wires.values_mut().filter(|wire| matches!(wire.server, ServerEnd::Mute)) {
+            wire.server = ServerEnd::Closed;
         }
         self.clients.iter_mut().for_each(|client| client.reads_again(now));
         // A black hole stays one: a dead connection is not revived, it is replaced.

@@ -30,6 +30,14 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// Copies of clients are numbered from here.
+    pub(super) const COPIES: usize = 1_000_000;
+
+    /// Whether a copy of a client opened the connection.
+    pub(super) fn is_of_copy(self) -> bool {
+        self.client > Self::COPIES
+    }
+
     /// Whether this is the client's own connection.
     pub(super) fn is_outer(self) -> bool {
         self.leg == 0
@@ -179,6 +187,7 @@ impl Lane {
     }
 
     pub(super) fn drop_unsent(&mut self) {
+        self.taken = 0;
         self.unsent.clear();
     }
 
@@ -304,6 +313,27 @@ impl Wire {
     /// Whether bytes are lost on it.
     pub(super) fn has_hole(&self) -> bool {
         self.up.hole.is_some() || self.down.hole.is_some()
+    }
+
+    /// Returns a description for a failing seed.
+    pub(super) fn describe(&self) -> String {
+        let server = match self.server {
+            ServerEnd::Opening(_) => "opening",
+            ServerEnd::Judging { .. } => "judging",
+            ServerEnd::Bound(_) => "bound",
+            ServerEnd::Fenced(_) => "fenced",
+            ServerEnd::Routing(_) => "routing",
+            ServerEnd::Relay(_) => "relay",
+            ServerEnd::Peer(..) => "peer",
+            ServerEnd::Moving(_) => "moving",
+            ServerEnd::Mute => "mute",
+            ServerEnd::Closed => "closed",
+        };
+        let (up, down) = (self.up.is_empty(), self.down.is_empty());
+        format!(
+            "entry {:?} open: {}, node {} {server}, empty: {up} {down}",
+            self.entry, self.client_open, self.node
+        )
     }
 
     pub(super) fn is_closed(&self) -> bool {

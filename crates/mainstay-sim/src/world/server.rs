@@ -252,11 +252,22 @@ impl World {
         let is_excused = self.clients.get(key.client).is_none_or(|client| {
             let others = self.relaying(*key).chain([&client.process]);
             self.is_excused(*key, &wire.server_observed, own, others, since)
+                || self.asks_elsewhere(*key, since)
         });
         if !is_excused {
             return Err(format!("false verdict {evidence:?} on a connection without a fault"));
         }
         Ok(())
+    }
+
+    /// Whether the client waits for the answer to a HELLO on another connection, which does not come as it should: until
+    /// then it only reads this one.
+    fn asks_elsewhere(&self, key: Key, since: Instant) -> bool {
+        self.wires.iter().any(|(other, wire)| {
+            let same =
+                (other.client, other.life) == (key.client, key.life) && other.connection != key.connection;
+            same && wire.asks && (wire.up.had_trouble(since) || wire.down.had_trouble(since))
+        })
     }
 
     /// Drops the transport; the session stays, if it is not over.
@@ -282,8 +293,13 @@ impl World {
             | ServerEnd::Judging { .. }
             | ServerEnd::Routing(_)
             | ServerEnd::Moving(_)
-            | ServerEnd::Relay(_)
-            | ServerEnd::Mute => return Ok(()),
+            | ServerEnd::Relay(_) => return Ok(()),
+            ServerEnd::Mute => {
+                if matches!(arrived, Some(Packet::Reset)) {
+                    self.set_server_end(key, ServerEnd::Closed);
+                }
+                return Ok(());
+            }
             ServerEnd::Peer(..) => return self.arrive_at_peer(key, arrived),
             ServerEnd::Opening(_) => return self.arrive_at_opening(key, arrived),
             ServerEnd::Bound(session) | ServerEnd::Fenced(session) => (wire.server_id, session),
@@ -462,7 +478,8 @@ impl World {
             }
         } else {
             self.counts.resumed += 1;
-            if (stream.owner, &stream.principal) != ((key.client, key.life), &principal) {
+            let owner = (key.client, key.life);
+            if (stream.owner != owner && !key.is_of_copy()) || stream.principal != principal {
                 return Err(format!("session {session} was opened to another principal"));
             }
         }

@@ -1,6 +1,5 @@
 //! The check of an engine at the start: whether a node can work with it, by doing what a node does.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use mainstay_proto::cluster::request::{Request, Response};
@@ -8,7 +7,7 @@ use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::{NodeId, Record};
 use redis::{RedisError, pipe};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::connect::{Link, connect};
@@ -79,20 +78,7 @@ impl Engine {
         })
     }
 
-    /// Returns this machine's address on the way to the engine, where other nodes reach this one; loopback for a Unix socket. `None`
-    /// if the engine's name is unknown or there is no route. Nothing is sent.
-    pub async fn local_address(&self) -> Option<IpAddr> {
-        let Some(Host { name, port }) = self.hosts().first() else {
-            return Some(IpAddr::from([127, 0, 0, 1]));
-        };
-        let to = tokio::net::lookup_host((name.as_str(), *port)).await.ok()?.next()?;
-        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-        let socket = UdpSocket::bind((any, 0)).await.ok()?;
-        socket.connect(to).await.ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    }
-
-    /// A better reason, if what answers there shows one: the other of TLS and plain TCP, or a web server.
+    /// A better reason, if what answers there shows one: the other of TLS and plain TCP, a web server, or anything else.
     async fn explain(&self, error: EngineError) -> EngineError {
         let Some(host) = self.hosts().first() else { return error };
         let scheme = self.to_string();
@@ -100,6 +86,9 @@ impl Engine {
         match (look(host).await, self.tls) {
             (Looks::Web, _) => {
                 EngineError::wrong(format!("{self}: a web server answers at {host}, and no engine"))
+            }
+            (Looks::Other, _) => {
+                EngineError::wrong(format!("{self}: what answers at {host} is no Redis and no Valkey"))
             }
             (Looks::Tls, false) => {
                 let scheme = scheme.replacen("redis", "rediss", 1);
@@ -159,6 +148,7 @@ enum Looks {
     Engine,
     Web,
     Tls,
+    Other,
     Unknown,
 }
 
@@ -184,6 +174,7 @@ async fn look(host: &Host) -> Looks {
         Ok(Ok([b'H', b'T', b'T', b'P', b'/'])) => Looks::Web,
         // An alert of TLS: 21, and the version's first byte.
         Ok(Ok([21, 3, ..])) => Looks::Tls,
+        Ok(Ok(_)) => Looks::Other,
         _ => Looks::Unknown,
     }
 }

@@ -7,8 +7,8 @@ use mainstay_proto::ConfigError;
 
 use super::Engine;
 
-/// How a server takes part in a cluster, or how it hands its sessions to its successor on the same machine. Each setter
-/// checks its value.
+/// How a server takes part in a cluster, or how it passes its sessions to the next process on the same machine. Each
+/// setter checks its value.
 ///
 /// ```no_run
 /// use mainstay::cluster::{ClusterConfig, Engine};

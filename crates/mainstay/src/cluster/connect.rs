@@ -128,7 +128,9 @@ async fn ready(engine: &Engine, mut link: Link, scripts: &Scripts) -> Result<Lin
     let mut commands = link.commands.clone();
     let login = async {
         log_in(engine, &mut commands).await?;
-        greet(engine, scripts, &mut commands).await
+        let info = greet(engine, scripts, &mut commands).await?;
+        give_name(engine, &mut commands).await?;
+        Ok(info)
     };
     link.info = link.run(engine, login).await?;
     Ok(link)
@@ -179,10 +181,13 @@ async fn log_in(engine: &Engine, commands: &mut Commands) -> Result<(), EngineEr
     if engine.database != 0 {
         cmd("SELECT").arg(engine.database).exec_async(commands).await.map_err(failed)?;
     }
-    // Operators see it in CLIENT LIST; servers before 7.2 do not know it.
-    let named = cmd("CLIENT").arg("SETINFO").arg("LIB-NAME").arg("mainstay").exec_async(commands).await;
-    match named {
-        Err(error) if !fault::is_answer(&error) => Err(failed(error)),
+    Ok(())
+}
+
+/// Operators see the name in CLIENT LIST. Servers before 7.2 refuse it, or a user may not do it: no reason to serve without them.
+async fn give_name(engine: &Engine, commands: &mut Commands) -> Result<(), EngineError> {
+    match cmd("CLIENT").arg("SETINFO").arg("LIB-NAME").arg("mainstay").exec_async(commands).await {
+        Err(error) if !fault::is_answer(&error) => Err(fault::of(engine, &error)),
         _ => Ok(()),
     }
 }

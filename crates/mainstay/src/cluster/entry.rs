@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::PeerOutcome;
 use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -29,22 +30,32 @@ pub(crate) async fn ask(address: SocketAddr, head: &Head, client: &[u8]) -> Resu
         tracing::warn!("the path and the principal of a client are too long for another node");
         return Err(PeerOutcome::Silent);
     };
-    let asked = tokio::time::timeout(BLOCK_TIME, exchange(address, &head, client)).await;
-    match asked {
-        Ok(Ok(asked)) => Ok(asked),
-        Ok(Err(error)) => {
+    let asked = tokio::time::timeout(BLOCK_TIME, async {
+        let owner = TcpStream::connect(address).await.map_err(|error| not_connected(address, &error))?;
+        exchange(owner, &head, client).await.map_err(|error| {
             tracing::debug!(%address, %error, "another node did not answer a HELLO");
-            Err(outcome(&error))
-        }
-        Err(_) => {
-            tracing::debug!(%address, "another node was silent for 1 s");
-            Err(PeerOutcome::Silent)
-        }
+            PeerOutcome::Silent
+        })
+    });
+    asked.await.unwrap_or_else(|_| {
+        tracing::debug!(%address, "another node was silent for 1 s");
+        Err(PeerOutcome::Silent)
+    })
+}
+
+/// Only a refused connection shows that the node is gone: one that drops a connection may live.
+fn not_connected(address: SocketAddr, error: &io::Error) -> PeerOutcome {
+    tracing::debug!(%address, %error, "another node cannot be reached");
+    let no_descriptor = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => PeerOutcome::Refused,
+        io::ErrorKind::AddrNotAvailable => PeerOutcome::NotAsked,
+        _ if no_descriptor.contains(&error.raw_os_error()) => PeerOutcome::NotAsked,
+        _ => PeerOutcome::Silent,
     }
 }
 
-async fn exchange(address: SocketAddr, head: &[u8], client: &[u8]) -> io::Result<Asked> {
-    let mut owner = TcpStream::connect(address).await?;
+async fn exchange(mut owner: TcpStream, head: &[u8], client: &[u8]) -> io::Result<Asked> {
     owner.set_nodelay(true)?;
     keep_alive(&owner);
     owner.write_all(&[head, client].concat()).await?;
@@ -54,15 +65,7 @@ async fn exchange(address: SocketAddr, head: &[u8], client: &[u8]) -> io::Result
             return Ok(Asked { answer, owner, rest: buffer.freeze() });
         }
         if owner.read_buf(&mut buffer).await? == 0 {
-            return Err(io::ErrorKind::ConnectionReset.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-    }
-}
-
-/// A connection that was refused, or dropped without an answer: no node of this id is there.
-fn outcome(error: &io::Error) -> PeerOutcome {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => PeerOutcome::Refused,
-        _ => PeerOutcome::Silent,
     }
 }

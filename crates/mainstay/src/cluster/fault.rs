@@ -41,9 +41,6 @@ pub(super) fn verdict(error: &RedisError) -> Verdict {
 pub(super) fn of(engine: &Engine, error: &RedisError) -> EngineError {
     let Some((code, words)) = answer(error) else {
         return match error.kind() {
-            ErrorKind::Parse => {
-                EngineError::wrong(format!("{engine}: what answers there is no Redis and no Valkey"))
-            }
             ErrorKind::UnexpectedReturnType => EngineError::wrong(format!("{engine}: {}", odd(error))),
             ErrorKind::AuthenticationFailed => {
                 EngineError::wrong(format!("{engine} refuses the user or the password"))
@@ -150,11 +147,12 @@ fn odd(error: &RedisError) -> String {
     format!("an answer that no Redis and no Valkey gives: {}", one_line(&error.to_string()))
 }
 
+/// Why no answer came. An answer that cannot be parsed may be one that was cut.
 fn silence(error: &RedisError) -> String {
-    if error.is_connection_dropped() {
-        "the engine closed the connection".to_owned()
-    } else {
-        one_line(&error.to_string())
+    match error.kind() {
+        ErrorKind::Parse => "the answer is cut, or none of Redis or Valkey".to_owned(),
+        _ if error.is_connection_dropped() => "the engine closed the connection".to_owned(),
+        _ => one_line(&error.to_string()),
     }
 }
 

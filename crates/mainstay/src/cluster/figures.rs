@@ -42,7 +42,10 @@ figures! {
     dropped,
     /// Sessions that this node released.
     released,
-    /// Accounts of ended sessions that this node released at the end of its drain.
+    /// Handlers of sessions that may move that did not return within 5 s: their sessions ended.
+    not_returned,
+    /// Accounts that this node released at the end of its drain: of sessions that ended in it, for whatever reason, and those
+    /// that it took over from others.
     accounts,
     /// Sessions and accounts that could not be released: nothing claims them.
     unreleased,

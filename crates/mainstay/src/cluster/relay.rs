@@ -26,6 +26,8 @@ use crate::worker::{self, Signal, Task, TaskContext, TaskPoll, with_scratch};
 
 /// Reads of each side for each poll.
 const ROUNDS: usize = 4;
+/// The most bytes of one read, and so the most that waits for a side that accepts nothing.
+const PIECE: usize = 16 * 1024;
 /// How long the other side has to follow, once one has ended.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -233,17 +235,20 @@ fn forward_once(from: &mut Side, to: &mut Side, cx: &mut Context<'_>) -> io::Res
     if !from.transport.may_read() {
         return Ok(false);
     }
-    with_scratch(|scratch| match from.transport.poll_read(cx, &mut scratch.read) {
-        Poll::Pending => Ok(false),
-        Poll::Ready(Ok(0)) => {
-            from.has_ended = true;
-            Ok(true)
+    with_scratch(|scratch| {
+        let piece = scratch.read.get_mut(..PIECE).unwrap_or_default();
+        match from.transport.poll_read(cx, piece) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => {
+                from.has_ended = true;
+                Ok(true)
+            }
+            Poll::Ready(Ok(count)) => {
+                to.write(piece.get(..count).unwrap_or_default(), cx)?;
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => Err(error),
         }
-        Poll::Ready(Ok(count)) => {
-            to.write(scratch.read.get(..count).unwrap_or_default(), cx)?;
-            Ok(true)
-        }
-        Poll::Ready(Err(error)) => Err(error),
     })
 }
 
@@ -254,4 +259,169 @@ pub(super) fn keep_alive(owner: &TcpStream) {
         .with_interval(Duration::from_secs(2))
         .with_retries(3);
     let _ = socket2::SockRef::from(owner).set_tcp_keepalive(&keepalive);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket};
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    /// The far ends of a relay: the client's and the owner's.
+    struct Far {
+        client: TcpStream,
+        owner: TcpStream,
+        relays: Arc<Relays>,
+        figures: Arc<Figures>,
+        tracker: TaskTracker,
+    }
+
+    /// Two connected sockets with small buffers, so that a relay is jammed soon.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.set_send_buffer_size(4096).unwrap();
+        let far = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        (far, listener.accept().await.unwrap().0)
+    }
+
+    async fn relay(to_client: &'static [u8]) -> Far {
+        let ((client, near), (owner, far)) = (pair().await, pair().await);
+        let (relays, figures, tracker) = (Arc::<Relays>::default(), Arc::default(), TaskTracker::new());
+        let beginning = Beginning {
+            client: Transport::tcp(near),
+            permit: None,
+            owner: far,
+            to_client: Bytes::from_static(to_client),
+        };
+        relays.begin(beginning, &figures, tracker.token());
+        Far { client, owner, relays, figures, tracker }
+    }
+
+    impl Far {
+        /// Waits until the relay has ended.
+        async fn ended(&self) {
+            self.tracker.close();
+            tokio::time::timeout(Duration::from_secs(10), self.tracker.wait()).await.expect("the relay ends");
+            assert_eq!(self.figures.snapshot().relays, 0);
+            assert!(self.relays.handles.lock().unwrap().is_empty());
+        }
+    }
+
+    fn pattern(from: u8, len: usize) -> Vec<u8> {
+        (0..len).map(|at| from.wrapping_add((at % 251) as u8)).collect()
+    }
+
+    #[tokio::test]
+    async fn every_byte_arrives_in_order_both_ways_while_both_readers_are_slow() {
+        const LEN: usize = 2 << 20;
+        let mut far = relay(b"behind the answer").await;
+        let (mut read, mut write) = far.client.split();
+        let (mut owner_read, mut owner_write) = far.owner.split();
+        let mut first = [0; 17];
+        read.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"behind the answer");
+        // Each end writes all before it reads anything, in pieces that fill no buffer evenly.
+        let (up, down) = (pattern(1, LEN), pattern(7, LEN));
+        let (mut at_owner, mut at_client) = (Vec::new(), Vec::new());
+        let slow = async |from: &mut tokio::net::tcp::ReadHalf<'_>, into: &mut Vec<u8>| {
+            while into.len() < LEN {
+                tokio::task::yield_now().await;
+                let mut piece = [0; 1733];
+                let count = from.read(&mut piece).await.unwrap();
+                into.extend_from_slice(&piece[..count]);
+            }
+        };
+        let all = async {
+            tokio::join!(
+                async { write.write_all(&up).await.unwrap() },
+                async { owner_write.write_all(&down).await.unwrap() },
+                slow(&mut owner_read, &mut at_owner),
+                slow(&mut read, &mut at_client),
+            )
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("all in time");
+        assert!(at_owner == up && at_client == down);
+        drop(far.client);
+        assert_eq!(far.owner.read(&mut [0; 8]).await.unwrap(), 0, "the owner sees that the client has ended");
+    }
+
+    #[tokio::test]
+    async fn a_relay_reads_no_further_while_bytes_wait_for_the_other_side() {
+        let far = relay(b"").await;
+        // The client reads nothing. What the owner can write is bounded: by the kernel's buffers and one read.
+        let mut written = 0;
+        while let Ok(Ok(count)) = tokio::time::timeout(Duration::from_millis(300), async {
+            far.owner.writable().await.unwrap();
+            Ok::<_, ()>(far.owner.try_write(&[7; 64 << 10]).unwrap_or(0))
+        })
+        .await
+        {
+            written += count;
+            if count == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(written < 8 << 20, "{written}");
+    }
+
+    #[tokio::test]
+    async fn an_end_of_one_side_reaches_the_other_behind_all_bytes() {
+        let mut far = relay(b"").await;
+        far.owner.write_all(b"the last words").await.unwrap();
+        far.owner.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        far.client.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"the last words");
+        far.client.write_all(b"an answer").await.unwrap();
+        far.client.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        far.owner.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"an answer", "half closed is half open");
+        far.ended().await;
+    }
+
+    #[tokio::test]
+    async fn a_client_of_tls_is_relayed_as_any_other_stream() {
+        let (client, near) = tokio::io::duplex(16);
+        let (owner, far) = pair().await;
+        let (relays, figures, tracker) = (Arc::<Relays>::default(), Arc::default(), TaskTracker::new());
+        let client_side = Transport::other(near);
+        let beginning = Beginning { client: client_side, permit: None, owner: far, to_client: Bytes::new() };
+        relays.begin(beginning, &figures, tracker.token());
+        let (mut read, mut write) = tokio::io::split(client);
+        let (mut owner_read, mut owner_write) = owner.into_split();
+        let (up, down) = (pattern(1, 100_000), pattern(7, 100_000));
+        let (mut at_owner, mut at_client) = (vec![0; up.len()], vec![0; down.len()]);
+        let all = async {
+            tokio::join!(
+                async { write.write_all(&up).await.unwrap() },
+                async { owner_write.write_all(&down).await.unwrap() },
+                async { owner_read.read_exact(&mut at_owner).await.unwrap() },
+                async { read.read_exact(&mut at_client).await.unwrap() },
+            )
+        };
+        tokio::time::timeout(Duration::from_secs(20), all).await.expect("all in time");
+        assert!(at_owner == up && at_client == down);
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_relays_one_by_one() {
+        let mut far = relay(b"").await;
+        far.relays.cut_over(Duration::from_millis(1)).await;
+        far.ended().await;
+        assert_eq!(far.client.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(far.owner.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_relay_at_rest_is_two_sockets_and_less_than_250_bytes() {
+        // An `Arc`'s counts, the entry and the deadline that the worker keeps, the slot in the list.
+        const BESIDE: usize = 16 + 24 + 16 + 16;
+        let sum = size_of::<Relay>() + size_of::<Handle>() + BESIDE;
+        assert!(sum <= 250, "{sum}");
+    }
 }

@@ -16,7 +16,8 @@ use mainstay_proto::cluster::request::{Request, Response};
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::{NodeId, Record};
 use redis::aio::ConnectionLike;
-use redis::{ErrorKind, RedisError, Script, Value, cmd, pipe};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value, cmd, pipe};
+use sha1::{Digest, Sha1};
 
 /// The first piece of a head: two names of 16 bytes.
 const NAMES: usize = 32;
@@ -46,8 +47,13 @@ impl Scripts {
 
     /// Loads the scripts, at every connect: a replica that became the primary has none.
     pub(super) async fn load(&self, commands: &mut impl ConnectionLike) -> Result<(), RedisError> {
-        self.commit.load_async(commands).await?;
-        self.claim.load_async(commands).await.map(drop)
+        for script in [&self.commit, &self.claim] {
+            let hash: String = cmd("SCRIPT").arg("LOAD").arg(script.code).query_async(commands).await?;
+            if hash != script.hash {
+                return Err((ErrorKind::UnexpectedReturnType, "SCRIPT LOAD returned another hash").into());
+            }
+        }
+        Ok(())
     }
 
     /// The key of the table of nodes.
@@ -73,8 +79,8 @@ impl Scripts {
                 let (key, field) = (self.nodes(), node.to_string());
                 let mut both = pipe();
                 both.hset(&key, field, &value[..]).ignore().hgetall(&key);
-                let (fields,): (Vec<(Bytes, Bytes)>,) = both.query_async(commands).await?;
-                Ok(table(fields))
+                let (fields,): (Value,) = both.query_async(commands).await?;
+                table(fields)
             }
             Request::Forget { node } => {
                 cmd("HDEL").arg(self.nodes()).arg(node.to_string()).exec_async(commands).await?;
@@ -82,36 +88,76 @@ impl Scripts {
             }
             Request::Release { session, owner, claim, number, record, keep } => {
                 let [key, messages] = self.session(*session);
-                let mut commit = self.commit.prepare_invoke();
-                commit.key(key).key(messages).arg(claim).arg(owner.to_string()).arg(number);
-                // The whole session, without an owner. Its head has what it acknowledged.
-                commit.arg(1).arg(0).arg(0).arg(milliseconds(*keep)).arg(1).arg(incarnation);
-                commit.arg(
-                    record.saved.as_ref().map_or_else(Vec::new, |saved| [&[SAVED], &saved[..]].concat()),
-                );
-                let (names, rest) = record.head.split_at(record.head.len().min(NAMES));
-                let pieces: Vec<&[u8]> = std::iter::once(names).chain(rest.chunks(PIECE)).collect();
-                commit.arg(pieces.len()).arg(pieces);
-                for message in &record.messages {
-                    commit.arg(&message[..]);
-                }
-                committed(commit.invoke_async(commands).await?)
+                let answer = self.commit.run(commands, |commit| {
+                    commit.arg(2).arg(&key).arg(&messages).arg(claim).arg(owner.to_string()).arg(number);
+                    // The whole session, without an owner. Its head has what it acknowledged.
+                    commit.arg(1).arg(0).arg(0).arg(milliseconds(*keep)).arg(1).arg(incarnation);
+                    commit.arg(
+                        record.saved.as_ref().map_or_else(Vec::new, |saved| [&[SAVED], &saved[..]].concat()),
+                    );
+                    let (names, rest) = record.head.split_at(record.head.len().min(NAMES));
+                    let pieces: Vec<&[u8]> = std::iter::once(names).chain(rest.chunks(PIECE)).collect();
+                    commit.arg(pieces.len()).arg(pieces);
+                    record.messages.iter().for_each(|message| _ = commit.arg(&message[..]));
+                });
+                committed(answer.await?)
             }
             Request::Claim { session, owner, claimant, name, keep } => {
                 let [key, messages] = self.session(*session);
-                let mut claim = self.claim.prepare_invoke();
-                claim.key(key).key(messages).arg(owner.to_string()).arg(claimant.to_string());
-                claim.arg(&name[..]).arg(milliseconds(*keep));
-                claimed(claim.invoke_async(commands).await?)
+                let answer = self.claim.run(commands, |claim| {
+                    claim.arg(2).arg(&key).arg(&messages).arg(owner.to_string()).arg(claimant.to_string());
+                    claim.arg(&name[..]).arg(milliseconds(*keep));
+                });
+                claimed(answer.await?)
             }
         }
     }
 }
 
-/// Fields that are no node's are not ours: a check writes one for a moment.
-fn table(fields: Vec<(Bytes, Bytes)>) -> Response {
-    let nodes = fields.into_iter().filter_map(|(field, value)| Some((node(&field)?, value)));
-    Response::Table(nodes.collect())
+/// One script. The crate's own type panics if a server answers SCRIPT LOAD with another hash.
+struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        let hash = Sha1::digest(code);
+        Self { code, hash: hash.iter().map(|byte| format!("{byte:02x}")).collect() }
+    }
+
+    /// Runs the script by its hash, and by its text if the server has lost it. `arguments` adds the count of keys, the keys and the
+    /// rest.
+    async fn run(
+        &self,
+        commands: &mut impl ConnectionLike,
+        arguments: impl Fn(&mut Cmd),
+    ) -> Result<Vec<Value>, RedisError> {
+        let mut by_hash = cmd("EVALSHA");
+        arguments(by_hash.arg(&self.hash));
+        let answer = match by_hash.query_async(commands).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let mut by_text = cmd("EVAL");
+                arguments(by_text.arg(self.code));
+                by_text.query_async(commands).await
+            }
+            answer => answer,
+        };
+        match answer? {
+            Value::Array(parts) => Ok(parts),
+            _ => Err(foreign()),
+        }
+    }
+}
+
+/// The fields as HGETALL returns them. Those that are no node's are left out: a check writes one for a moment.
+fn table(fields: Value) -> Result<Response, RedisError> {
+    let Value::Array(fields) = fields else { return Err(foreign()) };
+    let (mut fields, mut nodes) = (fields.into_iter().map(bytes), Vec::new());
+    while let (Some(field), Some(value)) = (fields.next(), fields.next()) {
+        nodes.extend(node(&field).map(|node| (node, value)));
+    }
+    Ok(Response::Table(nodes))
 }
 
 fn committed(answer: Vec<Value>) -> Result<Response, RedisError> {

@@ -4,6 +4,7 @@ mod drain;
 mod engine;
 mod hostile;
 mod movable;
+mod raw;
 mod resume;
 mod setup;
 

@@ -13,7 +13,7 @@ use super::core::{Core, CoreRef, Shared};
 use super::drain::REASON;
 use super::inner::Inner;
 use crate::clock::now;
-use crate::cluster::{ClusterFigures, Figures};
+use crate::cluster::Figures;
 
 /// How long a handler has to return.
 const HANDLER_RETURNS: Duration = Duration::from_secs(5);
@@ -88,21 +88,20 @@ impl Shared {
 
     /// Ends the drain: what has not left by now ends, with its account. Then this node leaves the cluster.
     pub(super) async fn finish_leaving(self: &Arc<Self>, until: Instant) {
-        let Some(node) = &self.node else { return };
+        let Some(node) = self.node.as_ref().filter(|node| node.begin_to_leave()) else { return };
         for core in self.cores().iter().filter_map(Weak::upgrade) {
             core.end_in_drain();
         }
-        let accounts = self.registry().take_accounts();
+        let accounts = {
+            let mut registry = self.registry();
+            let accounts = registry.take_accounts();
+            node.expect_accounts(&accounts);
+            accounts
+        };
         node.release_accounts(accounts);
         node.all_released(until.max(Instant::now() + FINAL_RELEASES)).await;
         node.leave().await;
-        let ClusterFigures { released, accounts, unreleased, .. } = node.figures.snapshot();
-        tracing::info!(
-            released,
-            accounts,
-            unreleased,
-            "this node has left: sessions, accounts of ended ones, and what was lost"
-        );
+        node.log_departure();
     }
 }
 
@@ -131,18 +130,22 @@ impl Core {
 async fn release_when_returned(core: CoreRef, returned: oneshot::Receiver<()>) {
     // An error is as good: the handler is gone.
     if tokio::time::timeout(HANDLER_RETURNS, returned).await.is_err() {
-        let session = core.lock().peer.id().map(tracing::field::display);
-        tracing::warn!(
-            session,
-            "the handler of a movable session did not return within 5 s, so the session ends with an account"
-        );
+        let id = core.lock().peer.id().map(tracing::field::display);
+        tracing::debug!(session = id, "the handler of a movable session did not return within 5 s");
+        if let Some(node) = &core.shared.node {
+            Figures::add(&node.figures.not_returned, 1);
+        }
         return core.end_in_drain();
     }
     let (shared, now) = (&core.shared, now());
     let released = {
         let mut registry = shared.registry();
-        // The registry's lock comes before the core's.
-        core.with_session(|session| registry.release(now, session)).flatten()
+        // The registry's lock comes before the core's, and before the node's.
+        let released = core.with_session(|session| registry.release(now, session)).flatten();
+        if let (Some(released), Some(node)) = (&released, &shared.node) {
+            node.expect_releases([released.session]);
+        }
+        released
     };
     if let (Some(released), Some(node)) = (released, &shared.node) {
         Figures::add(&node.figures.released, 1);

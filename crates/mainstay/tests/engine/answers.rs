@@ -1,7 +1,7 @@
 //! Every answer of the two scripts, from the scripts themselves: what later phases use of them too.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Script, Value};
+use redis::{Cmd, Value, cmd};
 
 use crate::server::Server;
 
@@ -44,21 +44,19 @@ const FIRST: Commit = Commit {
 
 impl Session {
     async fn commit(&mut self, commit: Commit) -> String {
-        let script = Script::new(COMMIT);
-        let mut run = script.key(KEYS[0]);
+        let mut run = script(COMMIT);
         let flag = |set: bool| if set { "1" } else { "0" };
-        run.key(KEYS[1]).arg(commit.claim).arg(commit.owner).arg(commit.number).arg(flag(commit.whole));
+        run.arg(commit.claim).arg(commit.owner).arg(commit.number).arg(flag(commit.whole));
         run.arg(commit.base).arg(5).arg(60_000).arg(flag(commit.free)).arg("inc").arg(commit.saved);
         run.arg(1 + commit.rest.len()).arg([NAMES[0], NAMES[1]].concat());
         commit.rest.iter().chain(commit.messages).for_each(|part| _ = run.arg(*part));
-        shown(run.invoke_async(&mut self.0).await.unwrap())
+        shown(run.query_async(&mut self.0).await.unwrap())
     }
 
     async fn claim(&mut self, thought: &str, claimant: &str, name: &str) -> String {
-        let script = Script::new(CLAIM);
-        let mut run = script.key(KEYS[0]);
-        run.key(KEYS[1]).arg(thought).arg(claimant).arg(name).arg(60_000);
-        shown(run.invoke_async(&mut self.0).await.unwrap())
+        let mut run = script(CLAIM);
+        run.arg(thought).arg(claimant).arg(name).arg(60_000);
+        shown(run.query_async(&mut self.0).await.unwrap())
     }
 
     async fn clear(&mut self) {
@@ -86,6 +84,12 @@ impl Session {
         }
         lives
     }
+}
+
+fn script(code: &str) -> Cmd {
+    let mut run = cmd("EVAL");
+    run.arg(code).arg(KEYS.len()).arg(&KEYS);
+    run
 }
 
 /// An answer in words: `stored`, `fenced B`, `yours c=2 o=B messages: x y`.

@@ -6,6 +6,8 @@ mod chat;
 mod client_handles;
 mod credentials;
 mod ends;
+#[cfg(feature = "cluster")]
+mod engine;
 mod extract;
 mod fanout;
 mod faults;

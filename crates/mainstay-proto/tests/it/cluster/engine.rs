@@ -113,12 +113,14 @@ impl Engine {
 }
 
 /// Nodes that share an engine. Node `n` has the id `[n; 8]`.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) engine: Engine,
     pub(crate) nodes: BTreeMap<u8, Member>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Member {
     pub(crate) nodes: Nodes,
     pub(crate) events: Vec<NodesEvent>,

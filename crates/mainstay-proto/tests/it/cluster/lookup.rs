@@ -282,41 +282,59 @@ fn an_account_that_this_node_released_itself_stays_with_its_registry() {
 // ---- through the peer listener --------------------------------------------------------------------
 
 #[test]
-fn a_hello_through_the_peer_listener_is_not_relayed_again() {
+fn a_hello_through_the_peer_listener_is_neither_relayed_nor_claimed() {
     let mut world = World::of(&[1, 2, 3]);
     release_and_claim(&mut world, 2, 3);
+    let claims = world.engine.count("claim");
     let mut lookup = hello_through_peer(&mut world, 1, 2);
-    assert_eq!(settle(&mut world, 1, &mut lookup), Step::Elsewhere);
+    assert_eq!(poll(&mut world, 1, &mut lookup), Step::Elsewhere);
+    world.run(SECOND);
+    assert_eq!(world.engine.count("claim"), claims);
 }
 
 #[test]
-fn a_claim_whose_answer_was_lost_is_made_again_by_the_hello_that_the_engine_sends() {
+fn a_released_session_is_claimed_by_the_entry_node_and_not_by_its_owner() {
+    let mut world = World::of(&[1, 2]);
+    release(&mut world, 1);
+    let now = world.now;
+    let mut lookup = world.node(1).begin(now, &token(id(1)), name(id(1)), true, true);
+    assert_eq!(poll(&mut world, 1, &mut lookup), Step::Here);
+    lookup.released(now, world.node(1));
+    assert_eq!(poll(&mut world, 1, &mut lookup), Step::Elsewhere);
+}
+
+#[test]
+fn a_session_whose_claimant_never_learned_of_it_is_claimed_from_the_claimant() {
     let mut world = World::of(&[1, 2, 3]);
-    // Node 3 claims; the engine executes it, and node 3 never learns.
     release_and_claim(&mut world, 2, 3);
     let mut lookup = hello(&mut world, 1, 2);
     poll(&mut world, 1, &mut lookup);
-    peer(&world, &mut lookup, PeerOutcome::Refused);
-    poll(&mut world, 1, &mut lookup);
-    peer(&world, &mut lookup, PeerOutcome::Refused);
+    peer(&world, &mut lookup, PeerOutcome::Released);
     assert_eq!(settle(&mut world, 1, &mut lookup), ask(3, Duration::ZERO));
     let mut there = hello_through_peer(&mut world, 3, 2);
-    assert_eq!(settle(&mut world, 3, &mut there), adopt(2, 2));
+    assert_eq!(poll(&mut world, 3, &mut there), Step::Elsewhere);
+    peer(&world, &mut lookup, PeerOutcome::Released);
+    assert_eq!(settle(&mut world, 1, &mut lookup), adopt(2, 3));
 }
 
 #[test]
-fn a_hello_through_the_peer_listener_for_a_session_that_nobody_has_is_unknown() {
+fn a_hello_through_the_peer_listener_waits_while_this_node_claims_the_session() {
     let mut world = World::of(&[1, 2]);
-    let mut lookup = hello_through_peer(&mut world, 1, 2);
-    assert_eq!(settle(&mut world, 1, &mut lookup), Step::Unknown);
-}
-
-#[test]
-fn an_owner_without_its_engine_leaves_the_claim_to_the_entry_node() {
-    let mut world = World::of(&[1, 2]);
-    world.disconnect(1);
-    let mut lookup = hello_through_peer(&mut world, 1, 2);
-    assert_eq!(poll(&mut world, 1, &mut lookup), Step::Elsewhere);
+    release(&mut world, 2);
+    let mut lookup = claiming(&mut world);
+    let through = |world: &mut World| {
+        let mut lookup = hello_through_peer(world, 1, 2);
+        poll(world, 1, &mut lookup)
+    };
+    assert_eq!(through(&mut world), Step::Wait);
+    let (now, (request, claim)) = (world.now, world.member(1).unanswered.remove(0));
+    let response = world.engine.execute(&claim);
+    world.node(1).handle_response(now, request, response);
+    assert_eq!(poll(&mut world, 1, &mut lookup), adopt(2, 2));
+    assert_eq!(through(&mut world), Step::Wait, "it is about to be adopted");
+    world.member(1).is_deaf = false;
+    world.run(2 * SECOND);
+    assert_eq!(through(&mut world), Step::Elsewhere);
 }
 
 // ---- claims that do not come about ---------------------------------------------------------------
@@ -483,7 +501,9 @@ fn the_outcomes_of_claims_are_counted() {
     poll(&mut world, 1, &mut lookup);
     peer(&world, &mut lookup, PeerOutcome::Released);
     settle(&mut world, 1, &mut lookup);
-    let mut none = hello_through_peer(&mut world, 3, 9);
+    let mut none = hello(&mut world, 3, 1);
+    poll(&mut world, 3, &mut none);
+    peer(&world, &mut none, PeerOutcome::OtherNode);
     settle(&mut world, 3, &mut none);
     assert_eq!(world.node(1).status().claimed.taken, 1);
     assert_eq!(world.node(3).status().claimed.none, 1);

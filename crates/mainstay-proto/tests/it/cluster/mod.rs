@@ -2,6 +2,7 @@
 
 mod blocks;
 mod engine;
+mod explore;
 mod lookup;
 mod nodes;
 mod records;

@@ -1,1 +1,76 @@
-//! TODO
+//! A drain accounts exactly, and a node that relays loses nothing by its end.
+
+use super::Memory;
+use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, until};
+use crate::LossCause;
+
+#[tokio::test]
+async fn an_attached_client_of_a_draining_node_gets_the_exact_account_at_the_next_node() {
+    let memory = Memory::default();
+    let (first, second) = (TestNode::start(&memory, echoes).await, TestNode::start(&memory, echoes).await);
+    meet(&[&first, &second]).await;
+    let balancer = Balancer::over(&[&first, &second]).await;
+    let mut client = balancer.client();
+    for text in ["one", "two", "three"] {
+        exchange(&mut client, text).await;
+    }
+    balancer.pick(1);
+    let drain = tokio::spawn(first.drain());
+    let gap = gap(&mut client).await;
+    assert_eq!((gap.cause, gap.delivered, gap.unknown, gap.lost), (LossCause::Restarted, 3, 3, None));
+    exchange(&mut client, "at the next node").await;
+    let figures = drain.await.unwrap();
+    assert_eq!((figures.released, figures.unreleased), (0, 0));
+    assert_eq!(second.server.sessions().attached, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_is_away_during_the_drain_gets_the_exact_account_later_once() {
+    let memory = Memory::default();
+    let (first, second) = (TestNode::start(&memory, echoes).await, TestNode::start(&memory, echoes).await);
+    meet(&[&first, &second]).await;
+    let balancer = Balancer::over(&[&first, &second]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "one").await;
+    balancer.close();
+    until("the session is parked", || first.server.sessions().parked == 1).await;
+    assert_eq!(first.drain().await.accounts, 1);
+    balancer.pick(1);
+    balancer.open();
+    let gap = gap(&mut client).await;
+    assert_eq!((gap.cause, gap.delivered, gap.unknown, gap.lost), (LossCause::Restarted, 1, 1, None));
+    assert_eq!((second.figures().claimed_accounts, memory.unclaimed()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_node_that_relays_and_drains_loses_nothing() {
+    let memory = Memory::default();
+    let owner = TestNode::start(&memory, echoes).await;
+    let entry = TestNode::start(&memory, echoes).await;
+    meet(&[&owner, &entry]).await;
+    let balancer = Balancer::over(&[&owner, &entry]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "first").await;
+    balancer.pick(1);
+    balancer.cut();
+    exchange(&mut client, "relayed").await;
+    assert_eq!(entry.figures().relays, 1);
+    balancer.pick(0);
+    let figures = entry.drain().await;
+    assert_eq!((figures.relays, figures.accounts), (0, 0));
+    exchange(&mut client, "at its owner").await;
+    assert_eq!((owner.server.stats().attached_lost, owner.server.sessions().attached), (0, 1));
+}
+
+#[tokio::test]
+async fn a_drain_without_its_engine_ends_in_time_and_says_what_was_lost() {
+    let memory = Memory::default();
+    let node = TestNode::start(&memory, echoes).await;
+    let balancer = Balancer::over(&[&node]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "first").await;
+    memory.go_away();
+    balancer.close();
+    let figures = node.drain().await;
+    assert_eq!((figures.accounts, figures.unreleased), (1, 1));
+}

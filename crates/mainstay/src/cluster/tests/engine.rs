@@ -115,7 +115,7 @@ impl State {
         match request {
             Request::Heartbeat { node, value } => {
                 self.nodes.insert(node, value);
-                return Response::Table(self.nodes.clone().into_iter().collect());
+                Response::Table(self.nodes.clone().into_iter().collect())
             }
             Request::Forget { node } => {
                 self.requests.push("forget");

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use super::Memory;
-use super::setup::{Balancer, TestNode, echoes, exchange, meet, next, until};
+use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, next, until};
 use crate::Client;
-use crate::client::{Event, Incoming};
+use crate::client::Event;
 use crate::cluster::ClusterConfig;
 use crate::cluster::config::Store;
 use crate::server::Config;
@@ -180,22 +180,10 @@ async fn a_killed_owner_costs_one_gap_and_its_client_goes_on_elsewhere() {
     exchange(&mut client, "first").await;
     balancer.pick(1);
     runtime.shutdown_background();
-    client.send("second").await.unwrap();
-    let mut gaps = 0;
-    loop {
-        match client.recv_any().await {
-            Some(Incoming::Message(message)) => {
-                assert_eq!(message.as_text(), Some("second"));
-                break;
-            }
-            Some(Incoming::Gap(gap)) => {
-                assert_eq!(gap.cause, crate::LossCause::Unknown);
-                gaps += 1;
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    assert_eq!((gaps, memory.requests()), (1, vec!["claim"]));
+    let gap = gap(&mut client).await;
+    assert_eq!((gap.cause, gap.last), (crate::LossCause::Unknown, 1));
+    exchange(&mut client, "second").await;
+    assert_eq!(memory.requests(), ["claim"]);
 }
 
 #[tokio::test]
@@ -208,10 +196,17 @@ async fn the_client_of_an_owner_that_hangs_waits_in_band_and_loses_nothing() {
     let mut client = balancer.client();
     exchange(&mut client, "first").await;
     let address = owner.peer_address();
+    balancer.close();
     balancer.pick(1);
-    runtime.shutdown_timeout(Duration::from_secs(5));
+    runtime.shutdown_background();
     // Something accepts in its place and says nothing, as a paused process does.
-    let _silent = TcpListener::bind(address).await.unwrap();
+    let _silent = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    balancer.open();
     until("the client is asked to come back", || entry.figures().waited > 0).await;
     assert_eq!(entry.server.stats().attached_lost, 0);
     assert!(entry.figures().unanswered > 0);
@@ -230,6 +225,7 @@ async fn a_token_of_another_principal_opens_nothing_through_another_node() {
     exchange(&mut client, "ann's").await;
     balancer.pick(1);
     balancer.cut();
+    gap(&mut client).await;
     exchange(&mut client, "bob's").await;
     assert_eq!((entry.server.sessions().attached, owner.figures().answered), (1, 1));
     assert_eq!(owner.server.sessions().parked, 1);

@@ -1,8 +1,7 @@
 //! Nodes, a balancer that picks as the test says, and clients.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,10 +12,11 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Memory;
+use crate::client::Incoming;
 use crate::cluster::config::Store;
 use crate::cluster::{ClusterConfig, ClusterFigures};
 use crate::server::Config;
-use crate::{BackoffConfig, Client, Message, Server, Session, SessionUpgrade};
+use crate::{BackoffConfig, Client, Fate, Message, Server, Session, SessionUpgrade};
 
 /// For everything that is waited for.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -101,7 +101,7 @@ pub(super) async fn meet(nodes: &[&TestNode]) {
     let others = nodes.len() - 1;
     until("the nodes see each other", || {
         nodes.iter().for_each(|node| node.beat());
-        nodes.iter().all(|node| node.server.cluster().unwrap().alive == others)
+        nodes.iter().all(|node| node.server.cluster().unwrap().alive >= others)
     })
     .await;
 }
@@ -109,22 +109,35 @@ pub(super) async fn meet(nodes: &[&TestNode]) {
 /// Sends each new connection to the node that the test has picked, until the test cuts all.
 pub(super) struct Balancer {
     pub(super) address: SocketAddr,
-    picked: Arc<AtomicUsize>,
+    state: Arc<Mutex<Balancing>>,
     cut: broadcast::Sender<()>,
+}
+
+struct Balancing {
+    targets: Vec<SocketAddr>,
+    picked: usize,
+    is_open: bool,
 }
 
 impl Balancer {
     pub(super) async fn over(nodes: &[&TestNode]) -> Self {
-        let targets: Vec<_> = nodes.iter().map(|node| node.address).collect();
+        Self::to(nodes.iter().map(|node| node.address).collect()).await
+    }
+
+    pub(super) async fn to(targets: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (picked, (cut, _)) = (Arc::new(AtomicUsize::new(0)), broadcast::channel(1));
-        let this = Self { address, picked: Arc::clone(&picked), cut: cut.clone() };
+        let state = Arc::new(Mutex::new(Balancing { targets, picked: 0, is_open: true }));
+        let this = Self { address, state: Arc::clone(&state), cut: broadcast::channel(1).0 };
+        let cut = this.cut.clone();
         tokio::spawn(async move {
             loop {
                 let (mut down, _) = listener.accept().await.unwrap();
-                let target = targets[picked.load(Ordering::SeqCst) % targets.len()];
-                let mut cut = cut.subscribe();
+                let target = {
+                    let state = state.lock().unwrap();
+                    state.is_open.then(|| state.targets[state.picked % state.targets.len()])
+                };
+                let (Some(target), mut cut) = (target, cut.subscribe()) else { continue };
                 tokio::spawn(async move {
                     let Ok(mut up) = TcpStream::connect(target).await else { return };
                     tokio::select! {
@@ -139,16 +152,35 @@ impl Balancer {
 
     /// New connections go to this node from now on.
     pub(super) fn pick(&self, node: usize) {
-        self.picked.store(node, Ordering::SeqCst);
+        self.state.lock().unwrap().picked = node;
     }
 
     /// New connections go to the next node.
     pub(super) fn pick_next(&self) {
-        self.picked.fetch_add(1, Ordering::SeqCst);
+        self.state.lock().unwrap().picked += 1;
+    }
+
+    pub(super) fn picked(&self) -> usize {
+        self.state.lock().unwrap().picked
+    }
+
+    /// Another node takes the place of this one.
+    pub(super) fn replace(&self, at: usize, node: &TestNode) {
+        self.state.lock().unwrap().targets[at] = node.address;
     }
 
     pub(super) fn cut(&self) {
         let _ = self.cut.send(());
+    }
+
+    /// Cuts, and drops each new connection until it is open again.
+    pub(super) fn close(&self) {
+        self.state.lock().unwrap().is_open = false;
+        self.cut();
+    }
+
+    pub(super) fn open(&self) {
+        self.state.lock().unwrap().is_open = true;
     }
 
     pub(super) fn client(&self) -> Client {
@@ -178,6 +210,17 @@ pub(super) fn echoes(upgrade: SessionUpgrade) -> Response {
 /// The next message; panics after a while.
 pub(super) async fn next(client: &mut Client) -> Message {
     tokio::time::timeout(LIMIT, client.recv()).await.expect("a message in time").expect("no end")
+}
+
+/// Waits for a gap, in place of the next message.
+pub(super) async fn gap(client: &mut Client) -> Fate {
+    let next = async {
+        match client.recv_any().await {
+            Some(Incoming::Gap(fate)) => *fate,
+            other => panic!("{other:?}"),
+        }
+    };
+    tokio::time::timeout(LIMIT, next).await.expect("a gap in time")
 }
 
 /// Sends a message and waits for its echo.
