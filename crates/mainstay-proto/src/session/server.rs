@@ -160,6 +160,8 @@ struct Rare {
     claim: u64,
     /// The connection that the session left, until its Close is polled.
     fenced: Option<ConnectionId>,
+    /// The bound on what is kept for the client, as it was before the session left.
+    limit: Option<Window>,
 }
 
 /// The claim of the node where a session begins.
@@ -173,6 +175,7 @@ impl Default for Rare {
             saved: None,
             claim: FIRST_CLAIM,
             fenced: None,
+            limit: None,
         }
     }
 }

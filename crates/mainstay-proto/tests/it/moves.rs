@@ -353,6 +353,27 @@ fn a_session_that_leaves_delivers_nothing_and_still_sends_and_acknowledges() {
 }
 
 #[test]
+fn a_session_that_leaves_keeps_twice_as_much_and_its_bound_moves_unchanged() {
+    let mut config = server_config();
+    config.flow.keep.messages = 2;
+    let mut pair = Pair::new(ClientConfig::default(), config, node(1));
+    let first = pair.connect();
+    pair.cut(first);
+    let now = pair.now;
+    let sends = |pair: &mut Pair, text: &str| pair.session().send(Message::text(text)).is_ok();
+    assert_eq!(["a", "b", "c"].map(|text| sends(&mut pair, text)), [true, true, false]);
+    pair.session().leave(now);
+    assert_eq!(["c", "d", "e"].map(|text| sends(&mut pair, text)), [true, true, false]);
+    moves(&mut pair, 2);
+    assert!(!sends(&mut pair, "e"));
+    let second = pair.connect();
+    assert_eq!(pair.client_got, ["a", "b", "c", "d"]);
+    pair.wait(SECOND);
+    pair.cut(second);
+    assert_eq!(["e", "f", "g"].map(|text| sends(&mut pair, text)), [true, true, false]);
+}
+
+#[test]
 fn the_drop_of_the_handle_ends_a_session_only_if_it_does_not_leave() {
     let mut pair = attached();
     let now = pair.now;
