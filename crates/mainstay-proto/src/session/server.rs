@@ -162,6 +162,8 @@ struct Rare {
     has_record: bool,
     /// The connection that the session left, until its Close is polled.
     fenced: Option<ConnectionId>,
+    /// The bound on what is kept for the client, as it was before the session left.
+    limit: Option<Window>,
 }
 
 /// The claim of the node where a session begins.
@@ -176,6 +178,7 @@ impl Default for Rare {
             claim: FIRST_CLAIM,
             has_record: false,
             fenced: None,
+            limit: None,
         }
     }
 }
