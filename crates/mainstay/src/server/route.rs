@@ -19,8 +19,9 @@ use mainstay_proto::session::{
 };
 use tokio::net::TcpStream;
 
+use super::attach::{Bound, Opened, refuse, settle};
 use super::core::{CoreRef, Cores, Shared};
-use super::open::{Bound, Opened, refuse, settle};
+
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
@@ -58,7 +59,7 @@ pub(super) async fn attach(
         Next::Step(Step::Here) => arrival.resume_here().await,
         Next::Step(Step::Adopt { session, claim, record }) => arrival.adopt((session, claim), &record).await,
         Next::Step(Step::Unknown) => arrival.open(None).await,
-        // Of the rest only `Wait` reaches a HELLO that did not come through the peer listener.
+        // No other step than `Wait` reaches a HELLO that did not come through the peer listener.
         Next::Step(_) | Next::Answer(..) => {
             Figures::add(&node.figures.waited, 1);
             arrival.refuse(&lookup::wait()).await
