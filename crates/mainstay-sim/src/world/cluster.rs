@@ -407,12 +407,6 @@ impl World {
             return false;
         };
         let (mut hello, principal) = (hello.clone(), principal.clone());
-        // The engine keeps the record of a session that moved, under the names of tokens that are old by now.
-        let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
-        let stream = lost.and_then(|route| self.sessions.by_id(route.session.0));
-        if self.sessions.hosted.iter().filter(|hosted| Some(hosted.stream) == stream).count() > 1 {
-            return false;
-        }
         hello.instance = Instance(self.rng.random());
         hello.key.0 = self.rng.random();
         self.clients[client].may_end = true;
