@@ -1,6 +1,7 @@
 //! The resident memory of an idle client: `mainstay serve` under many, with heartbeats. Measures a plain
-//! connection, a session, and a parked session, whose client is gone.
+//! connection, a session, a parked session, whose client is gone, and a relay, whose session is at another node.
 
+use std::env;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,11 +11,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::engines::{Brand, Program};
 use crate::metrics::{self, metric};
 use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
 
 const MAINSTAY: &str = "target/release/mainstay";
+const RELAY_CLIENT: &str = "target/debug/relay_client";
 /// The number of clients. Both ends of each connection need a descriptor, in two processes.
 const CLIENTS: u32 = 10_000;
 
@@ -22,23 +25,32 @@ const CLIENTS: u32 = 10_000;
 const PLAIN: f64 = 900.0;
 const SESSION: f64 = 1_700.0;
 const PARKED: f64 = 1_430.0;
+const RELAY: f64 = 1_000.0;
+
+/// The number of relays. The node between needs two descriptors for each.
+const RELAYS: u32 = 4_000;
 
 /// How long any wait may take.
 const LIMIT: Duration = Duration::from_secs(20);
+/// How long the clients of relays may take: they attach one after the other.
+const RELAYED: Duration = Duration::from_secs(120);
 /// The server's allocator returns memory to the system this long after it was freed.
 const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Measures each kind in a fresh server, prints all figures, and fails if one is above its limit.
 pub(crate) fn step() -> Result<Outcome> {
-    cargo("build --release --package mainstay-cli")?;
+    cargo(
+        "build --release --package mainstay-cli --package mainstay-peers --bin mainstay --bin relay_client",
+    )?;
     fs::create_dir_all("target/xtask")?;
     let mut above = Vec::new();
-    for (what, each, limit) in [
-        ("idle plain connection", Server::start()?.idle(&[])?, PLAIN),
-        ("idle session", Server::start()?.idle(&["--session"])?, SESSION),
-        ("parked session", Server::start()?.parked()?, PARKED),
+    for (count, what, each, limit) in [
+        (CLIENTS, "idle plain connection", Server::start()?.idle(&[])?, PLAIN),
+        (CLIENTS, "idle session", Server::start()?.idle(&["--session"])?, SESSION),
+        (CLIENTS, "parked session", Server::start()?.parked()?, PARKED),
+        (RELAYS, "relay at rest", relay()?, RELAY),
     ] {
-        println!("{CLIENTS} times {what}: {each:.0} bytes of resident memory each, at most {limit}");
+        println!("{count} times {what}: {each:.0} bytes of resident memory each, at most {limit}");
         if each > limit {
             above.push(format!("{each:.0} bytes for each {what}, at most {limit} are allowed"));
         }
@@ -108,6 +120,34 @@ impl Server {
             .wait_until(LIMIT, is_there)
             .map_err(|error| format!("{name} is not {value}: {error}").into())
     }
+}
+
+/// What a relay takes of the node between a client and the owner of its session.
+fn relay() -> Result<f64> {
+    let home = Path::new("target/xtask/memory");
+    let engine = Program::install(Brand::Redis)?.start(&env::current_dir()?.join(home), &[])?;
+    let node = |name: &str| -> Result<(Background, String)> {
+        let mut serve = Command::new(MAINSTAY);
+        serve.args(["serve", "--heartbeat", "25s", "--listen", "127.0.0.1:0", "--cluster", &engine.url()]);
+        let mut node = Background::start(&mut serve, home.join(name))?;
+        let address = node.announced(LIMIT, "listening on ws://")?;
+        Ok((node, format!("ws://{address}/echo")))
+    };
+    let ((_owner, first), (between, then)) = (node("owner.log")?, node("between.log")?);
+    let clients = |count: u32| -> Result<Background> {
+        let mut clients = Command::new(RELAY_CLIENT);
+        clients.args(["--first", &first, "--then", &then, "--clients", &count.to_string()]);
+        clients.args(["--reconnects", "0", "--every", "0", "--messages", "0"]);
+        let mut clients = Background::start(&mut clients, home.join("clients.log"))?;
+        clients.announced(RELAYED, "\"welcome_us\"")?;
+        Ok(clients)
+    };
+    drop(clients(200)?); // what the first ones allocate once is not a cost of each
+    sleep(SETTLE);
+    let before = resident(between.id())?;
+    let _clients = clients(RELAYS)?;
+    sleep(SETTLE);
+    Ok(resident(between.id())?.saturating_sub(before) as f64 / f64::from(RELAYS))
 }
 
 /// The memory of a process, as `mainstay bench` reads it.

@@ -184,7 +184,8 @@ fn one_table(page: &mut String, table: &nodes::Table) -> Result<()> {
         write!(page, "| {name}")?;
         for column in &table.columns {
             let value = column.values.iter().find(|(named, _)| *named == name);
-            write!(page, " | {}", value.map_or("-", |(_, value)| value))?;
+            let value = value.map_or("-", |(_, value)| value);
+            write!(page, " | {}", value.parse().map_or_else(|_| value.to_owned(), grouped))?;
         }
         page.push_str(" |\n");
     }

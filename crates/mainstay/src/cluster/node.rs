@@ -455,6 +455,14 @@ impl Node {
         }
     }
 
+    /// Returns what to do for a HELLO that came through the peer listener, with a token that this node's registry does not know.
+    pub(crate) fn step_of_peer(&self, token: &ResumeToken, name: [u8; 16]) -> Step {
+        self.change(|now, machine| {
+            let mut lookup = machine.nodes.begin(now, token, name, false, true);
+            lookup.poll(now, &mut machine.nodes)
+        })
+    }
+
     /// The node that was asked did not attach the client.
     pub(crate) fn handle_peer(&self, seeking: &mut Seeking, outcome: PeerOutcome) {
         seeking.lookup.handle_peer(now(), outcome);
