@@ -95,8 +95,11 @@ pub(super) fn cuts(program: &Program, size: &Size) -> Result<()> {
     let lines: Vec<String> = commands.try_iter().collect();
     let (table, others): (Vec<_>, Vec<_>) = lines.iter().partition(|line| concerns_the_table(line));
     others.iter().take(5).for_each(|line| println!("    {line}"));
+    let relayed =
+        stage.nodes.iter().map(|node| node.metric("mainstay_relayed_total")).sum::<Result<u64>>()?;
     let verdict = stage.close()?;
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
+    rows.push(row("relayed to another node", relayed, Must::BeAtLeast(size.clients)));
     rows.push(row(
         "resumed",
         verdict.attached - verdict.fresh,
