@@ -1,7 +1,7 @@
 //! Every rule of `mainstay.v1` whose absence the explorer must notice, as an edit of the shipped code.
 //!
-//! A rule's name states what holds while the rule stands. `ships` is the line of `mainstay-proto` that keeps the rule,
-//! or the line before which the planted bug goes; it stands in the crate exactly once. `planted` replaces it in the copy that
+//! A rule's name states what holds while the rule stands. `ships` is the line of `mainstay-proto`, or of the simulator's relay, that keeps the rule,
+//! or the line before which the planted bug goes; it stands in the two crates exactly once. `planted` replaces it in the copy that
 //! `tests/planted.rs` builds; there `BACK` is true while a test turns this rule back.
 
 /// One edit. A rule may need several.
@@ -18,7 +18,7 @@ const fn edit(rule: &'static str, ships: &'static str, planted: &'static str) ->
     Edit { rule, ships, planted }
 }
 
-/// All of them, by file: the server's end, the registry, the client's end, what both ends share.
+/// All of them, by file: the server's end, the registry, the client's end, what both ends share, several nodes.
 pub(crate) const EDITS: &[Edit] = &[
     edit(
         "SentInHelloIsCompared",
@@ -192,4 +192,94 @@ pub(crate) const EDITS: &[Edit] = &[
         "lane.wrote = last;",
         "lane.wrote = if BACK { lane.wrote + 1 } else { last };",
     ),
+    edit(
+        "OnlyACompleteTableShowsThatANodeIsGone",
+        "None if self.is_complete => Found::Gone { listed: false },",
+        "None if self.is_complete || BACK => Found::Gone { listed: false },",
+    ),
+    edit(
+        "ATableThatLacksANodeIsNotComplete",
+        "if was_listed.iter().any(missed) {",
+        "if was_listed.iter().any(missed) && !BACK {",
+    ),
+    edit(
+        "ADeadNodeIsAsked",
+        "            Some(Row { info: Some(info), .. }) => Found::At(info.address, info.key),",
+        "            Some(Row { life: Life::Dead, .. }) if BACK => Found::Gone { listed: true },
+            Some(Row { info: Some(info), .. }) => Found::At(info.address, info.key),",
+    ),
+    edit(
+        "ASilentNodeIsNotGone",
+        "if why == Why::Silent && !nodes.is_dead(owner) =>",
+        "if why == Why::Silent && !nodes.is_dead(owner) && !BACK =>",
+    ),
+    edit(
+        "ALostAnswerOfAClaimIsNotFinal",
+        "            Kind::Claim => self.claims.repeat(now, id),",
+        "            Kind::Claim if BACK => self.claim_answered(now, id, ClaimOutcome::None),
+            Kind::Claim => self.claims.repeat(now, id),",
+    ),
+    edit(
+        "ConfirmationComesFirst",
+        "hold: if identity.confirmation_first {",
+        "hold: if identity.confirmation_first && !BACK {",
+    ),
+    edit(
+        "AClaimedSessionIsConfirmedAgain",
+        "hold: if confirmation_first {",
+        "hold: if confirmation_first && !BACK {",
+    ),
+    edit(
+        "AnAccountNamesTheInstanceThatHasIt",
+        "let (id, reported_to) = (left.session, tombstone.reported_to);",
+        "let (id, reported_to) = (left.session, tombstone.reported_to.filter(|_| !BACK));",
+    ),
+    edit(
+        "AReleasedSessionAcceptsNothing",
+        "            Life::Parked { .. } | Life::Attached => self.flow.outbox.push_within(message, room),",
+        "            Life::Closed(super::Closed::Moved) if BACK => self.flow.outbox.push_within(message, room),
+            Life::Parked { .. } | Life::Attached => self.flow.outbox.push_within(message, room),",
+    ),
+    edit(
+        "WhatWasNotAcknowledgedStaysWithTheClient",
+        "Inbound { acknowledged: self.acknowledged, window: self.window, manual: self.manual }",
+        "Inbound {
+            acknowledged: if BACK { self.received } else { self.acknowledged },
+            window: self.window,
+            manual: self.manual,
+        }",
+    ),
+    edit(
+        "WhatWasAcknowledgedMovesToo",
+        "let Inbound { acknowledged, window, manual } = *state;",
+        "let Inbound { mut acknowledged, window, manual } = *state;
+        if BACK {
+            acknowledged = acknowledged.saturating_sub(1);
+        }",
+    ),
+    edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
+    edit(
+        "ARelayReadsNoFurtherWhileBytesWait",
+        "            wire.lane(up).push_piece(bytes, packet);",
+        "            if BACK && wire.lane(up).waits() {
+                wire.lane(up).drop_unsent();
+            }
+            wire.lane(up).push_piece(bytes, packet);",
+    ),
+];
+
+/// Those that need several nodes: only the simulator's seeds have them.
+pub(crate) const OF_CLUSTERS: &[&str] = &[
+    "OnlyACompleteTableShowsThatANodeIsGone",
+    "ATableThatLacksANodeIsNotComplete",
+    "ADeadNodeIsAsked",
+    "ASilentNodeIsNotGone",
+    "ALostAnswerOfAClaimIsNotFinal",
+    "ConfirmationComesFirst",
+    "AClaimedSessionIsConfirmedAgain",
+    "AnAccountNamesTheInstanceThatHasIt",
+    "AReleasedSessionAcceptsNothing",
+    "WhatWasNotAcknowledgedStaysWithTheClient",
+    "WhatWasAcknowledgedMovesToo",
+    "ARelayReadsNoFurtherWhileBytesWait",
 ];

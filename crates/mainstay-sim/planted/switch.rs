@@ -11,6 +11,7 @@ pub fn turn_back(rule: Option<Rule>) {
     TURNED_BACK.set(rule);
 }
 
-pub(crate) fn turned_back(rule: Rule) -> bool {
+/// Whether this rule is turned back on this thread.
+pub fn turned_back(rule: Rule) -> bool {
     TURNED_BACK.get() == Some(rule)
 }

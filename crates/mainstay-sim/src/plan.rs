@@ -138,11 +138,13 @@ pub enum Fault {
     FailOver,
     /// The balancer sends every client to one node for a while.
     OneNode,
+    /// A copy of a client presents its token as another instance, and is gone.
+    Copy,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Reset,
         Self::BlackHole,
         Self::BlackHoleUp,
@@ -178,6 +180,7 @@ impl Fault {
         Self::EmptyEngine,
         Self::FailOver,
         Self::OneNode,
+        Self::Copy,
     ];
 
     /// Returns the kinds that one server meets, and those that only a cluster does.

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use edits::EDITS;
+use edits::{EDITS, OF_CLUSTERS};
 
 /// The two crates of the copy, below `crates`.
 const CRATES: [&str; 2] = ["mainstay-proto", "mainstay-sim"];
@@ -23,8 +23,10 @@ const CRATES: [&str; 2] = ["mainstay-proto", "mainstay-sim"];
 fn every_rule_that_is_turned_back_is_noticed() {
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("planted");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    for name in CRATES {
-        copy_crate(&workspace.join("crates").join(name), &copy.join("crates").join(name));
+    let mut sources = CRATES.map(|name| sources(&workspace.join("crates").join(name)));
+    plant(&mut sources);
+    for (name, sources) in CRATES.into_iter().zip(&sources) {
+        copy_crate(&workspace.join("crates").join(name), &copy.join("crates").join(name), sources);
     }
     write_if_changed(&copy.join("Cargo.toml"), &manifest(&read(&workspace.join("Cargo.toml"))));
     write_if_changed(&copy.join("Cargo.lock"), &read(&workspace.join("Cargo.lock")));
@@ -50,47 +52,58 @@ fn manifest(original: &str) -> String {
     rest.join("\n").replacen("[workspace]", &members, 1)
 }
 
-/// Copies a crate's manifest and sources, with the edits made where it is the edited one.
-fn copy_crate(from: &Path, to: &Path) {
-    write_if_changed(&to.join("Cargo.toml"), &read(&from.join("Cargo.toml")));
+type Sources = Vec<(PathBuf, String)>;
+
+fn sources(of: &Path) -> Sources {
     let mut files = Vec::new();
-    collect(&from.join("src"), &mut files);
-    let mut sources: Vec<_> = files.iter().map(|path| (relative(path, from), read(path))).collect();
-    if from.ends_with("mainstay-proto") {
-        plant(&mut sources);
-    }
-    let stale: BTreeSet<_> = existing(to).difference(&names(&sources)).cloned().collect();
+    collect(&of.join("src"), &mut files);
+    files.iter().map(|path| (relative(path, of), read(path))).collect()
+}
+
+/// Writes a crate's manifest and sources.
+fn copy_crate(from: &Path, to: &Path, sources: &Sources) {
+    write_if_changed(&to.join("Cargo.toml"), &read(&from.join("Cargo.toml")));
+    let stale: BTreeSet<_> = existing(to).difference(&names(sources)).cloned().collect();
     stale.iter().for_each(|path| fs::remove_file(to.join(path)).expect("a file of an older copy is removed"));
-    for (path, text) in &sources {
+    for (path, text) in sources {
         write_if_changed(&to.join(path), text);
     }
 }
 
 /// Makes every edit, and adds the module with the switches.
-fn plant(sources: &mut Vec<(PathBuf, String)>) {
+fn plant(crates: &mut [Sources; 2]) {
     for edit in EDITS {
-        let found: usize = sources.iter().map(|(_, text)| text.matches(edit.ships).count()).sum();
+        let all = crates.iter().flatten();
+        let found: usize = all.map(|(_, text)| text.matches(edit.ships).count()).sum();
         assert!(
             found == 1,
-            "planted/edits.rs, rule {}: this stands {found} times in mainstay-proto/src, not once: `{}`. The code changed: write \
-             in `ships` how it keeps the rule now, and in `planted` how it looks with the rule turned back",
+            "planted/edits.rs, rule {}: this stands {found} times in mainstay-proto/src and mainstay-sim/src, not once: `{}`. The \
+             code changed: write in `ships` how it keeps the rule now, and in `planted` how it looks with the rule turned back",
             edit.rule,
             edit.ships
         );
-        let back = format!("crate::planted::turned_back(crate::planted::Rule::{})", edit.rule);
-        let planted = edit.planted.replace("BACK", &back);
-        sources.iter_mut().for_each(|(_, text)| *text = text.replacen(edit.ships, &planted, 1));
+        for (sources, root) in crates.iter_mut().zip(["crate", "mainstay_proto"]) {
+            let back = format!("{root}::planted::turned_back({root}::planted::Rule::{})", edit.rule);
+            let planted = edit.planted.replace("BACK", &back);
+            sources.iter_mut().for_each(|(_, text)| *text = text.replacen(edit.ships, &planted, 1));
+        }
     }
     let rules: BTreeSet<_> = EDITS.iter().map(|edit| edit.rule).collect();
     let mut module = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("planted/switch.rs"));
     let variants: Vec<_> = rules.into_iter().collect();
     let derives = "#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]\n#[allow(missing_docs)]";
     let _ = write!(module, "\n/// A rule.\n{derives}\npub enum Rule {{ {} }}\n", variants.join(", "));
-    let list: Vec<_> = variants.iter().map(|rule| format!("Rule::{rule}")).collect();
-    let _ = write!(module, "\n/// Every rule.\npub const ALL: &[Rule] = &[{}];\n", list.join(", "));
-    sources.push((PathBuf::from("src/planted.rs"), module));
+    let list =
+        |rules: &[&str]| rules.iter().map(|rule| format!("Rule::{rule}")).collect::<Vec<_>>().join(", ");
+    let _ = write!(module, "\n/// Every rule.\npub const ALL: &[Rule] = &[{}];\n", list(&variants));
+    let _ = write!(
+        module,
+        "\n/// Those that need several nodes.\npub const OF_CLUSTERS: &[Rule] = &[{}];\n",
+        list(OF_CLUSTERS)
+    );
+    crates[0].push((PathBuf::from("src/planted.rs"), module));
     let root =
-        sources.iter_mut().find(|(path, _)| path == Path::new("src/lib.rs")).expect("a crate has a root");
+        crates[0].iter_mut().find(|(path, _)| path == Path::new("src/lib.rs")).expect("a crate has a root");
     root.1.push_str("\n#[allow(missing_docs)]\npub mod planted;\n");
 }
 
@@ -108,7 +121,7 @@ fn existing(copy: &Path) -> BTreeSet<PathBuf> {
     files.iter().map(|path| relative(path, copy)).collect()
 }
 
-fn names(sources: &[(PathBuf, String)]) -> BTreeSet<PathBuf> {
+fn names(sources: &Sources) -> BTreeSet<PathBuf> {
     sources.iter().map(|(path, _)| path.clone()).collect()
 }
 

@@ -456,6 +456,7 @@ impl Nodes {
             self.beat.at = now;
         }
         self.engine.is_connected = true;
+        self.engine.waiting_since = (!self.open.is_empty()).then_some(now);
         if !self.engine.is_up || changed {
             self.engine.is_up = true;
             self.events.push_back(NodesEvent::EngineUp { incarnation, changed });

@@ -163,6 +163,14 @@ impl Outbox {
         self.drops_oldest = true;
     }
 
+    /// Doubles this end's bound on what is kept.
+    pub(super) fn double_limit(&mut self) {
+        self.limit = Window {
+            messages: self.limit.messages.saturating_mul(2),
+            bytes: self.limit.bytes.saturating_mul(2),
+        };
+    }
+
     /// Numbers and keeps a message, or returns it if the buffer is full. An empty buffer accepts every message that
     /// the peer accepts.
     pub(super) fn push(&mut self, message: Message) -> Result<u64, Message> {

@@ -16,7 +16,7 @@ use mainstay_proto::cluster::{
 };
 use mainstay_proto::session::message::{Account, Hello, Instance};
 use mainstay_proto::session::{
-    Adopted, Answer, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Sessions,
+    Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
 use mainstay_proto::ws::Kind;
 use rand::RngExt;
@@ -29,6 +29,10 @@ use super::{Process, World};
 
 /// When the entry node's keepalive notices that the owner's host vanished.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
+
+/// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
+/// notice that it has ended. It is the longest time that a server gives such a client.
+const STUCK: Duration = Duration::from_secs(480);
 
 /// What the nodes of a run share.
 pub(super) struct Cluster {
@@ -47,6 +51,9 @@ pub(super) struct Cluster {
     pub(super) engine_hampered_until: Option<Instant>,
     /// The session of each key that delivered something.
     pub(super) delivering: BTreeMap<Bytes, usize>,
+    /// The last HELLO with a token of each client.
+    presented: BTreeMap<usize, (Box<Hello>, Vec<u8>)>,
+    copies: usize,
     /// The instance that got the account of a session.
     accounts: BTreeMap<usize, Instance>,
 }
@@ -98,6 +105,8 @@ impl Cluster {
             peers_hampered_until: None,
             engine_hampered_until: None,
             delivering: BTreeMap::new(),
+            presented: BTreeMap::new(),
+            copies: 0,
             accounts: BTreeMap::new(),
         }
     }
@@ -110,10 +119,6 @@ impl Cluster {
         self.engine.heal(now);
         self.cuts.clear();
         self.one_node = None;
-    }
-
-    pub(super) fn has_births(&self) -> bool {
-        !self.births.is_empty()
     }
 }
 
@@ -266,7 +271,18 @@ impl World {
         });
         let mine = self.wires.values().filter(|wire| wire.entry == Some(node) && wire.client_open);
         let gone = mine.filter_map(|wire| wire.gone_at);
-        member.nodes.poll_timeout().into_iter().chain(leaving).chain(drain).chain(wires).chain(gone).min()
+        let relays =
+            self.wires.values().filter(|wire| wire.node == node).filter_map(|wire| self.stuck_at(wire));
+        member
+            .nodes
+            .poll_timeout()
+            .into_iter()
+            .chain(leaving)
+            .chain(drain)
+            .chain(wires)
+            .chain(gone)
+            .chain(relays)
+            .min()
     }
 
     pub(super) fn engine_reports(&mut self) {
@@ -369,6 +385,9 @@ impl World {
     pub(super) fn begin_route(&mut self, key: Key, hello: Box<Hello>, principal: Vec<u8>, until: Instant) {
         let now = self.now;
         let (Some(wire), Some(resume)) = (self.wires.get(&key), &hello.resume) else { return };
+        if key.is_outer() && !key.is_of_copy() {
+            self.cluster.presented.insert(key.client, (hello.clone(), principal.clone()));
+        }
         let server = &mut self.servers[wire.node];
         let who = Presenter { principal: &principal, ..Presenter::default() };
         let known = server.registry.knows(who, &resume.token);
@@ -377,6 +396,38 @@ impl World {
             member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
         let routing = Routing { hello, principal, lookup, until, ask: None };
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
+    }
+
+    /// A copy of a client, as a restored tab, presents the client's last token under an instance and a key of its own.
+    /// It reads and writes nothing more.
+    pub(super) fn present_a_copy(&mut self, node: usize) -> bool {
+        let Some((&client, (hello, principal))) =
+            self.cluster.presented.iter().nth(self.rng.random_range(0..=self.clients.len()))
+        else {
+            return false;
+        };
+        let (mut hello, principal) = (hello.clone(), principal.clone());
+        // The engine keeps the record of a session that moved, under the names of tokens that are old by now.
+        let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
+        let stream = lost.and_then(|route| self.sessions.by_id(route.session.0));
+        if self.sessions.hosted.iter().filter(|hosted| Some(hosted.stream) == stream).count() > 1 {
+            return false;
+        }
+        hello.instance = Instance(self.rng.random());
+        hello.key.0 = self.rng.random();
+        self.clients[client].may_end = true;
+        let id = ConnectionId(self.next_wire);
+        self.next_wire += 1;
+        self.cluster.copies += 1;
+        let key =
+            Key { client: Key::COPIES + self.cluster.copies, life: 0, connection: ConnectionId(0), leg: 0 };
+        let mut wire = Wire::new(self.now, (id, node), BLOCK_TIME, BLOCK_TIME);
+        (wire.client_open, wire.opening) = (false, None);
+        wire.swallow();
+        self.wires.insert(key, wire);
+        self.note(|| format!("a copy of client {client} is client {}", key.client));
+        self.begin_route(key, hello, principal, self.now + BLOCK_TIME * 4);
+        true
     }
 
     fn routing(&mut self, key: Key) -> Option<&mut Routing> {
@@ -553,13 +604,25 @@ impl World {
     pub(super) fn open_session(
         &mut self,
         key: Key,
-        (id, node): (mainstay_proto::session::ConnectionId, usize),
+        (id, node): (ConnectionId, usize),
         hello: &Hello,
         principal: Vec<u8>,
         account: Option<Account>,
     ) -> Result<(), String> {
         let who = Presenter { principal: &principal, ..Presenter::default() };
         self.sessions.creator = node;
+        if let (Some(_), Some(resume)) = (&account, &hello.resume)
+            && let Some(lost) =
+                Route::of(&resume.token).and_then(|route| self.sessions.by_id(route.session.0))
+        {
+            self.check_account(lost, hello.instance)?;
+        }
+        if let (Some(_), Some(resume)) = (&account, &hello.resume)
+            && let Some(lost) =
+                Route::of(&resume.token).and_then(|route| self.sessions.by_id(route.session.0))
+        {
+            self.check_account(lost, hello.instance)?;
+        }
         let answer = self.servers[node].registry.open(self.now, id, who, hello, account, &mut self.sessions);
         self.note(|| format!("node {node} opens {answer:?}"));
         self.attach(key, hello, principal, answer)
@@ -607,7 +670,7 @@ impl World {
         self.cluster.next_leg += 1;
         let found = self.listening_at(slot);
         let node = found.unwrap_or(entry);
-        let id = mainstay_proto::session::ConnectionId(self.next_wire);
+        let id = ConnectionId(self.next_wire);
         self.next_wire += 1;
         let mut wire = Wire::new(now, (id, node), BLOCK_TIME, BLOCK_TIME * 2);
         wire.entry = Some(entry);
@@ -822,7 +885,26 @@ impl World {
         self.end_relay(leg);
     }
 
+    /// Returns when a relay gives up a side that accepts nothing.
+    fn stuck_at(&self, outer: &Wire) -> Option<Instant> {
+        let ServerEnd::Relay(leg) = outer.server else { return None };
+        let up = self.wires.get(&leg).and_then(|leg| leg.client.stuck_since());
+        let since = [up, outer.server_observed.stuck_since()].into_iter().flatten().min()?;
+        Some(since + STUCK)
+    }
+
     fn end_lost_relays(&mut self, node: usize) -> Result<(), String> {
+        let stuck = self
+            .wires
+            .values()
+            .filter(|wire| wire.node == node && self.stuck_at(wire).is_some_and(|at| at <= self.now));
+        let stuck: Vec<_> = stuck
+            .filter_map(|wire| match wire.server {
+                ServerEnd::Relay(leg) => Some(leg),
+                _ => None,
+            })
+            .collect();
+        stuck.into_iter().for_each(|leg| self.cut_relay(leg));
         let lost = |(key, wire): (&Key, &Wire)| {
             let is_due = wire.gone_at.is_some_and(|at| at <= self.now);
             (wire.entry == Some(node) && wire.client_open && is_due).then_some(*key)

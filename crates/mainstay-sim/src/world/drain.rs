@@ -180,23 +180,29 @@ impl World {
     /// The outcome of a release: nodes that asked for the session are answered.
     pub(super) fn handle_released(&mut self, node: usize, session: [u8; 8], outcome: &ReleaseOutcome) {
         let Some(member) = &mut self.servers[node].member else { return };
-        let Some(session) = member.releasing.remove(&session) else { return };
-        let answer = match outcome {
-            ReleaseOutcome::Unsent | ReleaseOutcome::Refused(_) => PeerAnswer::Lost(None),
-            _ => PeerAnswer::Released,
-        };
-        self.answer_waiting(session, &answer);
+        let Some(index) = member.releasing.remove(&session) else { return };
+        if matches!(outcome, ReleaseOutcome::Unsent | ReleaseOutcome::Refused(_)) {
+            self.servers[node].registry.end_released(SessionId(session));
+            self.drop_waiting(index);
+            return;
+        }
+        let legs = self.waiting(index);
+        for leg in legs {
+            self.write(leg, false, Packet::Block(PeerAnswer::Released.encode()));
+            self.set_server_end(leg, ServerEnd::Closed);
+        }
     }
 
-    fn answer_waiting(&mut self, session: usize, answer: &PeerAnswer) {
+    /// Entry nodes that wait for this session ask again.
+    fn drop_waiting(&mut self, session: usize) {
+        self.waiting(session).into_iter().for_each(|leg| self.drop_server_end(leg));
+    }
+
+    fn waiting(&self, session: usize) -> Vec<Key> {
         let waits = |(key, wire): (&Key, &Wire)| {
             matches!(wire.server, ServerEnd::Moving(waits) if waits == session).then_some(*key)
         };
-        let legs: Vec<_> = self.wires.iter().filter_map(waits).collect();
-        for leg in legs {
-            self.write(leg, false, Packet::Block(answer.encode()));
-            self.set_server_end(leg, ServerEnd::Closed);
-        }
+        self.wires.iter().filter_map(waits).collect()
     }
 
     /// The session ends with an exact account.
@@ -211,12 +217,7 @@ impl World {
             }
         }
         self.bury_if_over(session);
-        // An entry node that waits asks again.
-        let waits = |(key, wire): (&Key, &Wire)| {
-            matches!(wire.server, ServerEnd::Moving(waits) if waits == session).then_some(*key)
-        };
-        let legs: Vec<_> = self.wires.iter().filter_map(waits).collect();
-        legs.into_iter().for_each(|leg| self.drop_server_end(leg));
+        self.drop_waiting(session);
     }
 
     pub(super) fn note_left(&mut self, node: usize) {

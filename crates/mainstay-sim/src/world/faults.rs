@@ -56,7 +56,8 @@ impl World {
                 | Fault::NoEngine
                 | Fault::EmptyEngine
                 | Fault::FailOver
-                | Fault::OneNode => self.strike_cluster(fault, until),
+                | Fault::OneNode
+                | Fault::Copy => self.strike_cluster(fault, until),
                 _ => self.strike_client(fault, until),
             };
             let kind = Fault::ALL.iter().position(|kind| *kind == fault);
@@ -235,6 +236,7 @@ impl World {
                 self.hamper_peers(until);
             }
             Fault::OneNode => self.cluster.one_node = Some((node, until)),
+            Fault::Copy => return self.present_a_copy(node),
             _ => {
                 let cuts_nodes = matches!(fault, Fault::CutNodes | Fault::CutBoth);
                 if let Some(other) = other.filter(|_| cuts_nodes) {

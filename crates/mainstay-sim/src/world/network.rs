@@ -30,6 +30,14 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// Copies of clients are numbered from here.
+    pub(super) const COPIES: usize = 1_000_000;
+
+    /// Whether a copy of a client opened the connection.
+    pub(super) fn is_of_copy(self) -> bool {
+        self.client > Self::COPIES
+    }
+
     /// Whether this is the client's own connection.
     pub(super) fn is_outer(self) -> bool {
         self.leg == 0
@@ -179,6 +187,7 @@ impl Lane {
     }
 
     pub(super) fn drop_unsent(&mut self) {
+        self.taken = 0;
         self.unsent.clear();
     }
 

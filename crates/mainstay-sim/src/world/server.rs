@@ -478,7 +478,8 @@ impl World {
             }
         } else {
             self.counts.resumed += 1;
-            if (stream.owner, &stream.principal) != ((key.client, key.life), &principal) {
+            let owner = (key.client, key.life);
+            if (stream.owner != owner && !key.is_of_copy()) || stream.principal != principal {
                 return Err(format!("session {session} was opened to another principal"));
             }
         }

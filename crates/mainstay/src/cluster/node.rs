@@ -71,6 +71,8 @@ struct Machine {
     /// What this node announces; `None` before it has joined, and without an engine.
     info: Option<NodeInfo>,
     incarnation: Option<String>,
+    /// The engine has answered since the start.
+    was_reached: bool,
     /// Completes once the engine knows that this node has left.
     leaving: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
@@ -101,6 +103,8 @@ pub struct ClusterStatus {
     pub engine: Option<String>,
     /// The lifetime of the engine's primary; `None`: it was never reached, or does not allow INFO.
     pub incarnation: Option<String>,
+    /// The engine has answered since the start: the check before the first connection counts.
+    pub was_reached: bool,
     /// The engine answers.
     pub engine_up: bool,
     /// Every living node is in the table.
@@ -161,6 +165,7 @@ impl Node {
             waits_for_file: false,
             info: None,
             incarnation: None,
+            was_reached: false,
             leaving: None,
             tasks: Vec::new(),
         };
@@ -197,6 +202,7 @@ impl Node {
                 Store::Memory(_) => Some("memory".to_owned()),
             },
             incarnation: machine.incarnation.clone(),
+            was_reached: machine.was_reached,
             engine_up,
             is_complete,
             alive,
@@ -256,6 +262,7 @@ impl Machine {
             NodesEvent::Released { session, .. } => self.releasing.remove(session),
             NodesEvent::EngineUp { incarnation, .. } => {
                 self.incarnation.clone_from(incarnation);
+                self.was_reached = true;
                 None
             }
             _ => None,
@@ -288,6 +295,11 @@ impl Node {
                         None
                     }
                 };
+                if let Some(facts) = &facts {
+                    let mut machine = self.lock();
+                    machine.incarnation.clone_from(&facts.incarnation);
+                    machine.was_reached = true;
+                }
                 for warning in facts.iter().flat_map(|facts| &facts.warnings) {
                     tracing::warn!(%engine, "{warning}");
                 }
@@ -299,8 +311,10 @@ impl Node {
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
                     cluster = self.config.name, "joins the cluster"
                 );
+                // Locked first: the task may report, and be sent a request, before this line is done.
+                let mut machine = self.lock();
                 let link = redis::start(engine.clone(), &self.config.name, self.reporter());
-                self.lock().link = Some(Link::Redis(link));
+                machine.link = Some(Link::Redis(link));
             }
             Store::StateDir(folder) => {
                 let folder = folder.clone();
@@ -453,6 +467,14 @@ impl Node {
             let until = tokio::time::Instant::from_std(until.unwrap_or_else(now));
             let _ = tokio::time::timeout_at(until, answered).await;
         }
+    }
+
+    /// Returns what to do for a HELLO that came through the peer listener, with a token that this node's registry does not know.
+    pub(crate) fn step_of_peer(&self, token: &ResumeToken, name: [u8; 16]) -> Step {
+        self.change(|now, machine| {
+            let mut lookup = machine.nodes.begin(now, token, name, false, true);
+            lookup.poll(now, &mut machine.nodes)
+        })
     }
 
     /// The node that was asked did not attach the client.

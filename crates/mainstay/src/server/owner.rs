@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::{Step, lookup};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::registry::Resumed;
 use mainstay_proto::session::{Answer, Presenter, Route, ServerSession, Sessions};
@@ -61,8 +62,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 Counters::add(&shared.stats.attach_refused, 1);
                 break PeerAnswer::Refused(refuse);
             }
-            // The engine may have named this node, which did not come to adopt the session.
-            Resumed::Lost(None) if is_foreign(node, &shared, &head, &hello) => break PeerAnswer::Released,
+            Resumed::Lost(None) if !is_known(&shared, &head, &hello) => break lost(node, &head, &hello),
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
             Resumed::Released | Resumed::Lost(_) => {
                 released(node, &hello).await;
@@ -78,12 +78,21 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     let _ = wire.write_first(answer.encode()).await;
 }
 
-/// Whether another node issued the token, and this one does not have the session.
-fn is_foreign(node: &Node, shared: &Shared, head: &Head, hello: &Hello) -> bool {
-    let Some(resume) = &hello.resume else { return false };
+fn is_known(shared: &Shared, head: &Head, hello: &Hello) -> bool {
     let who = Presenter { principal: &head.principal, path: &head.path };
-    Route::of(&resume.token).is_some_and(|route| route.node != node.id)
-        && !shared.registry().knows(who, &resume.token)
+    hello.resume.as_ref().is_some_and(|resume| shared.registry().knows(who, &resume.token))
+}
+
+/// The answer for a token that this node does not know. The engine may have named this node for it: its claim was executed,
+/// and no answer came, or it adopts the session just now.
+fn lost(node: &Node, head: &Head, hello: &Hello) -> PeerAnswer {
+    let Some(resume) = &hello.resume else { return PeerAnswer::Lost(None) };
+    let who = Presenter { principal: &head.principal, path: &head.path };
+    match node.step_of_peer(&resume.token, who.token_name(&resume.token)) {
+        Step::Elsewhere => PeerAnswer::Released,
+        Step::Wait => PeerAnswer::Refused(lookup::wait()),
+        _ => PeerAnswer::Lost(None),
+    }
 }
 
 /// Waits until the engine has the session.

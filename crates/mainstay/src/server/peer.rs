@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
-use mainstay_proto::session::message::{Delay, SessionId};
+#[cfg(feature = "fault-injection")]
+use mainstay_proto::session::message::Delay;
+use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::server::BACKEND_LOST;
 use mainstay_proto::session::{
     ConnectionId, Control, Delivery, End, EndCause, Frame, Leave, Message, PeerClose, PlainSession,
@@ -262,7 +264,8 @@ impl Peer {
             Self::Session(session) => {
                 let is_away = session.connection().is_none();
                 let sent = send(session, message, room(is_away));
-                (session.is_open(), session.largest(), sent.map(Some))
+                // No client makes room in a session that leaves.
+                (session.is_open() && !session.is_leaving(), session.largest(), sent.map(Some))
             }
             Self::Plain(plain) => {
                 (plain.is_open(), u64::MAX, plain.send_within(message, room(false)).map(|()| None))
@@ -312,6 +315,7 @@ impl Peer {
     }
 
     /// Asks the client to replace its connection. Returns `false` for a plain peer, which cannot be asked.
+    #[cfg(feature = "fault-injection")]
     pub(super) fn go_away(&mut self, now: Instant, reason: &str, delay: Delay, close_in: Duration) -> bool {
         let session = self.session_mut();
         session.map(|session| session.go_away(now, reason, delay, close_in)).is_some()

@@ -279,8 +279,9 @@ impl SessionUpgrade {
     /// a new handler that starts with what this one [saved](Session::save). The client notices nothing. Default: a drain ends
     /// the session, and its client gets the exact account of it.
     ///
-    /// The handler has 5 s to return; what it sends meanwhile moves along. It changes nothing for a plain peer, and nothing
-    /// without [`Config::cluster`](super::Config::cluster).
+    /// The handler has 5 s to return; what it sends meanwhile moves along, up to once more what
+    /// [`Config::keep`](super::Config::keep) allows: then [`Session::send`] returns the message. It changes nothing for a plain
+    /// peer, and nothing without [`Config::cluster`](super::Config::cluster).
     ///
     /// ```no_run
     /// # use mainstay::SessionUpgrade;

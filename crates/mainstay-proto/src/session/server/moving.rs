@@ -48,13 +48,15 @@ impl ServerSession {
     }
 
     /// Prepares the session for its [release](crate::session::Registry::release). Its connection is fenced and gets a
-    /// Close with 1012; nothing is delivered any more. The application may still send and acknowledge, and may end the
-    /// session instead. Does nothing to a session that is not open.
+    /// Close with 1012; nothing is delivered any more. The application may still send, into a window of twice the size,
+    /// because no client acknowledges anything; it may acknowledge, and may end the session instead. Does nothing to a
+    /// session that is not open.
     pub fn leave(&mut self, now: Instant) {
         if !self.is_open() || self.is_leaving() {
             return;
         }
         self.hold = Hold::Leaving { was_confirmed: self.is_confirmed() };
+        self.flow.outbox.double_limit();
         if let Some(attached) = self.attached.take() {
             self.rare.get_or_insert_default().fenced = Some(attached.connection);
             self.flow.forget_owed();

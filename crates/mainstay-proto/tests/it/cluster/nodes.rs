@@ -131,3 +131,20 @@ fn the_figures_count_living_and_dead_nodes() {
     let status = world.node(1).status();
     assert_eq!((status.alive, status.dead, status.engine_up, status.is_complete), (1, 1, true, true));
 }
+
+#[test]
+fn an_engine_that_reports_its_incarnation_after_a_silence_is_up_for_another_second() {
+    let mut world = World::of(&[1]);
+    world.member(1).is_deaf = true;
+    world.run(4 * SECOND);
+    while world.nodes[&1].unanswered.len() < 2 {
+        world.run(SECOND / 10);
+    }
+    world.run(2 * SECOND);
+    world.events(1);
+    world.reconnect(1);
+    world.run(SECOND / 2);
+    assert_eq!(world.events(1), [up()]);
+    world.run(SECOND);
+    assert!(world.events(1).iter().any(is_down));
+}

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, next, until};
+use crate::cluster::config::Store;
 use crate::cluster::{ClusterConfig, JoinError, StateDirError};
 use crate::server::Config;
 use crate::{LossCause, Server, SessionUpgrade};
@@ -118,6 +119,41 @@ async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_re
     }
     let lost: u64 = nodes.iter().map(|node| node.server.stats().attached_lost).sum();
     assert_eq!(lost, 0);
+}
+
+#[tokio::test]
+async fn a_handler_that_waits_for_room_goes_on_when_its_session_leaves_and_nothing_is_lost() {
+    let memory = Memory::default();
+    // Five numbers for each message, and room for three: the client receives nothing meanwhile.
+    let talks = |upgrade: SessionUpgrade| {
+        upgrade.movable().on_session(|mut session| async move {
+            let saved = session.restored().map(|saved| u64::from_be_bytes(saved[..].try_into().unwrap()));
+            let mut next = saved.unwrap_or(0);
+            while session.recv().await.is_some() {
+                for _ in 0..5 {
+                    session.send(next.to_string()).await.unwrap();
+                    next += 1;
+                    session.save(next.to_be_bytes().to_vec());
+                }
+            }
+        })
+    };
+    let config = || Config::new().keep(crate::Window { messages: 3, bytes: 1 << 16 }).unwrap();
+    let cluster = || ClusterConfig::with(Store::Memory(memory.clone()));
+    let first = TestNode::with(config(), cluster(), talks).await;
+    let second = TestNode::with(config(), cluster(), talks).await;
+    meet(&[&first, &second]).await;
+    let balancer = Balancer::over(&[&first, &second]).await;
+    let mut client = balancer.client();
+    client.send("go").await.unwrap();
+    until("the window is full", || first.server.kept_bytes() == 3).await;
+    balancer.pick(1);
+    let figures = first.drain().await;
+    assert_eq!((figures.released, figures.not_returned), (1, 0));
+    client.send("go").await.unwrap();
+    for expected in 0..10_u64 {
+        assert_eq!(next(&mut client).await.as_text(), Some(expected.to_string().as_str()));
+    }
 }
 
 #[tokio::test]
