@@ -87,6 +87,12 @@ impl Observed {
         self.waits = waits;
     }
 
+    /// Returns since when bytes wait of which the socket accepts none.
+    #[must_use]
+    pub fn stuck_since(&self) -> Option<Instant> {
+        self.stuck.filter(|_| self.waits)
+    }
+
     /// The last sleep invalidated everything before it.
     #[must_use]
     pub fn is_fresh(&self) -> bool {

@@ -30,6 +30,10 @@ use super::{Process, World};
 /// When the entry node's keepalive notices that the owner's host vanished.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
 
+/// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
+/// notice that it has ended. It is the longest time that a server gives such a client.
+const STUCK: Duration = Duration::from_secs(480);
+
 /// What the nodes of a run share.
 pub(super) struct Cluster {
     pub(super) engine: Engine,
@@ -267,7 +271,18 @@ impl World {
         });
         let mine = self.wires.values().filter(|wire| wire.entry == Some(node) && wire.client_open);
         let gone = mine.filter_map(|wire| wire.gone_at);
-        member.nodes.poll_timeout().into_iter().chain(leaving).chain(drain).chain(wires).chain(gone).min()
+        let relays =
+            self.wires.values().filter(|wire| wire.node == node).filter_map(|wire| self.stuck_at(wire));
+        member
+            .nodes
+            .poll_timeout()
+            .into_iter()
+            .chain(leaving)
+            .chain(drain)
+            .chain(wires)
+            .chain(gone)
+            .chain(relays)
+            .min()
     }
 
     pub(super) fn engine_reports(&mut self) {
@@ -392,6 +407,12 @@ impl World {
             return false;
         };
         let (mut hello, principal) = (hello.clone(), principal.clone());
+        // The engine keeps the record of a session that moved, under the names of tokens that are old by now.
+        let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
+        let stream = lost.and_then(|route| self.sessions.by_id(route.session.0));
+        if self.sessions.hosted.iter().filter(|hosted| Some(hosted.stream) == stream).count() > 1 {
+            return false;
+        }
         hello.instance = Instance(self.rng.random());
         hello.key.0 = self.rng.random();
         self.clients[client].may_end = true;
@@ -864,7 +885,26 @@ impl World {
         self.end_relay(leg);
     }
 
+    /// Returns when a relay gives up a side that accepts nothing.
+    fn stuck_at(&self, outer: &Wire) -> Option<Instant> {
+        let ServerEnd::Relay(leg) = outer.server else { return None };
+        let up = self.wires.get(&leg).and_then(|leg| leg.client.stuck_since());
+        let since = [up, outer.server_observed.stuck_since()].into_iter().flatten().min()?;
+        Some(since + STUCK)
+    }
+
     fn end_lost_relays(&mut self, node: usize) -> Result<(), String> {
+        let stuck = self
+            .wires
+            .values()
+            .filter(|wire| wire.node == node && self.stuck_at(wire).is_some_and(|at| at <= self.now));
+        let stuck: Vec<_> = stuck
+            .filter_map(|wire| match wire.server {
+                ServerEnd::Relay(leg) => Some(leg),
+                _ => None,
+            })
+            .collect();
+        stuck.into_iter().for_each(|leg| self.cut_relay(leg));
         let lost = |(key, wire): (&Key, &Wire)| {
             let is_due = wire.gone_at.is_some_and(|at| at <= self.now);
             (wire.entry == Some(node) && wire.client_open && is_due).then_some(*key)
