@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use mainstay_proto::cluster::nodes::NodesStatus;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, PeerKey, PeerOutcome,
     ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
