@@ -71,6 +71,8 @@ struct Machine {
     /// What this node announces; `None` before it has joined, and without an engine.
     info: Option<NodeInfo>,
     incarnation: Option<String>,
+    /// The engine has answered since the start.
+    was_reached: bool,
     /// Completes once the engine knows that this node has left.
     leaving: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
@@ -101,6 +103,8 @@ pub struct ClusterStatus {
     pub engine: Option<String>,
     /// The lifetime of the engine's primary; `None`: it was never reached, or does not allow INFO.
     pub incarnation: Option<String>,
+    /// The engine has answered since the start: the check before the first connection counts.
+    pub was_reached: bool,
     /// The engine answers.
     pub engine_up: bool,
     /// Every living node is in the table.
@@ -161,6 +165,7 @@ impl Node {
             waits_for_file: false,
             info: None,
             incarnation: None,
+            was_reached: false,
             leaving: None,
             tasks: Vec::new(),
         };
@@ -197,6 +202,7 @@ impl Node {
                 Store::Memory(_) => Some("memory".to_owned()),
             },
             incarnation: machine.incarnation.clone(),
+            was_reached: machine.was_reached,
             engine_up,
             is_complete,
             alive,
@@ -256,6 +262,7 @@ impl Machine {
             NodesEvent::Released { session, .. } => self.releasing.remove(session),
             NodesEvent::EngineUp { incarnation, .. } => {
                 self.incarnation.clone_from(incarnation);
+                self.was_reached = true;
                 None
             }
             _ => None,
@@ -288,6 +295,11 @@ impl Node {
                         None
                     }
                 };
+                if let Some(facts) = &facts {
+                    let mut machine = self.lock();
+                    machine.incarnation.clone_from(&facts.incarnation);
+                    machine.was_reached = true;
+                }
                 for warning in facts.iter().flat_map(|facts| &facts.warnings) {
                     tracing::warn!(%engine, "{warning}");
                 }
