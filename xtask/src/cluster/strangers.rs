@@ -61,7 +61,7 @@ pub(super) fn strangers(program: &Program, size: &Size) -> Result<()> {
 }
 
 /// The metric that counts what a peer listener dropped, by reason.
-const REFUSED: &str = "mainstay_cluster_peer_refused_total";
+const REFUSED: &str = "mainstay_peer_dropped_total";
 
 /// What a stranger sends, and whether it ends its side then.
 fn calls(node: &[u8]) -> Vec<(&'static str, Vec<u8>, bool)> {
