@@ -2,9 +2,10 @@
 //!
 //! The entry node connects, sends a [`Head`], and behind it the client's bytes as they came, from the first byte of
 //! HELLO on. The owner accepts the entry node's authentication result, queries its registry, and sends a
-//! [`PeerAnswer`]. After [`PeerAnswer::Accepted`] the stream is the client's; after any other answer it ends.
+//! [`PeerAnswer`]. After [`PeerAnswer::Accepted`] the stream is the client's; after any other answer it ends. A node that
+//! drains sends [`Leave`] instead of a head, to each owner of clients that it relays.
 //!
-//! A block is four bytes of magic (`MSTN` or `MSTA`), a version (one byte), the length of the body (four bytes, the
+//! A block is four bytes of magic (`MSTN`, `MSTA` or `MSTL`), a version (one byte), the length of the body (four bytes, the
 //! highest first), and the body, whose fields are encoded as in `docs/PROTOCOL.md` "Framing". Decoders take a block from
 //! the front of a buffer once it is whole, and leave what follows; they refuse as soon as the bytes show that they must.
 //!
