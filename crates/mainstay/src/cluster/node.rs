@@ -590,10 +590,10 @@ impl Node {
         }
     }
 
-    /// Gives up the relays of this node over this time: their owners ask the clients to replace their connections, and what is
-    /// left of them at half time is cut, one by one.
+    /// Gives up the relays of this node over this time: their owners ask the clients to replace their connections over
+    /// the first half, and what is left of them in the last quarter is cut, one by one.
     pub(crate) async fn end_relays(&self, spread: Duration) {
-        let half = spread / 2;
+        let (half, quarter) = (spread / 2, spread / 4);
         let owners: Vec<_> = {
             let asked = &self.lock().asked;
             let known = |owner| asked.get(&owner).map(|(address, key)| (owner, *address, *key));
@@ -603,9 +603,9 @@ impl Node {
             for (to, address, key) in owners {
                 self.spawn(entry::tell_to_leave(address, Leave { from: self.id, to, key, within: half }));
             }
-            tokio::time::sleep(half).await;
+            tokio::time::sleep(half + quarter).await;
         }
-        self.relays.cut_over(half).await;
+        self.relays.cut_over(quarter).await;
     }
 
     /// Announces the drain to a process that waits for the state file.
