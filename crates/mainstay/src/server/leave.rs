@@ -22,15 +22,18 @@ const HANDLER_RETURNS: Duration = Duration::from_secs(5);
 const FINAL_RELEASES: Duration = Duration::from_secs(1);
 
 impl Core {
-    /// Has a session that may move leave this server: it is released once its handler has returned. Does nothing to one that
-    /// leaves already, or that may not move. Returns `false` for that.
+    /// Has a session that may move leave this server: it is released once its handler has returned. Returns `false` for one that
+    /// may not, or that the application has closed.
     pub(super) fn leave(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
         let Some(session) = inner.peer.session_mut().filter(|session| session.is_movable()) else {
             return false;
         };
-        if session.is_leaving() || !session.is_open() {
+        if session.is_leaving() {
             return true;
+        }
+        if !session.is_open() {
+            return false;
         }
         session.leave(now());
         let returned = inner.begin_to_leave();
