@@ -14,7 +14,7 @@ use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{
     Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
-use mainstay_proto::session::message::{Account, Hello, Instance};
+use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
     Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
@@ -29,6 +29,10 @@ use super::{Process, World};
 
 /// When the entry node's keepalive notices that the owner's host vanished.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
+
+/// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
+/// notice that it has ended. It is the longest time that a server gives such a client.
+const STUCK: Duration = Duration::from_secs(480);
 
 /// What the nodes of a run share.
 pub(super) struct Cluster {
@@ -267,7 +271,18 @@ impl World {
         });
         let mine = self.wires.values().filter(|wire| wire.entry == Some(node) && wire.client_open);
         let gone = mine.filter_map(|wire| wire.gone_at);
-        member.nodes.poll_timeout().into_iter().chain(leaving).chain(drain).chain(wires).chain(gone).min()
+        let relays =
+            self.wires.values().filter(|wire| wire.node == node).filter_map(|wire| self.stuck_at(wire));
+        member
+            .nodes
+            .poll_timeout()
+            .into_iter()
+            .chain(leaving)
+            .chain(drain)
+            .chain(wires)
+            .chain(gone)
+            .chain(relays)
+            .min()
     }
 
     pub(super) fn engine_reports(&mut self) {
@@ -467,8 +482,8 @@ impl World {
                         return Ok(());
                     }
                 }
-                Step::Adopt { claim, record, .. } => {
-                    self.adopt(key, node, claim, &record)?;
+                Step::Adopt { session, claim, record } => {
+                    self.adopt(key, node, (session, claim), &record)?;
                     return Ok(());
                 }
                 Step::Unknown => return self.route_lost(key, None),
@@ -532,7 +547,7 @@ impl World {
         &mut self,
         key: Key,
         node: usize,
-        claim: u64,
+        (id, claim): (SessionId, u64),
         record: &mainstay_proto::session::Record,
     ) -> Result<(), String> {
         self.sessions.creator = node;
@@ -547,7 +562,11 @@ impl World {
                 self.sessions.with(&session, |machine| machine.set_movable());
                 self.check_saved(session)?;
             }
-            Ok(Adopted::Account) => {}
+            Ok(Adopted::Account) => {
+                if let Some(member) = &mut self.servers[node].member {
+                    member.nodes.consume(self.now, id, claim);
+                }
+            }
             Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
         }
         self.ask_registry(key).map(drop)
@@ -864,7 +883,26 @@ impl World {
         self.end_relay(leg);
     }
 
+    /// Returns when a relay gives up a side that accepts nothing.
+    fn stuck_at(&self, outer: &Wire) -> Option<Instant> {
+        let ServerEnd::Relay(leg) = outer.server else { return None };
+        let up = self.wires.get(&leg).and_then(|leg| leg.client.stuck_since());
+        let since = [up, outer.server_observed.stuck_since()].into_iter().flatten().min()?;
+        Some(since + STUCK)
+    }
+
     fn end_lost_relays(&mut self, node: usize) -> Result<(), String> {
+        let stuck = self
+            .wires
+            .values()
+            .filter(|wire| wire.node == node && self.stuck_at(wire).is_some_and(|at| at <= self.now));
+        let stuck: Vec<_> = stuck
+            .filter_map(|wire| match wire.server {
+                ServerEnd::Relay(leg) => Some(leg),
+                _ => None,
+            })
+            .collect();
+        stuck.into_iter().for_each(|leg| self.cut_relay(leg));
         let lost = |(key, wire): (&Key, &Wire)| {
             let is_due = wire.gone_at.is_some_and(|at| at <= self.now);
             (wire.entry == Some(node) && wire.client_open && is_due).then_some(*key)
