@@ -137,8 +137,10 @@ async fn try_everything(
     scripts.execute(commands, &release(1), "").await?;
     let claimed = scripts.execute(commands, &claim, "").await?;
     let again = scripts.execute(commands, &release(2), "").await?;
-    match (claimed, again) {
-        (Response::Claimed { .. }, Response::Stored) => Ok(()),
+    scripts.execute(commands, &claim, "").await?;
+    let consumed = scripts.execute(commands, &Request::Consume { session, owner, claim: 3 }, "").await?;
+    match (claimed, again, consumed) {
+        (Response::Claimed { .. }, Response::Stored, Response::Stored) => Ok(()),
         _ => Err((redis::ErrorKind::UnexpectedReturnType, "the engine forgot at once what it stored").into()),
     }
 }

@@ -1,4 +1,4 @@
-//! Every answer of the two scripts, from the scripts themselves: what later phases use of them too.
+//! Every answer of the scripts, from the scripts themselves: what later phases use of them too.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value, cmd};
@@ -7,6 +7,7 @@ use crate::server::Server;
 
 const COMMIT: &str = include_str!("../../src/cluster/commit.lua");
 const CLAIM: &str = include_str!("../../src/cluster/claim.lua");
+const CONSUME: &str = include_str!("../../src/cluster/consume.lua");
 
 /// The keys of the one session.
 const KEYS: [&str; 2] = ["mainstay:test:s:{1}", "mainstay:test:s:{1}:o"];
@@ -57,6 +58,10 @@ impl Session {
         let mut run = script(CLAIM);
         run.arg(thought).arg(claimant).arg(name).arg(60_000);
         shown(run.query_async(&mut self.0).await.unwrap())
+    }
+
+    async fn consume(&mut self, claim: u64, owner: &str) -> String {
+        shown(script(CONSUME).arg(claim).arg(owner).query_async(&mut self.0).await.unwrap())
     }
 
     async fn clear(&mut self) {
@@ -248,4 +253,33 @@ async fn a_session_without_a_part_of_its_messages_is_none() {
     let _: i64 = server.run(&format!("DEL {}", KEYS[1])).await;
     assert_eq!(it.claim("A", "B", NAMES[0]).await, "none");
     assert_eq!(it.field("o").await, "", "nothing was changed");
+}
+
+#[tokio::test]
+async fn a_record_is_consumed_by_its_owner_alone_and_given_to_no_node_again() {
+    let (_server, mut it) = session().await;
+    assert_eq!(it.consume(1, "A").await, "fenced ");
+    it.commit(Commit { free: true, saved: "=s", rest: &["rest"], messages: &["x"], ..FIRST }).await;
+    assert_eq!(it.consume(1, "A").await, "fenced ", "it has no owner");
+    it.claim("A", "B", NAMES[0]).await;
+    assert_eq!(it.consume(1, "B").await, "fenced B");
+    assert_eq!(it.consume(2, "A").await, "fenced B");
+    assert_eq!(it.messages().await, "x");
+
+    assert_eq!(it.consume(2, "B").await, "stored");
+    assert_eq!(it.consume(2, "B").await, "stored");
+    let left = [it.field("s").await, it.field("h2").await, it.messages().await];
+    assert_eq!(left, ["-".to_owned(), "-".to_owned(), String::new()]);
+    assert_eq!(it.lives().await, [true, false], "as long as it would have lived");
+    // An old token leads to the owner, and is worth nothing there.
+    assert_eq!(it.claim("A", "C", NAMES[0]).await, "moved B");
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "none");
+    assert_eq!(it.claim("A", "B", NAMES[1]).await, "none");
+    // The owner releases it again.
+    assert_eq!(
+        it.commit(Commit { claim: 2, owner: "B", free: true, messages: &["y"], ..FIRST }).await,
+        "stored"
+    );
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "yours c=3 n=0 o=C messages: y");
+    assert_eq!(it.consume(2, "B").await, "fenced C");
 }
