@@ -247,39 +247,36 @@ async fn a_claim_gets_every_answer_of_its_script() {
 }
 
 #[tokio::test]
+async fn a_consumed_record_names_its_owner_and_is_given_to_no_node() {
+    let (_server, mut it) = session().await;
+    assert_eq!(it.consume(1, "A").await, "fenced ", "no session");
+    let stored = Commit { free: true, saved: "=one", rest: &["rest"], messages: &["x"], ..FIRST };
+    it.commit(stored).await;
+    assert_eq!(it.consume(1, "A").await, "fenced ", "it has no owner");
+    it.claim("A", "B", NAMES[0]).await;
+    assert_eq!(it.consume(1, "A").await, "fenced B");
+    assert_eq!(it.consume(2, "B").await, "stored");
+    assert_eq!(it.consume(2, "B").await, "stored", "a repeated request");
+    assert_eq!(
+        (it.field("s").await, it.field("h2").await, it.messages().await),
+        ("-".into(), "-".into(), "".into())
+    );
+    assert_eq!(it.lives().await, [true, false], "it stays as long as it would have");
+    assert_eq!(it.claim("A", "C", NAMES[1]).await, "moved B");
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "none");
+    assert_eq!(it.claim("A", "B", NAMES[0]).await, "none");
+    assert_eq!(it.claim("A", "C", NAMES[2]).await, "none");
+    // A late duplicate of the old owner's release stays fenced; the new owner releases as usual.
+    assert_eq!(it.commit(stored).await, "fenced B");
+    assert_eq!(it.commit(Commit { claim: 2, owner: "B", ..stored }).await, "stored");
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "yours c=3 n=0 o=C messages: x");
+}
+
+#[tokio::test]
 async fn a_session_without_a_part_of_its_messages_is_none() {
     let (server, mut it) = session().await;
     it.commit(Commit { free: true, messages: &["x"], ..FIRST }).await;
     let _: i64 = server.run(&format!("DEL {}", KEYS[1])).await;
     assert_eq!(it.claim("A", "B", NAMES[0]).await, "none");
     assert_eq!(it.field("o").await, "", "nothing was changed");
-}
-
-#[tokio::test]
-async fn a_record_is_consumed_by_its_owner_alone_and_given_to_no_node_again() {
-    let (_server, mut it) = session().await;
-    assert_eq!(it.consume(1, "A").await, "fenced ");
-    it.commit(Commit { free: true, saved: "=s", rest: &["rest"], messages: &["x"], ..FIRST }).await;
-    assert_eq!(it.consume(1, "A").await, "fenced ", "it has no owner");
-    it.claim("A", "B", NAMES[0]).await;
-    assert_eq!(it.consume(1, "B").await, "fenced B");
-    assert_eq!(it.consume(2, "A").await, "fenced B");
-    assert_eq!(it.messages().await, "x");
-
-    assert_eq!(it.consume(2, "B").await, "stored");
-    assert_eq!(it.consume(2, "B").await, "stored");
-    let left = [it.field("s").await, it.field("h2").await, it.messages().await];
-    assert_eq!(left, ["-".to_owned(), "-".to_owned(), String::new()]);
-    assert_eq!(it.lives().await, [true, false], "as long as it would have lived");
-    // An old token leads to the owner, and is worth nothing there.
-    assert_eq!(it.claim("A", "C", NAMES[0]).await, "moved B");
-    assert_eq!(it.claim("B", "C", NAMES[0]).await, "none");
-    assert_eq!(it.claim("A", "B", NAMES[1]).await, "none");
-    // The owner releases it again.
-    assert_eq!(
-        it.commit(Commit { claim: 2, owner: "B", free: true, messages: &["y"], ..FIRST }).await,
-        "stored"
-    );
-    assert_eq!(it.claim("B", "C", NAMES[0]).await, "yours c=3 n=0 o=C messages: y");
-    assert_eq!(it.consume(2, "B").await, "fenced C");
 }
