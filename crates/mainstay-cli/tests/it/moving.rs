@@ -244,6 +244,7 @@ async fn what_a_session_has_no_room_for_moves_along_in_order() {
     }
     let (_, next) = tokio::join!(texts_until_close(&mut old), replaced(&place, gateway, &arguments));
     proxy.restore();
+    let (_, _new) = Frames::serve(&listener).await;
     for expected in 1..=LAST {
         assert_eq!(number(&client.recv().await.unwrap()), expected);
     }
