@@ -78,6 +78,8 @@ pub(super) struct Routing {
     hello: Box<Hello>,
     principal: Vec<u8>,
     lookup: Lookup,
+    /// The node's registry has the token's name.
+    known: bool,
     /// The opening must be over by then.
     until: Instant,
     ask: Option<Ask>,
@@ -394,7 +396,7 @@ impl World {
         let Some(member) = &mut server.member else { return };
         let lookup =
             member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
-        let routing = Routing { hello, principal, lookup, until, ask: None };
+        let routing = Routing { hello, principal, lookup, known, until, ask: None };
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
 
@@ -463,6 +465,9 @@ impl World {
             let step = lookup.poll(now, &mut member.nodes);
             if let Some(routing) = self.routing(key) {
                 routing.lookup = lookup;
+                if std::mem::take(&mut routing.known) && step != Step::Here {
+                    return Err(format!("a resume at its owner is delayed: {step:?}"));
+                }
             }
             if !matches!(step, Step::Claiming) {
                 self.note(|| {

@@ -218,6 +218,10 @@ async fn a_claim_gets_every_answer_of_its_script() {
     assert_eq!(it.claim("A", "B", NAMES[0]).await, "yours c=2 n=0 o=B messages: x y");
     assert_eq!(it.claim("A", "B", NAMES[1]).await, "yours c=2 n=0 o=B messages: x y", "a repeated claim");
     assert_eq!(it.claim("A", "C", NAMES[0]).await, "moved B");
+    // What B took over is given to no other node before B has committed it: B may have continued it.
+    assert_eq!(it.claim("B", "C", NAMES[1]).await, "none");
+    assert_eq!(it.claim("B", "B", NAMES[1]).await, "yours c=2 n=0 o=B messages: x y");
+    assert_eq!(it.commit(Commit { claim: 2, owner: "B", ..stored }).await, "stored");
     assert_eq!(it.claim("B", "C", NAMES[1]).await, "yours c=3 n=0 o=C messages: x y");
     assert_eq!(it.lives().await, [true, true]);
 
