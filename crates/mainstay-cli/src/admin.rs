@@ -219,8 +219,14 @@ fn ready(server: &Server, links: &Links) -> (StatusCode, String) {
     }
     match links.not_ready() {
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        None => (StatusCode::OK, "ready\n".to_owned()),
+        None => (StatusCode::OK, format!("ready{}\n", engine_away(server))),
     }
+}
+
+/// Returns what to add while the engine does not answer. The node stays ready: its own sessions need no engine.
+fn engine_away(server: &Server) -> &'static str {
+    let is_away = server.cluster().is_some_and(|cluster| cluster.engine.is_some() && !cluster.engine_up);
+    if is_away { "; the engine does not answer, so this node serves alone until it does" } else { "" }
 }
 
 #[cfg(test)]

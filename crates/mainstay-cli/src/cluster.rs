@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mainstay::ConfigError;
-use mainstay::cluster::{ClusterConfig, Engine, JoinError, StateDirError};
+use mainstay::cluster::{ClusterConfig, ClusterStatus, Engine, JoinError, StateDirError};
 
 use crate::profiles::{BackendLoss, Settings};
 use crate::values;
@@ -75,6 +75,27 @@ impl ClusterFlags {
             config = config.url(url).map_err(wrong("--cluster-url"))?;
         }
         Ok(Some(config.mark(purpose)))
+    }
+
+    /// Returns a line about this node for the banner.
+    pub(crate) fn banner(&self, status: &ClusterStatus) -> String {
+        let node = &status.node;
+        let Some(engine) = &status.engine else {
+            let folder = self.state_dir.as_deref().unwrap_or(Path::new("")).display();
+            return format!("node {node}; the next process continues from {folder}");
+        };
+        let place =
+            status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}"));
+        let name = &self.cluster_name;
+        match &status.incarnation {
+            _ if !status.was_reached => {
+                format!("node {node}{place}; cluster {name}: serving alone until {engine} answers")
+            }
+            Some(incarnation) => {
+                format!("node {node}{place}; cluster {name} in {engine}, incarnation {incarnation}")
+            }
+            None => format!("node {node}{place}; cluster {name} in {engine}"),
+        }
     }
 
     /// Returns the line that says why this node cannot join, and the exit code: 2 for what waiting does not change.

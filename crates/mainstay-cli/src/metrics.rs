@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use mainstay::cluster::{ClusterFigures, ClusterStatus};
 use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
@@ -24,6 +25,8 @@ struct Snapshot {
     kept_for_clients: u64,
     kept_for_backend: u64,
     log_lines_lost: u64,
+    /// This node's part in a cluster, or what it leaves to the next process.
+    cluster: Option<Cluster>,
 }
 
 /// Returns the text of `/metrics`.
@@ -38,6 +41,7 @@ pub(crate) fn render(server: &Server, links: &Links) -> String {
         kept_for_backend: server.unread_bytes() + figures.kept_bytes,
         links: figures,
         log_lines_lost: log::lines_lost(),
+        cluster: server.cluster().map(Cluster::from),
     }
     .render()
 }
@@ -50,6 +54,9 @@ impl Snapshot {
         self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
+        if let Some(cluster) = &self.cluster {
+            cluster.render(&mut families);
+        }
         self.process(&mut families);
         families.round_trips(&self.stats);
         process_metrics::render(&mut families.text);
@@ -248,6 +255,102 @@ impl Snapshot {
     }
 }
 
+/// The figures of a node.
+#[derive(Default)]
+struct Cluster {
+    engine_up: bool,
+    is_complete: bool,
+    alive: u64,
+    dead: u64,
+    in_progress: u64,
+    records: u64,
+    claims: [u64; 4],
+    figures: ClusterFigures,
+}
+
+impl From<ClusterStatus> for Cluster {
+    fn from(status: ClusterStatus) -> Self {
+        Self {
+            engine_up: status.engine_up,
+            is_complete: status.is_complete,
+            alive: status.alive as u64,
+            dead: status.dead as u64,
+            in_progress: status.in_progress as u64,
+            records: status.records as u64,
+            claims: status.claims,
+            figures: status.figures,
+        }
+    }
+}
+
+impl Cluster {
+    fn render(&self, to: &mut Families) {
+        let figures = &self.figures;
+        to.gauge("engine_up", "1 while the engine answers, 0 while it does not.", self.engine_up.into());
+        let help = "1 if the node table has every living node, 0 if it may lack some.";
+        to.gauge("node_table_complete", help, self.is_complete.into());
+        let help = "Other nodes of the cluster, by state.";
+        to.family(
+            "nodes",
+            "gauge",
+            help,
+            &[("{state=\"alive\"}", self.alive), ("{state=\"dead\"}", self.dead)],
+        );
+        let help = "Client connections that this node forwards to other nodes now.";
+        to.gauge("relays", help, figures.relays);
+        to.counter(
+            "relayed_total",
+            "Client connections that were forwarded to other nodes.",
+            figures.relayed,
+        );
+        to.family(
+            "peer_hellos_total",
+            "counter",
+            "HELLOs that one node passed to another, by outcome.",
+            &[
+                ("{outcome=\"accepted\"}", figures.accepted),
+                ("{outcome=\"answered\"}", figures.answered),
+                ("{outcome=\"unanswered\"}", figures.unanswered),
+            ],
+        );
+        let help =
+            "Connections to the peer listener that were dropped: a wrong key, or no valid block in time.";
+        to.counter("peer_dropped_total", help, figures.dropped);
+        let help = "HELLOs that were asked to come back, because it is not known where their session is.";
+        to.counter("hellos_waited_total", help, figures.waited);
+        let [taken, moved, none, unavailable] = self.claims;
+        to.family(
+            "claims_total",
+            "counter",
+            "Claims of sessions, by outcome.",
+            &[
+                ("{outcome=\"taken\"}", taken),
+                ("{outcome=\"moved\"}", moved),
+                ("{outcome=\"none\"}", none),
+                ("{outcome=\"unavailable\"}", unavailable),
+            ],
+        );
+        let help = "Sessions, and accounts of ended ones, that this node gave up to others.";
+        let released = [("{kind=\"session\"}", figures.released), ("{kind=\"account\"}", figures.accounts)];
+        to.family("released_total", "counter", help, &released);
+        let help = "Sessions and accounts that could not be given up: their clients get a gap.";
+        to.counter("unreleased_total", help, figures.unreleased);
+        to.family(
+            "adopted_total",
+            "counter",
+            "Sessions and accounts that this node took over, and what it could not read.",
+            &[
+                ("{kind=\"session\"}", figures.claimed),
+                ("{kind=\"account\"}", figures.claimed_accounts),
+                ("{kind=\"unreadable\"}", figures.unreadable),
+            ],
+        );
+        to.gauge("engine_requests", "Claims and releases without an answer.", self.in_progress);
+        let help = "Sessions and accounts of the process before, that no client has come for.";
+        to.gauge("state_records", help, self.records);
+    }
+}
+
 /// The text, one family after the other.
 #[derive(Default)]
 struct Families {
@@ -298,6 +401,7 @@ mod tests {
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
             links: Figures { lost: 3, unknown: 2, ..Figures::default() },
+            cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             ..Snapshot::default()
         };
         snapshot.render()
@@ -315,6 +419,9 @@ mod tests {
             "mainstay_budget_limit_bytes 1048576\n",
             "mainstay_budget_level 0\n",
             "mainstay_attaches_total{outcome=\"resumed\"} 7\n",
+            "mainstay_engine_up 1\n",
+            "mainstay_claims_total{outcome=\"taken\"} 4\n",
+            "mainstay_claims_total{outcome=\"unavailable\"} 1\n",
             "mainstay_heartbeat_rtt_seconds_bucket{le=\"+Inf\"} 1\n",
         ] {
             assert!(text.contains(sample), "{sample}");
@@ -323,6 +430,12 @@ mod tests {
         assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
         let known = ["# ", "mainstay_", "process_"];
         assert!(text.lines().all(|line| known.iter().any(|begin| line.starts_with(begin))));
+    }
+
+    #[test]
+    fn a_gateway_without_a_cluster_serves_no_figures_of_one() {
+        let alone = Snapshot::default().render();
+        assert!(!alone.contains("engine_up") && !alone.contains("relays"), "{alone}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use axum::routing::any;
 use http::HeaderName;
 use mainstay::client::{Connector, Place};
 use mainstay::cluster::ClusterConfig;
-use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins};
+use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins, Sessions};
 use mainstay::{ConfigError, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
@@ -320,7 +320,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         listener
     });
     let address = listener.local_addr().unwrap_or(arguments.listen);
-    print_banner(&arguments, address, admin.as_ref());
+    print_banner(&arguments, address, admin.as_ref(), &mainstay);
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
@@ -329,7 +329,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
     supervisor::ready(&format!("serving clients at {address}"));
     tokio::spawn(supervisor::keep_watchdog());
-    let stop = termination(stops, links.clone());
+    let stop = termination(stops, links.clone(), mainstay.clone());
     let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
     let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
     warn_about_unconfirmed(&links);
@@ -441,8 +441,8 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predeces
     }
 }
 
-/// Prints the listen address, the backend and a command to try. Write errors are ignored.
-fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>) {
+/// Prints the listen address, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
+fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>, server: &Server) {
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
     lines.push(match &arguments.upstream {
         Some(upstream) => format!("  forwarding to {upstream}"),
@@ -452,6 +452,9 @@ fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpLi
     });
     if arguments.upstream.is_none() {
         lines.push(format!("  a live connection to watch and break: http://{address}/"));
+    }
+    if let Some(status) = server.cluster() {
+        lines.push(format!("  {}", arguments.cluster.banner(&status)));
     }
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
@@ -496,9 +499,10 @@ async fn announced(stop: impl Future<Output = ()>, server: Server, draining: Arc
 }
 
 /// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, links: Links) {
+async fn termination(mut stops: Stops, links: Links, server: Server) {
     let stop = stops.next().await;
-    tracing::info!(signal = ?stop, "draining; send the signal again to end at once");
+    let Sessions { attached, parked, .. } = server.sessions();
+    tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
         warn_about_unconfirmed(&links);

@@ -12,6 +12,7 @@ mod http;
 mod limits;
 mod loss;
 mod losses;
+mod moving;
 mod operate;
 mod packaging;
 mod page;

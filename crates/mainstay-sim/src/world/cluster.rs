@@ -14,7 +14,7 @@ use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{
     Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
-use mainstay_proto::session::message::{Account, Hello, Instance};
+use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
     Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
@@ -55,7 +55,7 @@ pub(super) struct Cluster {
     presented: BTreeMap<usize, (Box<Hello>, Vec<u8>)>,
     copies: usize,
     /// The instance that got the account of a session.
-    accounts: BTreeMap<usize, Instance>,
+    accounts: BTreeMap<usize, (Instance, Instant)>,
 }
 
 /// A server's part in the cluster.
@@ -487,8 +487,8 @@ impl World {
                         return Ok(());
                     }
                 }
-                Step::Adopt { claim, record, .. } => {
-                    self.adopt(key, node, claim, &record)?;
+                Step::Adopt { session, claim, record } => {
+                    self.adopt(key, node, (session, claim), &record)?;
                     return Ok(());
                 }
                 Step::Unknown => return self.route_lost(key, None),
@@ -552,7 +552,7 @@ impl World {
         &mut self,
         key: Key,
         node: usize,
-        claim: u64,
+        (id, claim): (SessionId, u64),
         record: &mainstay_proto::session::Record,
     ) -> Result<(), String> {
         self.sessions.creator = node;
@@ -567,19 +567,25 @@ impl World {
                 self.sessions.with(&session, |machine| machine.set_movable());
                 self.check_saved(session)?;
             }
-            Ok(Adopted::Account) => {}
+            Ok(Adopted::Account) => {
+                if let Some(member) = &mut self.servers[node].member {
+                    member.nodes.consume(self.now, id, claim);
+                }
+            }
             Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
         }
         self.ask_registry(key).map(drop)
     }
 
-    /// What the application saved comes with the session.
+    /// What the application saved comes with the session. (Only a copy of its client, with an old token, may begin again
+    /// from an older record, and only if the engine did not hear that the session went on.)
     fn check_saved(&mut self, session: usize) -> Result<(), String> {
         let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
         let saved =
             saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
         let sent = self.sessions.stream_of(session).sent;
-        if saved == sent {
+        let before = self.sessions.stream_of(session).adopted.replace(self.now);
+        if saved == sent || before.is_some_and(|at| self.was_engine_hampered(at)) {
             Ok(())
         } else {
             Err(format!("session {session} was saved at {saved}, {sent} were sent"))
@@ -962,12 +968,18 @@ impl World {
         }
     }
 
-    /// Over all nodes, an account is reported to one instance only.
+    /// Over all nodes, an account is reported to one instance only. (A node that reported one tells the engine so. While
+    /// the engine does not hear it, a second node may get the account from there, once the first one is silent.)
     pub(super) fn check_account(&mut self, lost: usize, instance: Instance) -> Result<(), String> {
-        match *self.cluster.accounts.entry(lost).or_insert(instance) {
-            first if first == instance => Ok(()),
-            _ => Err(format!("the account of session {lost} was reported to two instances")),
+        let (first, at) = *self.cluster.accounts.entry(lost).or_insert((instance, self.now));
+        if first == instance || self.was_engine_hampered(at) {
+            return Ok(());
         }
+        Err(format!("the account of session {lost} was reported to two instances"))
+    }
+
+    fn was_engine_hampered(&self, since: Instant) -> bool {
+        self.cluster.engine_hampered_until.is_some_and(|until| until >= since)
     }
 
     /// A session is lost only with its node, or where its node cannot be reached and may seem dead.

@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use mainstay_proto::cluster::nodes::NodesStatus;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, PeerKey, PeerOutcome,
     ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
@@ -71,6 +70,8 @@ struct Machine {
     /// What this node announces; `None` before it has joined, and without an engine.
     info: Option<NodeInfo>,
     incarnation: Option<String>,
+    /// The engine has answered since the start.
+    was_reached: bool,
     /// Completes once the engine knows that this node has left.
     leaving: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
@@ -101,6 +102,8 @@ pub struct ClusterStatus {
     pub engine: Option<String>,
     /// The lifetime of the engine's primary; `None`: it was never reached, or does not allow INFO.
     pub incarnation: Option<String>,
+    /// The engine has answered since the start: the check before the first connection counts.
+    pub was_reached: bool,
     /// The engine answers.
     pub engine_up: bool,
     /// Every living node is in the table.
@@ -161,6 +164,7 @@ impl Node {
             waits_for_file: false,
             info: None,
             incarnation: None,
+            was_reached: false,
             leaving: None,
             tasks: Vec::new(),
         };
@@ -197,6 +201,7 @@ impl Node {
                 Store::Memory(_) => Some("memory".to_owned()),
             },
             incarnation: machine.incarnation.clone(),
+            was_reached: machine.was_reached,
             engine_up,
             is_complete,
             alive,
@@ -256,6 +261,7 @@ impl Machine {
             NodesEvent::Released { session, .. } => self.releasing.remove(session),
             NodesEvent::EngineUp { incarnation, .. } => {
                 self.incarnation.clone_from(incarnation);
+                self.was_reached = true;
                 None
             }
             _ => None,
@@ -288,6 +294,11 @@ impl Node {
                         None
                     }
                 };
+                if let Some(facts) = &facts {
+                    let mut machine = self.lock();
+                    machine.incarnation.clone_from(&facts.incarnation);
+                    machine.was_reached = true;
+                }
                 for warning in facts.iter().flat_map(|facts| &facts.warnings) {
                     tracing::warn!(%engine, "{warning}");
                 }
@@ -299,8 +310,10 @@ impl Node {
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
                     cluster = self.config.name, "joins the cluster"
                 );
+                // Locked first: the task may report, and be sent a request, before this line is done.
+                let mut machine = self.lock();
                 let link = redis::start(engine.clone(), &self.config.name, self.reporter());
-                self.lock().link = Some(Link::Redis(link));
+                machine.link = Some(Link::Redis(link));
             }
             Store::StateDir(folder) => {
                 let folder = folder.clone();
@@ -480,6 +493,11 @@ impl Node {
     pub(crate) fn release(&self, released: Released) {
         let Released { session, claim, record, keep } = released;
         self.release_record(session, claim, record, keep);
+    }
+
+    /// Has the engine empty a record that this node has claimed and needs no more.
+    pub(crate) fn consume(&self, session: SessionId, claim: u64) {
+        self.change(|now, machine| machine.nodes.consume(now, session, claim));
     }
 
     /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them
