@@ -3,7 +3,8 @@
 //! A run is load under faults, then healing, then every client leaves, then the day of the tombstones passes. Within
 //! a moment the order is that of a driver: faults occur, readable bytes are read, timers are checked, and then every
 //! machine that is awake writes. The two processes are in `client` and `server`, the network between them in
-//! `network`, the faults in `faults`.
+//! `network`, the faults in `faults`. A cluster has several servers: `sessions` has the sessions of all of them,
+//! `cluster` finds the way of a HELLO and relays, `drain` empties a node, `engine` is what the nodes share.
 
 mod client;
 mod cluster;
