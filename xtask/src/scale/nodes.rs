@@ -133,7 +133,7 @@ impl Stage {
             running.lead()?;
             old.process.signal("TERM")?;
             old.process.wait_success(LIMIT)?;
-            sleep(CALM);
+            sleep(if self.quick { CALM / 5 } else { CALM });
         }
         running.let_messages_pass(self);
         running.end(title, vec![("clients", self.clients.to_string())])
