@@ -257,6 +257,29 @@ pub(crate) const EDITS: &[Edit] = &[
             acknowledged = acknowledged.saturating_sub(1);
         }",
     ),
+    edit(
+        "ALeavingSessionDeliversNothing",
+        "        if self.hold != Hold::No {",
+        "        if self.hold != Hold::No && !(BACK && matches!(self.hold, Hold::Leaving { .. })) {",
+    ),
+    edit(
+        "ALeavingSessionDeliversNothing",
+        "        (self.is_open() && !matches!(self.hold, Hold::Leaving { .. }))",
+        "        (BACK && self.life == Life::Closed(super::Closed::Moved))
+            || (self.is_open() && (BACK || !matches!(self.hold, Hold::Leaving { .. })))",
+    ),
+    edit(
+        "ALeavingSessionHasNoConnection",
+        "        if let Some(attached) = self.attached.take() {
+            self.rare",
+        "        if let Some(attached) = self.attached.take_if(|_| !BACK) {
+            self.rare",
+    ),
+    edit(
+        "ATakenRecordIsGivenToNoOtherNode",
+        "if let Some(other) = kept.owner {",
+        "if let Some(other) = kept.owner.filter(|other| !BACK || *other != owner) {",
+    ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
         "ARelayReadsNoFurtherWhileBytesWait",
@@ -281,5 +304,8 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "AReleasedSessionAcceptsNothing",
     "WhatWasNotAcknowledgedStaysWithTheClient",
     "WhatWasAcknowledgedMovesToo",
+    "ALeavingSessionDeliversNothing",
+    "ALeavingSessionHasNoConnection",
+    "ATakenRecordIsGivenToNoOtherNode",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

@@ -20,7 +20,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::session::{Fate, NodeId, ServerConfig};
+use mainstay_proto::session::{ConnectionId, Fate, NodeId, ServerConfig};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -530,7 +530,8 @@ impl World {
     }
 
     /// An end that receives nothing gives up in time, whatever the cause.
-    fn check_detection(&self) -> Result<(), String> {
+    fn check_detection(&mut self) -> Result<(), String> {
+        self.note_hindered();
         for (key, wire) in &self.wires {
             self.check_server_detection(*key, wire)?;
             if key.is_outer() {
@@ -538,6 +539,27 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whether the client has another open connection: its probe may wait.
+    fn is_hindered(&self, key: Key) -> bool {
+        let mut others = self.wires.range(Key { connection: ConnectionId(0), ..key }..);
+        others.any(|(other, wire)| {
+            let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
+            same && *other != key && wire.client_open
+        })
+    }
+
+    fn note_hindered(&mut self) {
+        let open = |(key, wire): (&Key, &Wire)| (key.is_outer() && wire.client_open).then_some(*key);
+        let open: Vec<_> = self.wires.iter().filter_map(open).collect();
+        for key in open {
+            if self.is_hindered(key)
+                && let Some(wire) = self.wires.get_mut(&key)
+            {
+                wire.client.hindered(self.now);
+            }
+        }
     }
 
     fn check_server_detection(&self, key: Key, wire: &Wire) -> Result<(), String> {
@@ -567,13 +589,7 @@ impl World {
             None => {
                 let interval = self.config.heartbeat.interval();
                 let judge = judge::Client { interval, rtt: client.machine.rtt() };
-                let mut others =
-                    self.wires.range(Key { connection: mainstay_proto::session::ConnectionId(0), ..key }..);
-                let hindered = others.any(|(other, wire)| {
-                    let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
-                    same && *other != key && wire.client_open
-                });
-                self.now > judge.bound(&wire.client, hindered)
+                self.now > judge.bound(&wire.client, self.is_hindered(key))
             }
         };
         if late {

@@ -237,14 +237,6 @@ impl Node {
     pub(super) fn metric(&self, name: &str) -> Result<u64> {
         Ok(metric(&metrics::read(self.admin)?, name))
     }
-
-    /// The sum of all samples of its metrics with this name, whatever their labels.
-    pub(super) fn metric_sum(&self, name: &str) -> Result<u64> {
-        let text = metrics::read(self.admin)?;
-        let samples = text.lines().filter_map(|line| line.strip_prefix(name));
-        let values = samples.filter(|rest| rest.starts_with([' ', '{']));
-        Ok(values.filter_map(|rest| rest.rsplit(' ').next()?.parse::<u64>().ok()).sum())
-    }
 }
 
 impl Balancer {

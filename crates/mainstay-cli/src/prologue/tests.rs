@@ -303,10 +303,14 @@ fn a_frame_that_the_client_sends_again_after_a_move_is_recorded_by_the_same_rule
     ] {
         let frames = ["login", "join a", "say", "join b"];
         let mut play = Play::by(rules(&[rule], &[], &[]));
-        frames.iter().for_each(|frame| drop(play.client(frame)));
+        for frame in frames {
+            play.client(frame);
+        }
         let mut moved = play.moved(upto);
         moved.again_settled(0);
-        frames[upto as usize..].iter().for_each(|frame| drop(moved.client(frame)));
+        for frame in &frames[upto as usize..] {
+            moved.client(frame);
+        }
         moved.again().written(expected).done(true);
     }
 }

@@ -14,7 +14,7 @@ use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{
     Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
-use mainstay_proto::session::message::{Account, Hello, Instance};
+use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
     Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
@@ -407,12 +407,6 @@ impl World {
             return false;
         };
         let (mut hello, principal) = (hello.clone(), principal.clone());
-        // The engine keeps the record of a session that moved, under the names of tokens that are old by now.
-        let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
-        let stream = lost.and_then(|route| self.sessions.by_id(route.session.0));
-        if self.sessions.hosted.iter().filter(|hosted| Some(hosted.stream) == stream).count() > 1 {
-            return false;
-        }
         hello.instance = Instance(self.rng.random());
         hello.key.0 = self.rng.random();
         self.clients[client].may_end = true;
@@ -488,8 +482,8 @@ impl World {
                         return Ok(());
                     }
                 }
-                Step::Adopt { claim, record, .. } => {
-                    self.adopt(key, node, claim, &record)?;
+                Step::Adopt { session, claim, record } => {
+                    self.adopt(key, node, (session, claim), &record)?;
                     return Ok(());
                 }
                 Step::Unknown => return self.route_lost(key, None),
@@ -553,7 +547,7 @@ impl World {
         &mut self,
         key: Key,
         node: usize,
-        claim: u64,
+        (id, claim): (SessionId, u64),
         record: &mainstay_proto::session::Record,
     ) -> Result<(), String> {
         self.sessions.creator = node;
@@ -568,7 +562,11 @@ impl World {
                 self.sessions.with(&session, |machine| machine.set_movable());
                 self.check_saved(session)?;
             }
-            Ok(Adopted::Account) => {}
+            Ok(Adopted::Account) => {
+                if let Some(member) = &mut self.servers[node].member {
+                    member.nodes.consume(self.now, id, claim);
+                }
+            }
             Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
         }
         self.ask_registry(key).map(drop)

@@ -524,13 +524,15 @@ impl World {
     // ---- what it says ---------------------------------------------------------------------------
 
     pub(super) fn settle_session(&mut self, session: usize) -> Result<(), String> {
-        let now = self.now;
+        let (now, node) = (self.now, self.sessions.hosted[session].node);
         loop {
             self.session_takes(session)?;
             let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
+            if let (Some(claim), Some(member)) = (machine.poll_record(), &mut self.servers[node].member) {
+                member.nodes.consume(now, machine.id(), claim);
+            }
             if let Some((connection, credentials)) = machine.poll_auth() {
                 let at = now + self.judging();
-                let node = self.sessions.hosted[session].node;
                 self.servers[node].auths.push((at, session, connection, credentials));
             }
             if !self.session_writes(session)? {

@@ -11,9 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use mainstay_proto::cluster::nodes::NodesStatus;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, PeerKey, PeerOutcome,
     ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
@@ -311,8 +310,10 @@ impl Node {
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
                     cluster = self.config.name, "joins the cluster"
                 );
+                // Locked first: the task may report, and be sent a request, before this line is done.
+                let mut machine = self.lock();
                 let link = redis::start(engine.clone(), &self.config.name, self.reporter());
-                self.lock().link = Some(Link::Redis(link));
+                machine.link = Some(Link::Redis(link));
             }
             Store::StateDir(folder) => {
                 let folder = folder.clone();
@@ -492,6 +493,11 @@ impl Node {
     pub(crate) fn release(&self, released: Released) {
         let Released { session, claim, record, keep } = released;
         self.release_record(session, claim, record, keep);
+    }
+
+    /// Has the engine empty a record that this node has claimed and needs no more.
+    pub(crate) fn consume(&self, session: SessionId, claim: u64) {
+        self.change(|now, machine| machine.nodes.consume(now, session, claim));
     }
 
     /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them

@@ -18,9 +18,10 @@ use mainstay_proto::ws::{Connection, Role};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::attach::resume;
 use super::core::{CoreRef, Cores, Shared};
 use super::inner::Origin;
-use super::open::{before_hello, next_connection, resume, wait_for_hello};
+use super::open::{before_hello, next_connection, wait_for_hello};
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::{Figures, Node};

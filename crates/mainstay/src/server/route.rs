@@ -12,15 +12,16 @@ use bytes::Bytes;
 use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
 use mainstay_proto::cluster::{PeerKey, PeerOutcome, Step, lookup};
-use mainstay_proto::session::message::{Account, Hello, Resume};
+use mainstay_proto::session::message::{Account, Hello, Resume, SessionId};
 use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
     Adopted, Answer, Control, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
 use tokio::net::TcpStream;
 
+use super::attach::{Bound, Opened, refuse, settle};
 use super::core::{CoreRef, Cores, Shared};
-use super::open::{Bound, Opened, refuse, settle};
+
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
@@ -56,9 +57,9 @@ pub(super) async fn attach(
         Next::Answer(PeerAnswer::Lost(account), ..) => arrival.open(account).await,
         Next::Answer(PeerAnswer::Refused(answer), ..) => arrival.refuse(&answer).await,
         Next::Step(Step::Here) => arrival.resume_here().await,
-        Next::Step(Step::Adopt { claim, record, .. }) => arrival.adopt(claim, &record).await,
+        Next::Step(Step::Adopt { session, claim, record }) => arrival.adopt((session, claim), &record).await,
         Next::Step(Step::Unknown) => arrival.open(None).await,
-        // Of the rest only `Wait` reaches a HELLO that did not come through the peer listener.
+        // No other step than `Wait` reaches a HELLO that did not come through the peer listener.
         Next::Step(_) | Next::Answer(..) => {
             Figures::add(&node.figures.waited, 1);
             arrival.refuse(&lookup::wait()).await
@@ -182,7 +183,7 @@ impl Arrival<'_> {
     }
 
     /// Continues what this node has claimed: a session, or an account.
-    async fn adopt(mut self, claim: u64, record: &Record) -> Option<Bound> {
+    async fn adopt(mut self, (session, claim): (SessionId, u64), record: &Record) -> Option<Bound> {
         let mut adopting = Adopting { cores: self.cores, created: None };
         let adopted = self.shared.registry().adopt(now(), record, claim, &mut adopting);
         let created = adopting.created;
@@ -192,7 +193,11 @@ impl Arrival<'_> {
                 Figures::add(&self.node.figures.claimed, 1);
                 evicted.into_iter().for_each(|evicted| evicted.notify());
             }
-            Ok(Adopted::Account) => Figures::add(&self.node.figures.claimed_accounts, 1),
+            Ok(Adopted::Account) => {
+                Figures::add(&self.node.figures.claimed_accounts, 1);
+                // The account is here now. No other node may report it to another copy of the client.
+                self.node.consume(session, claim);
+            }
             Err(error) => {
                 Figures::add(&self.node.figures.unreadable, 1);
                 tracing::error!(%error, "a claimed session cannot be read: its client gets a new one, with a gap");
