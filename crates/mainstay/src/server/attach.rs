@@ -69,7 +69,7 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
                 options.apply(&core);
                 return Some((connection, core, Some(wire)));
             }
-            let from = Origin { address: cores.info.address, path: options.path };
+            let from = Origin { address: cores.info.address, path: options.path, entry: None };
             resume(&core, fenced, connection, wire, from).await;
             None
         }

@@ -15,7 +15,7 @@ use mainstay_proto::cluster::{PeerKey, PeerOutcome, Step, lookup};
 use mainstay_proto::session::message::{Account, Hello, Resume, SessionId};
 use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
-    Adopted, Answer, Control, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
+    Adopted, Answer, Control, NodeId, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
 use tokio::net::TcpStream;
 
@@ -50,17 +50,17 @@ pub(super) async fn attach(
     let search = arrival.search(resume, raw);
     let next = tokio::time::timeout_at(deadline, search.run(node)).await;
     match next.unwrap_or(Next::Step(Step::Wait)) {
-        Next::Answer(PeerAnswer::Accepted, owner, rest) => {
-            arrival.relay(owner, rest);
+        Next::Relay(owner) => {
+            arrival.relay(*owner);
             None
         }
-        Next::Answer(PeerAnswer::Lost(account), ..) => arrival.open(account).await,
-        Next::Answer(PeerAnswer::Refused(answer), ..) => arrival.refuse(&answer).await,
+        Next::Lost(account) => arrival.open(account).await,
+        Next::Refused(answer) => arrival.refuse(&answer).await,
         Next::Step(Step::Here) => arrival.resume_here().await,
         Next::Step(Step::Adopt { session, claim, record }) => arrival.adopt((session, claim), &record).await,
         Next::Step(Step::Unknown) => arrival.open(None).await,
         // No other step than `Wait` reaches a HELLO that did not come through the peer listener.
-        Next::Step(_) | Next::Answer(..) => {
+        Next::Step(_) => {
             Figures::add(&node.figures.waited, 1);
             arrival.refuse(&lookup::wait()).await
         }
@@ -79,8 +79,22 @@ struct Search {
 /// What ends a search.
 enum Next {
     Step(Step),
-    /// The owner's answer, its connection, and what it sent behind the answer.
-    Answer(PeerAnswer, TcpStream, Bytes),
+    /// The owner has attached the client.
+    Relay(Box<Owner>),
+    /// The owner has no such session any more.
+    Lost(Option<Account>),
+    /// The owner refuses.
+    Refused(Control),
+}
+
+/// The owner of the session, and the connection to it.
+struct Owner {
+    node: NodeId,
+    /// Its peer listener.
+    listener: (SocketAddr, PeerKey),
+    connection: TcpStream,
+    /// What it sent behind its answer.
+    rest: Bytes,
 }
 
 impl Search {
@@ -102,7 +116,13 @@ impl Search {
                 Ok(asked) => match asked.answer {
                     PeerAnswer::Released => PeerOutcome::Released,
                     PeerAnswer::OtherNode => PeerOutcome::OtherNode,
-                    answer => return Next::Answer(answer, asked.owner, asked.rest),
+                    PeerAnswer::Lost(account) => return Next::Lost(account),
+                    PeerAnswer::Refused(answer) => return Next::Refused(answer),
+                    PeerAnswer::Accepted => {
+                        let (node, listener) = (self.head.to, (address, self.head.key));
+                        let (connection, rest) = (asked.owner, asked.rest);
+                        return Next::Relay(Box::new(Owner { node, listener, connection, rest }));
+                    }
                 },
                 Err(outcome) => {
                     Figures::add(&node.figures.unanswered, 1);
@@ -138,10 +158,11 @@ impl Arrival<'_> {
     }
 
     /// Forwards the client to the owner from now on.
-    fn relay(self, owner: TcpStream, to_client: Bytes) {
+    fn relay(self, owner: Owner) {
+        let Owner { node, listener, connection: owner, rest: to_client } = owner;
         let (client, permit) = self.opened.wire.into_transport();
-        let beginning = Beginning { client, permit, owner, to_client };
-        self.node.relay(beginning, self.shared.tracker.token());
+        let beginning = Beginning { client, permit, node, owner, to_client };
+        self.node.relay(beginning, listener, self.shared.tracker.token());
     }
 
     async fn resume_here(mut self) -> Option<Bound> {
