@@ -276,9 +276,9 @@ pub(crate) const EDITS: &[Edit] = &[
             rare.fenced",
     ),
     edit(
-        "AConfirmedSessionConsumesItsRecord",
-        "(machine.poll_record(), &mut self.servers[node].member)",
-        "(machine.poll_record().filter(|_| !BACK), &mut self.servers[node].member)",
+        "ANodeClaimsNoSessionThatItAdopted",
+        "        if nodes.has_adopted(self.session) {",
+        "        if nodes.has_adopted(self.session) && !BACK {",
     ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
@@ -306,6 +306,6 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "WhatWasAcknowledgedMovesToo",
     "ALeavingSessionDeliversNothing",
     "ALeavingSessionHasNoConnection",
-    "AConfirmedSessionConsumesItsRecord",
+    "ANodeClaimsNoSessionThatItAdopted",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

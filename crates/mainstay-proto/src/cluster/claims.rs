@@ -40,6 +40,9 @@ pub(super) struct Claims {
     /// Sessions that this node got just now, and when they are settled, the earliest first.
     settling: BTreeSet<SessionId>,
     settles: VecDeque<(Instant, SessionId)>,
+    /// Sessions that this node has adopted, for as long as the engine has their records.
+    adopted: BTreeSet<SessionId>,
+    adopted_until: VecDeque<(Instant, SessionId)>,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +81,22 @@ impl Claims {
     pub(super) fn settle(&mut self, now: Instant, session: SessionId) {
         self.settling.insert(session);
         self.settles.push_back((now + SETTLES, session));
+    }
+
+    /// The session is in this node's registry. The engine has its record until then.
+    pub(super) fn adopted(&mut self, until: Instant, session: SessionId) {
+        if self.adopted.insert(session) {
+            self.adopted_until.push_back((until, session));
+        }
+    }
+
+    /// This node releases the session: the engine gets another record.
+    pub(super) fn left(&mut self, session: SessionId) {
+        self.adopted.remove(&session);
+    }
+
+    pub(super) fn has_adopted(&self, session: SessionId) -> bool {
+        self.adopted.contains(&session)
     }
 
     /// Returns the outcome, once. `Some(Unavailable)` too if there is no such claim any more.
@@ -147,6 +166,10 @@ impl Claims {
             self.settling.remove(session);
             self.settles.pop_front();
         }
+        while let Some((_, session)) = self.adopted_until.front().filter(|(at, _)| *at <= now) {
+            self.adopted.remove(session);
+            self.adopted_until.pop_front();
+        }
     }
 
     /// Returns the number of claims without an answer.
@@ -160,8 +183,8 @@ impl Claims {
             State::Sent(_) => claim.until,
             State::Answered { until, .. } => until,
         };
-        let settled = self.settles.front().map(|(at, _)| *at);
-        self.by_session.values().map(of).chain(settled).min()
+        let settled = self.settles.front().into_iter().chain(self.adopted_until.front());
+        self.by_session.values().map(of).chain(settled.map(|(at, _)| *at)).min()
     }
 
     fn sent_as(&mut self, id: RequestId) -> Option<(SessionId, &mut Claim)> {

@@ -76,7 +76,7 @@ pub enum NodesEvent {
         /// The session.
         session: SessionId,
     },
-    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`, `consume`). Reported once, until the engine
+    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`). Reported once, until the engine
     /// executes such a request again.
     EngineRefuses {
         /// The kind.
@@ -101,7 +101,7 @@ pub struct NodesStatus {
     pub dead: usize,
     /// Claims without an answer.
     pub claims: usize,
-    /// Releases, and consumed records, without an answer.
+    /// Releases without an answer.
     pub releases: usize,
     /// Records that this node keeps itself, without an engine.
     pub records: usize,

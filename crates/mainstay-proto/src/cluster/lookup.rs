@@ -238,6 +238,9 @@ impl Lookup {
             let outcome = nodes.claim_here(now, self.session, &self.name);
             return self.claimed(nodes, owner, why, outcome);
         }
+        if nodes.has_adopted(self.session) {
+            return self.claimed(nodes, owner, why, ClaimOutcome::None);
+        }
         if nodes.claim(now, self.session, owner, self.name) {
             State::Claiming { owner, why, until: now + CLAIM_TIME }
         } else {

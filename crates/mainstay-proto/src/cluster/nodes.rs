@@ -118,7 +118,6 @@ enum Kind {
     Forget,
     Claim,
     Release,
-    Consume,
 }
 
 impl Kind {
@@ -128,7 +127,6 @@ impl Kind {
             Self::Forget => "forget",
             Self::Claim => "claim",
             Self::Release => "release",
-            Self::Consume => "consume",
         }
     }
 }
@@ -239,6 +237,7 @@ impl Nodes {
             let owner = self.config.node;
             let request = Request::Release { session, owner, claim, number: 1, record, keep };
             self.releases.begin(session, request);
+            self.claims.left(session);
         } else {
             self.records.insert(now, LocalRecord { session, claim, record, keep });
             let outcome = ReleaseOutcome::Stored;
@@ -246,14 +245,12 @@ impl Nodes {
         }
     }
 
-    /// Consumes the record that this node got by `claim`: the client has confirmed the session here, or the account is in
-    /// this node's registry. From then on the engine gives the record to no other node, whatever token is presented. Does
-    /// nothing while this node releases the session.
-    pub fn consume(&mut self, now: Instant, session: SessionId, claim: u64) {
+    /// Notes that this node's registry has adopted what it claimed. The engine gives a record to the node that claimed it
+    /// as often as the node asks, so that no answer is lost; from now on this node asks no more. Otherwise a copy of the
+    /// client with an old token would begin again from the record, after the session has gone on or has ended.
+    pub fn adopted(&mut self, now: Instant, session: SessionId) {
         self.forward.check(now);
-        if self.config.engine && !self.releases.has(session) {
-            self.releases.begin(session, Request::Consume { session, owner: self.config.node, claim });
-        }
+        self.claims.adopted(now + self.config.keep, session);
     }
 
     /// Gives every release up whose outcome is not known, at the deadline of a drain. Each is reported.
@@ -294,8 +291,7 @@ impl Nodes {
             return Some((Kind::Claim, request));
         }
         if let Some(request) = self.releases.poll(now, id) {
-            let is_release = matches!(request, Request::Release { .. });
-            return Some((if is_release { Kind::Release } else { Kind::Consume }, request));
+            return Some((Kind::Release, request));
         }
         let node = self.forget.pop_front()?;
         Some((Kind::Forget, Request::Forget { node }))
@@ -329,7 +325,6 @@ impl Nodes {
                     Kind::Heartbeat => self.handle_table(now, open.sent, response),
                     Kind::Claim => self.handle_claim(now, id, response),
                     Kind::Release => self.handle_release(id, response),
-                    Kind::Consume => _ = self.releases.end(id),
                     Kind::Forget => {}
                 }
             }
@@ -402,7 +397,7 @@ impl Nodes {
                 self.table.interrupt();
             }
             Kind::Claim => self.claims.repeat(now, id),
-            Kind::Release | Kind::Consume => self.releases.repeat(now, id),
+            Kind::Release => self.releases.repeat(now, id),
             Kind::Forget => {}
         }
     }
@@ -417,7 +412,6 @@ impl Nodes {
             }
             Kind::Claim => self.claim_answered(now, id, ClaimOutcome::Unavailable),
             Kind::Release => self.release_ended(id, |_| ReleaseOutcome::Refused(reason.clone())),
-            Kind::Consume => _ = self.releases.end(id),
             Kind::Forget => {}
         }
         if self.refuses.insert(kind) {
@@ -554,6 +548,11 @@ impl Nodes {
     /// Returns whether this node claims the session, or got it just now.
     pub(super) fn is_claiming(&self, session: SessionId) -> bool {
         self.claims.is_busy(session)
+    }
+
+    /// Returns whether this node has adopted the session before: what the engine has of it is old.
+    pub(super) fn has_adopted(&self, session: SessionId) -> bool {
+        self.claims.has_adopted(session)
     }
 
     /// Begins a claim; false: it cannot be made now. Its outcome follows by [`claim_outcome`](Self::claim_outcome).

@@ -49,6 +49,8 @@ pub(super) struct Cluster {
     pub(super) peers_hampered_until: Option<Instant>,
     /// Until then a node may not be seen in the table.
     pub(super) engine_hampered_until: Option<Instant>,
+    /// When the engine last lost what it had stored a moment before.
+    pub(super) engine_forgot: Option<Instant>,
     /// The session of each key that delivered something.
     pub(super) delivering: BTreeMap<Bytes, usize>,
     /// The last HELLO with a token of each client.
@@ -106,6 +108,7 @@ impl Cluster {
             next_leg: 1,
             peers_hampered_until: None,
             engine_hampered_until: None,
+            engine_forgot: None,
             delivering: BTreeMap::new(),
             presented: BTreeMap::new(),
             copies: 0,
@@ -558,6 +561,9 @@ impl World {
         self.sessions.creator = node;
         let adopted = self.servers[node].registry.adopt(self.now, record, claim, &mut self.sessions);
         self.note(|| format!("node {node} adopts {adopted:?} by claim {claim}"));
+        if let Some(member) = &mut self.servers[node].member {
+            member.nodes.adopted(self.now, id);
+        }
         match adopted {
             Ok(Adopted::Session { session, evicted }) => {
                 if let Some(evicted) = evicted {
@@ -567,25 +573,21 @@ impl World {
                 self.sessions.with(&session, |machine| machine.set_movable());
                 self.check_saved(session)?;
             }
-            Ok(Adopted::Account) => {
-                if let Some(member) = &mut self.servers[node].member {
-                    member.nodes.consume(self.now, id, claim);
-                }
-            }
+            Ok(Adopted::Account) => {}
             Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
         }
         self.ask_registry(key).map(drop)
     }
 
     /// What the application saved comes with the session. (Only a copy of its client, with an old token, may begin again
-    /// from an older record, and only if the engine did not hear that the session went on.)
+    /// from an older record, and only if the engine forgot that a node took it over.)
     fn check_saved(&mut self, session: usize) -> Result<(), String> {
         let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
         let saved =
             saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
         let sent = self.sessions.stream_of(session).sent;
         let before = self.sessions.stream_of(session).adopted.replace(self.now);
-        if saved == sent || before.is_some_and(|at| self.was_engine_hampered(at)) {
+        if saved == sent || before.is_some_and(|at| self.has_engine_forgotten(at)) {
             Ok(())
         } else {
             Err(format!("session {session} was saved at {saved}, {sent} were sent"))
@@ -968,18 +970,18 @@ impl World {
         }
     }
 
-    /// Over all nodes, an account is reported to one instance only. (A node that reported one tells the engine so. While
-    /// the engine does not hear it, a second node may get the account from there, once the first one is silent.)
+    /// Over all nodes, an account is reported to one instance only. (The engine knows which node has it. Where
+    /// the engine forgot that, a second node may get the account.)
     pub(super) fn check_account(&mut self, lost: usize, instance: Instance) -> Result<(), String> {
         let (first, at) = *self.cluster.accounts.entry(lost).or_insert((instance, self.now));
-        if first == instance || self.was_engine_hampered(at) {
+        if first == instance || self.has_engine_forgotten(at) {
             return Ok(());
         }
         Err(format!("the account of session {lost} was reported to two instances"))
     }
 
-    fn was_engine_hampered(&self, since: Instant) -> bool {
-        self.cluster.engine_hampered_until.is_some_and(|until| until >= since)
+    fn has_engine_forgotten(&self, since: Instant) -> bool {
+        self.cluster.engine_forgot.is_some_and(|at| at >= since)
     }
 
     /// A session is lost only with its node, or where its node cannot be reached and may seem dead.

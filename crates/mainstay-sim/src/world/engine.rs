@@ -36,7 +36,6 @@ pub(super) struct Kept {
     owner: Option<NodeId>,
     number: u64,
     record: Record,
-    is_consumed: bool,
     until: Instant,
 }
 
@@ -301,19 +300,11 @@ impl Engine {
             }
             Request::Release { session, owner, claim, number, record, keep } => {
                 let until = now + keep;
-                let kept = Kept { claim, owner: None, number, record, is_consumed: false, until };
+                let kept = Kept { claim, owner: None, number, record, until };
                 self.release(session.0, owner, kept)
             }
             Request::Claim { session, owner, claimant, name, keep } => {
                 self.claim(session.0, [owner, claimant], name, now + keep)
-            }
-            Request::Consume { session, owner, claim } => {
-                let kept = self.state.records.get_mut(&session.0);
-                match kept.filter(|kept| kept.claim == claim && kept.owner == Some(owner)) {
-                    Some(kept) => kept.is_consumed = true,
-                    None => return Response::Fenced(None),
-                }
-                Response::Stored
             }
         }
     }
@@ -343,12 +334,9 @@ impl Engine {
         if !names.contains(&Some(name.as_slice())) {
             return Response::None;
         }
-        if kept.is_consumed && [owner, claimant].map(Some).contains(&kept.owner) {
-            return Response::None;
-        }
         if kept.owner != Some(claimant) {
-            if let Some(other) = kept.owner.filter(|other| *other != owner) {
-                return Response::Moved(other);
+            if let Some(other) = kept.owner {
+                return if other == owner { Response::None } else { Response::Moved(other) };
             }
             kept.claim += 1;
             (kept.owner, kept.number, kept.until) = (Some(claimant), 0, until);
@@ -373,6 +361,5 @@ pub(super) fn show_request(request: &Request) -> String {
         Request::Forget { node } => format!("forget {node}"),
         Request::Release { session, claim, .. } => format!("release {session:?}, claim {claim}"),
         Request::Claim { session, owner, .. } => format!("claim {session:?} of {owner}"),
-        Request::Consume { session, claim, .. } => format!("consume {session:?}, claim {claim}"),
     }
 }

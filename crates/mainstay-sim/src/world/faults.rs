@@ -262,7 +262,10 @@ impl World {
                 let back_at = now + Duration::from_millis(rng.random_range(0..5_000));
                 engine.empty(now, back_at, rng);
             }
-            Fault::FailOver => engine.fail_over(now, rng),
+            Fault::FailOver => {
+                engine.fail_over(now, rng);
+                self.cluster.engine_forgot = Some(now);
+            }
             _ => engine.cut(now, node, until, rng),
         }
     }

@@ -525,9 +525,6 @@ impl World {
         loop {
             self.session_takes(session)?;
             let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
-            if let (Some(claim), Some(member)) = (machine.poll_record(), &mut self.servers[node].member) {
-                member.nodes.consume(now, machine.id(), claim);
-            }
             if let Some((connection, credentials)) = machine.poll_auth() {
                 let at = now + self.judging();
                 self.servers[node].auths.push((at, session, connection, credentials));

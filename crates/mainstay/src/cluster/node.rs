@@ -500,9 +500,9 @@ impl Node {
         self.release_record(session, claim, record, keep);
     }
 
-    /// Has the engine empty a record that this node has claimed and needs no more.
-    pub(crate) fn consume(&self, session: SessionId, claim: u64) {
-        self.change(|now, machine| machine.nodes.consume(now, session, claim));
+    /// Notes that this server's registry has adopted what the node claimed.
+    pub(crate) fn adopted(&self, session: SessionId) {
+        self.change(|now, machine| machine.nodes.adopted(now, session));
     }
 
     /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them

@@ -287,7 +287,7 @@ fn size(request: &Request) -> usize {
             record.head.len() + record.saved.as_ref().map_or(0, bytes::Bytes::len) + messages
         }
         Request::Heartbeat { value, .. } => value.len(),
-        Request::Forget { .. } | Request::Claim { .. } | Request::Consume { .. } => 0,
+        Request::Forget { .. } | Request::Claim { .. } => 0,
     }
 }
 

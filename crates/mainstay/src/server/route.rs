@@ -218,16 +218,13 @@ impl Arrival<'_> {
         let adopted = self.shared.registry().adopt(now(), record, claim, &mut adopting);
         let created = adopting.created;
         self.cores = adopting.cores;
+        self.node.adopted(session);
         match adopted {
             Ok(Adopted::Session { evicted, .. }) => {
                 Figures::add(&self.node.figures.claimed, 1);
                 evicted.into_iter().for_each(|evicted| evicted.notify());
             }
-            Ok(Adopted::Account) => {
-                Figures::add(&self.node.figures.claimed_accounts, 1);
-                // The account is here now. No other node may report it to another copy of the client.
-                self.node.consume(session, claim);
-            }
+            Ok(Adopted::Account) => Figures::add(&self.node.figures.claimed_accounts, 1),
             Err(error) => {
                 Figures::add(&self.node.figures.unreadable, 1);
                 tracing::error!(%error, "a claimed session cannot be read: its client gets a new one, with a gap");

@@ -88,15 +88,6 @@ impl ServerSession {
         matches!(self.hold, Hold::No | Hold::Leaving { was_confirmed: true })
     }
 
-    /// Returns the claim by which this node got the session from another, once, as soon as the client has confirmed it
-    /// here: the client never presents the tokens of the record again. [Consume](crate::cluster::Nodes::consume) the
-    /// record then, or a copy of the client could have a third node continue from it.
-    pub fn poll_record(&mut self) -> Option<u64> {
-        let rare = self.rare.as_mut().filter(|rare| rare.has_record && self.hold == Hold::No)?;
-        rare.has_record = false;
-        Some(rare.claim)
-    }
-
     /// Whether confirmation comes first, and no epoch of the session was ever confirmed, at any node: nothing was
     /// delivered.
     pub(in crate::session) fn was_never_confirmed(&self) -> bool {
@@ -177,7 +168,6 @@ impl ServerSession {
             is_movable: true,
             saved,
             claim,
-            has_record: true,
             fenced: None,
             limit: None,
         };

@@ -61,7 +61,6 @@ pub(crate) struct Held {
     pub(crate) claim: u64,
     pub(crate) owner: Option<NodeId>,
     record: Record,
-    is_consumed: bool,
 }
 
 impl Engine {
@@ -84,7 +83,7 @@ impl Engine {
                 {
                     return Response::Fenced(held.owner);
                 }
-                let held = Held { claim: *claim, owner: None, record: record.clone(), is_consumed: false };
+                let held = Held { claim: *claim, owner: None, record: record.clone() };
                 self.held.insert(*session, held);
                 Response::Stored
             }
@@ -94,28 +93,14 @@ impl Engine {
                 else {
                     return Response::None;
                 };
-                if held.is_consumed && [*owner, *claimant].map(Some).contains(&held.owner) {
-                    return Response::None;
-                }
                 if held.owner != Some(*claimant) {
-                    if let Some(other) = held.owner
-                        && other != *owner
-                    {
-                        return Response::Moved(other);
+                    if let Some(other) = held.owner {
+                        return if other == *owner { Response::None } else { Response::Moved(other) };
                     }
                     held.claim += 1;
                     held.owner = Some(*claimant);
                 }
                 Response::Claimed { claim: held.claim, record: held.record.clone() }
-            }
-            Request::Consume { session, owner, claim } => {
-                self.executed.push("consume");
-                let held = self.held.get_mut(session);
-                match held.filter(|held| held.claim == *claim && held.owner == Some(*owner)) {
-                    Some(held) => held.is_consumed = true,
-                    None => return Response::Fenced(None),
-                }
-                Response::Stored
             }
         }
     }

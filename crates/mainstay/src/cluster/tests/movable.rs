@@ -49,7 +49,7 @@ async fn an_attached_session_moves_with_what_its_handler_saved() {
     assert_eq!((figures.released, figures.accounts, figures.unreleased), (1, 0, 0));
     assert_eq!((second.figures().claimed, second.figures().relays), (1, 0));
     assert_eq!(second.server.stats().attached_lost, 0);
-    assert_eq!(memory.requests(), ["release", "claim", "consume"]);
+    assert_eq!(memory.requests(), ["release", "claim"]);
     // The session lives on like any other: it may move once more, back to no node at all here.
     let figures = second.drain().await;
     assert_eq!((figures.released, figures.unreleased), (1, 0));
