@@ -5,7 +5,7 @@ use std::time::Duration;
 use mainstay_proto::cluster::peer::Leave;
 
 use super::Memory;
-use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, until};
+use super::setup::{Balancer, TestNode, echoes, event, exchange, gap, meet, until};
 use crate::LossCause;
 use crate::client::Event;
 use crate::cluster::entry;
@@ -83,13 +83,13 @@ async fn an_owner_that_hears_leave_has_relayed_clients_replace_their_connections
     balancer.pick(0);
     // The attach, the loss, and the attach through the other node.
     for _ in 0..3 {
-        client.event().await;
+        event(&client).await;
     }
     let (from, to) = (&entry.server.shared, &owner.server.shared);
     let (from, to) = (from.node.as_ref().unwrap(), to.node.as_ref().unwrap());
     let leave = Leave { from: from.id, to: to.id, key: to.key, within: Duration::ZERO };
     entry::tell_to_leave(owner.peer_address(), leave).await;
-    let event = client.event().await;
+    let event = event(&client).await;
     assert!(
         matches!(event, Some(Event::Attached { resumed: true, .. })),
         "it was never without one: {event:?}"

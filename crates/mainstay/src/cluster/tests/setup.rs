@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Memory;
-use crate::client::Incoming;
+use crate::client::{Event, Incoming};
 use crate::cluster::config::Store;
 use crate::cluster::{ClusterConfig, ClusterFigures};
 use crate::server::Config;
@@ -210,6 +210,11 @@ pub(super) fn echoes(upgrade: SessionUpgrade) -> Response {
 /// The next message; panics after a while.
 pub(super) async fn next(client: &mut Client) -> Message {
     tokio::time::timeout(LIMIT, client.recv()).await.expect("a message in time").expect("no end")
+}
+
+/// The next event; panics after a while.
+pub(super) async fn event(client: &Client) -> Option<Event> {
+    tokio::time::timeout(LIMIT, client.event()).await.expect("an event in time")
 }
 
 /// Waits for a gap, in place of the next message.
