@@ -144,9 +144,9 @@ fn measure_cluster(options: &Options, page: &Path) -> Result<()> {
         let old = fs::read_to_string(page).unwrap_or_default();
         Ok(fs::write(page, page::with_chapter(&old, &page::chapter(&tables)?))?)
     };
-    add(relay::measure(&relays)?)?;
     add(stage.cut()?)?;
-    add(stage.deploy()?)
+    add(stage.deploy()?)?;
+    add(relay::measure(&relays)?)
 }
 
 impl Options {

@@ -271,14 +271,14 @@ pub(crate) const EDITS: &[Edit] = &[
     edit(
         "ALeavingSessionHasNoConnection",
         "        if let Some(attached) = self.attached.take() {
-            self.rare",
+            rare.fenced",
         "        if let Some(attached) = self.attached.take_if(|_| !BACK) {
-            self.rare",
+            rare.fenced",
     ),
     edit(
-        "ATakenRecordIsGivenToNoOtherNode",
-        "if let Some(other) = kept.owner {",
-        "if let Some(other) = kept.owner.filter(|other| !BACK || *other != owner) {",
+        "AConfirmedSessionConsumesItsRecord",
+        "(machine.poll_record(), &mut self.servers[node].member)",
+        "(machine.poll_record().filter(|_| !BACK), &mut self.servers[node].member)",
     ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
@@ -306,6 +306,6 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "WhatWasAcknowledgedMovesToo",
     "ALeavingSessionDeliversNothing",
     "ALeavingSessionHasNoConnection",
-    "ATakenRecordIsGivenToNoOtherNode",
+    "AConfirmedSessionConsumesItsRecord",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

@@ -3,7 +3,8 @@
 //! A run is load under faults, then healing, then every client leaves, then the day of the tombstones passes. Within
 //! a moment the order is that of a driver: faults occur, readable bytes are read, timers are checked, and then every
 //! machine that is awake writes. The two processes are in `client` and `server`, the network between them in
-//! `network`, the faults in `faults`.
+//! `network`, the faults in `faults`. A cluster has several servers: `sessions` has the sessions of all of them,
+//! `cluster` finds the way of a HELLO and relays, `drain` empties a node, `engine` is what the nodes share.
 
 mod client;
 mod cluster;
@@ -260,6 +261,12 @@ impl World {
         if let Some((leg, wire)) = self.wires.iter().find(|(key, wire)| !key.is_outer() && is_open(wire)) {
             return Err(format!("{leg:?} is left: {}", wire.describe()));
         }
+        for member in self.servers.iter().filter(|server| server.lives()).filter_map(|s| s.member.as_ref()) {
+            let status = member.nodes.status();
+            if status.claims + status.releases > 0 {
+                return Err(format!("node {} still waits for the engine: {status:?}", member.id));
+            }
+        }
         // Nodes delete fields after a day, which takes long to play.
         if self.plan.seed % 500 == 2 {
             self.play_until(self.now + DAY + DAY / 12)?;
@@ -269,6 +276,10 @@ impl World {
             };
             if let Some(dead) = self.cluster.engine.state.table.keys().find(|id| !living(id)) {
                 return Err(format!("the field of node {dead} is left"));
+            }
+            let records = self.cluster.engine.state.records.len();
+            if records > 0 {
+                return Err(format!("{records} records are left"));
             }
         }
         Ok(())

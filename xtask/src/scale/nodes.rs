@@ -21,6 +21,8 @@ use crate::{Result, install};
 pub(super) const PEERS: &str = "benches/peers/node";
 /// For anything that must happen sooner or later.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Of 2,000 clients of Socket.IO that were cut at once, not all were back after 90 s on a busy machine of two cores.
+const MOST_OF_SOCKETIO: u32 = 300;
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);
 /// Between two servers that are replaced.
@@ -66,11 +68,12 @@ impl Stage {
         Ok(Table {
             title: "Three nodes: all connections are cut",
             about: "`ss -K` resets all connections of all servers at once. Each attempt of a client goes to a server at random, as\n\
-                    behind a load balancer, and `Redis` is Debian's, on the same machine.",
+                    behind a load balancer, and the engine is Debian's Redis on the same machine. Socket.IO gets fewer clients: of\n\
+                    2,000, not all were back after 90 s here.",
             columns: self.columns(&[
                 &|| self.play_cut("Mainstay, three nodes", ours, 3),
                 &|| self.play_cut("Mainstay, one node", ours, 1),
-                &|| self.play_cut("Socket.IO, three nodes", Kind::SocketIo, 3),
+                &|| self.for_socketio().play_cut("Socket.IO, three nodes", Kind::SocketIo, 3),
             ])?,
         })
     }
@@ -84,9 +87,14 @@ impl Stage {
             columns: self.columns(&[
                 &|| self.play_deploy("Mainstay, movable sessions", Kind::Mainstay { movable: true }),
                 &|| self.play_restart("Mainstay, one node with a file", Kind::WithFile),
-                &|| self.play_deploy("Socket.IO", Kind::SocketIo),
+                &|| self.for_socketio().play_deploy("Socket.IO", Kind::SocketIo),
             ])?,
         })
+    }
+
+    /// The same load for each client, but no more clients than come back at all.
+    fn for_socketio(&self) -> Self {
+        Self { clients: self.clients.min(MOST_OF_SOCKETIO), ..*self }
     }
 
     /// Plays all; for a smoke test without the last one, whose servers are others.
@@ -133,7 +141,7 @@ impl Stage {
             running.lead()?;
             old.process.signal("TERM")?;
             old.process.wait_success(LIMIT)?;
-            sleep(CALM);
+            sleep(if self.quick { CALM / 5 } else { CALM });
         }
         running.let_messages_pass(self);
         running.end(title, vec![("clients", self.clients.to_string())])

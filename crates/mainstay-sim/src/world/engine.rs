@@ -347,9 +347,8 @@ impl Engine {
             return Response::None;
         }
         if kept.owner != Some(claimant) {
-            // The node that took it over may have continued it, or reported it: what the engine has is old.
-            if let Some(other) = kept.owner {
-                return if other == owner { Response::None } else { Response::Moved(other) };
+            if let Some(other) = kept.owner.filter(|other| *other != owner) {
+                return Response::Moved(other);
             }
             kept.claim += 1;
             (kept.owner, kept.number, kept.until) = (Some(claimant), 0, until);

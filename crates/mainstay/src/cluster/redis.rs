@@ -167,7 +167,7 @@ impl Task {
                             Err(Verdict::Lost(why)) => (Response::Unknown, Some(why)),
                         };
                         if let Some(why) = lost {
-                            break why;
+                            break format!("{}: {why}", self.engine);
                         }
                         running.ended(id, bytes);
                         (self.report)(Report::Response(id, response));

@@ -55,7 +55,8 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 session.begin_relayed_epoch();
                 // A relay that is gone by now shows when the session writes.
                 let _ = wire.write_first(PeerAnswer::Accepted.encode()).await;
-                let from = Origin { address: known(head.client), path: head.path.into() };
+                let from =
+                    Origin { address: known(head.client), path: head.path.into(), entry: Some(head.from) };
                 return resume(&session, fenced, connection, wire, from).await;
             }
             Resumed::Answer(Answer::Refused { refuse, why }) => {

@@ -61,9 +61,7 @@ impl Session {
     }
 
     async fn consume(&mut self, claim: u64, owner: &str) -> String {
-        let mut run = script(CONSUME);
-        run.arg(claim).arg(owner);
-        shown(run.query_async(&mut self.0).await.unwrap())
+        shown(script(CONSUME).arg(claim).arg(owner).query_async(&mut self.0).await.unwrap())
     }
 
     async fn clear(&mut self) {
@@ -263,6 +261,7 @@ async fn a_consumed_record_names_its_owner_and_is_given_to_no_node() {
         (it.field("s").await, it.field("h2").await, it.messages().await),
         ("-".into(), "-".into(), "".into())
     );
+    assert_eq!(it.lives().await, [true, false], "it stays as long as it would have");
     assert_eq!(it.claim("A", "C", NAMES[1]).await, "moved B");
     assert_eq!(it.claim("B", "C", NAMES[0]).await, "none");
     assert_eq!(it.claim("A", "B", NAMES[0]).await, "none");

@@ -47,7 +47,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         upgrade.manual_ack().on_session(move |session| echo(session, record))
     });
     let mut terminate = signal(SignalKind::terminate())?;
-    let signal = async move { drop(terminate.recv().await) };
+    let signal = async move {
+        terminate.recv().await;
+    };
     let app = Router::new().fallback(storm).with_state(mainstay.clone());
     let serving = mainstay::serve(listener, app, &mainstay).with_graceful_shutdown(signal, DRAIN);
     println!("listening on ws://{address}");
