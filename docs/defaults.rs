@@ -166,6 +166,13 @@ fn the_clients_defaults_are_those_of_the_document() {
     );
 }
 
+#[test]
+fn the_rules_of_a_user_of_the_engine_are_those_of_the_code() {
+    let code = include_str!("../crates/mainstay/src/cluster/engine.rs");
+    let rules = code.lines().find_map(|line| line.strip_prefix("/// ~")).unwrap();
+    assert!(include_str!("CLUSTER.md").contains(rules), "CLUSTER.md has other rules than {rules}");
+}
+
 /// Compares the fields of a default configuration with the entries, and the entries with the document.
 fn check(config: &impl Debug, entries: &[Entry]) {
     let mut fields = fields(&format!("{config:#?}"));

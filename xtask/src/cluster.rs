@@ -7,7 +7,7 @@
 //!                                                    redis-server, valkey-server (killed, stopped, emptied)
 //! ```
 //!
-//! Before that the driver is tested alone, against both engines: `engines::drive`.
+//! Before that the driver of engines is tested alone: `engines::drive`.
 //!
 //! Every part is a process of its own. Backend and clients write down what they saw; `verdict` compares the two, and `rows`
 //! says what each round must count: nothing is lost without a report, nothing comes twice, nothing at all is lost where nodes
@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use crate::engines::{Brand, Program};
+use crate::engines::{self, Brand, Program};
 use crate::run::cargo;
 use crate::{Depth, Outcome, Result, install};
 use rounds::Size;
@@ -36,6 +36,7 @@ const CLIENT: &str = "target/debug/cluster_client";
 type Play = fn(&Program, &Size) -> Result<()>;
 
 const ROUNDS: &[(&str, Play)] = &[
+    ("driver", |program, _| engines::drive(program)),
     ("alone", |_, size| rounds::without_a_cluster(size)),
     ("cuts", rounds::cuts),
     ("engine", rounds::engine_faults),
@@ -51,7 +52,7 @@ const ROUNDS: &[(&str, Play)] = &[
 ];
 
 /// What is played on Valkey, too.
-const CORE: &[&str] = &["cuts", "movable"];
+const CORE: &[&str] = &["driver", "cuts", "movable"];
 
 #[derive(Args)]
 pub(crate) struct Options {

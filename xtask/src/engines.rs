@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::run::{Background, check, free_address};
-use crate::{Outcome, Result, install};
+use crate::{Result, install};
 
 /// How long an engine may take to start, or to answer a command.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -139,23 +139,19 @@ impl Server {
     }
 }
 
-/// Runs the tests of the driver of engines against both: `crates/mainstay/tests/engine`.
-pub(crate) fn drive() -> Result<Outcome> {
-    for brand in BRANDS {
-        let program = Program::install(brand)?;
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["test", "--package", "mainstay", "--features", "cluster", "--test", "engine"]);
-        cargo.env("MAINSTAY_ENGINE", &program.path);
-        if let Some(libraries) = &program.libraries {
-            cargo.env("MAINSTAY_ENGINE_LIBRARIES", libraries);
-        }
-        if brand == Brand::Valkey {
-            // The wheel's server was built without TLS.
-            cargo.args(["--", "--skip", "tls_is_spoken"]);
-        }
-        check(&mut cargo)?;
+/// Runs the tests of the driver of engines against this one: `crates/mainstay/tests/engine`.
+pub(crate) fn drive(program: &Program) -> Result<()> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["test", "--package", "mainstay", "--features", "cluster", "--test", "engine"]);
+    cargo.env("MAINSTAY_ENGINE", &program.path);
+    if let Some(libraries) = &program.libraries {
+        cargo.env("MAINSTAY_ENGINE_LIBRARIES", libraries);
     }
-    Ok(Outcome::Passed)
+    if program.brand == Brand::Valkey {
+        // The wheel's server was built without TLS.
+        cargo.args(["--", "--skip", "tls_is_spoken"]);
+    }
+    check(&mut cargo).map(drop)
 }
 
 fn is_ready(address: SocketAddr) -> bool {

@@ -162,3 +162,28 @@ fn keep_in_order(to_client: &ToClient, message: Message, unsent: &mut VecDeque<M
         unsent.push_back(message);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_without_room_are_read_as_they_were_saved_and_nothing_else_is_read() {
+        let unsent = [Message::text("a"), Message::binary(&b"\xff"[..])];
+        let mut to = Writer::new();
+        to.number(2);
+        unsent.iter().for_each(|message| to.message(message));
+        to.flag(false);
+        let bytes = to.into_bytes();
+        let restored = Restored::read(&bytes, None).unwrap();
+        assert!(restored.unsent == unsent && restored.prologue.is_none());
+        let rules = Arc::new(Rules::default());
+        assert!(
+            Restored::read(&bytes, Some(&rules)).is_err(),
+            "saved without rules, and continued with some"
+        );
+        for length in 0..bytes.len() {
+            assert!(Restored::read(&bytes[..length], None).is_err(), "{length}");
+        }
+    }
+}

@@ -49,6 +49,8 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
     };
     match (answered, subprotocol) {
         (Err(BackendRefusal { status, reason }), _) => {
+            // What the backend before sent is not part of the refusal.
+            restored.unsent.into_iter().for_each(|message| drop(to_client.try_send(message)));
             let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));
             let code = if unauthorized { CloseCode::UNAUTHORIZED } else { CloseCode::POLICY };
             session.close(code, &format!("the backend refused: {reason}"));

@@ -257,6 +257,29 @@ pub(crate) const EDITS: &[Edit] = &[
             acknowledged = acknowledged.saturating_sub(1);
         }",
     ),
+    edit(
+        "ALeavingSessionDeliversNothing",
+        "        if self.hold != Hold::No {",
+        "        if self.hold != Hold::No && !(BACK && matches!(self.hold, Hold::Leaving { .. })) {",
+    ),
+    edit(
+        "ALeavingSessionDeliversNothing",
+        "        (self.is_open() && !matches!(self.hold, Hold::Leaving { .. }))",
+        "        (BACK && self.life == Life::Closed(super::Closed::Moved))
+            || (self.is_open() && (BACK || !matches!(self.hold, Hold::Leaving { .. })))",
+    ),
+    edit(
+        "ALeavingSessionHasNoConnection",
+        "        if let Some(attached) = self.attached.take() {
+            rare.fenced",
+        "        if let Some(attached) = self.attached.take_if(|_| !BACK) {
+            rare.fenced",
+    ),
+    edit(
+        "AConfirmedSessionConsumesItsRecord",
+        "(machine.poll_record(), &mut self.servers[node].member)",
+        "(machine.poll_record().filter(|_| !BACK), &mut self.servers[node].member)",
+    ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
         "ARelayReadsNoFurtherWhileBytesWait",
@@ -281,5 +304,8 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "AReleasedSessionAcceptsNothing",
     "WhatWasNotAcknowledgedStaysWithTheClient",
     "WhatWasAcknowledgedMovesToo",
+    "ALeavingSessionDeliversNothing",
+    "ALeavingSessionHasNoConnection",
+    "AConfirmedSessionConsumesItsRecord",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

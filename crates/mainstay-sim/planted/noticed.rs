@@ -65,6 +65,7 @@ fn every_rule_that_is_turned_back_is_noticed() {
             Scenario { overheard: true, ..with(0, 0, cut) },
             "by a key that is no secret",
         ),
+        (Rule::ConfirmationComesFirst, Scenario { nodes: 2, ..with(1, 0, cut) }, "duplicate"),
         (Rule::AccountIsForOneInstance, with(1, 0, Budget { tabs: 1, expiries: 1, ..cut }), "untrue"),
     ];
     let untried: Vec<_> = ALL.iter().filter(|rule| !OF_CLUSTERS.contains(rule)).filter(|rule| table.iter().all(|(tried, ..)| tried != *rule)).collect();

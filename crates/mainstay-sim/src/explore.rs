@@ -64,6 +64,9 @@ pub struct Scenario {
     pub slow: bool,
     /// An attacker has read the first HELLO of each session, and presents the key once the first epoch is established.
     pub overheard: bool,
+    /// The number of nodes. With more than one, a HELLO without a token may reach any of them, and each may open a session
+    /// under the client's key.
+    pub nodes: usize,
     /// Whether to look for lock-outs, too.
     pub live: bool,
     /// The number of states after which the explorer stops.
@@ -83,6 +86,7 @@ impl Scenario {
         lazy: true,
         slow: false,
         overheard: false,
+        nodes: 1,
         live: true,
         most_states: 1_000_000,
     };
@@ -273,6 +277,11 @@ impl Scenario {
         Self { slow: true, ..self }
     }
 
+    /// Two nodes behind a balancer that may pick either.
+    fn two_nodes(self) -> Self {
+        Self { nodes: 2, ..self }
+    }
+
     fn manual(self) -> Self {
         Self { manual: true, ..self }
     }
@@ -341,6 +350,12 @@ pub fn small() -> Vec<Scenario> {
                 Budget { replacements: 1, abandons: 1, ..NONE },
             )
         },
+        new("two nodes, two cuts, 1+0", 1, 0, Budget { cuts: 2, ..NONE }).two_nodes().at_once(),
+        new("two nodes, cut, 1+1", 1, 1, Budget { cuts: 1, ..NONE }).two_nodes(),
+        new("two nodes, two abandons, 1+1", 1, 1, Budget { abandons: 2, ..NONE }).two_nodes(),
+        new("two nodes, abandon, replace, 1+1", 1, 1, Budget { abandons: 1, replacements: 1, ..NONE })
+            .two_nodes()
+            .at_once(),
     ]
 }
 
@@ -377,6 +392,24 @@ pub fn large() -> Vec<Scenario> {
         new("tab, cut, 2+1", 2, 1, Budget { tabs: 1, cuts: 1, ..NONE }).at_once(),
         new("tab, two cuts, 1+1", 1, 1, Budget { tabs: 1, cuts: 2, ..NONE }).at_once(),
         new("tab, abandon, cut, 1+0", 1, 0, Budget { tabs: 1, abandons: 1, cuts: 1, ..NONE }).at_once(),
+        new("two nodes, abandon, cut, 1+1", 1, 1, Budget { abandons: 1, cuts: 1, ..NONE })
+            .two_nodes()
+            .at_once(),
+        new(
+            "two nodes, expiry, abandon, cut, 1+0",
+            1,
+            0,
+            Budget { expiries: 1, abandons: 1, cuts: 1, ..NONE },
+        )
+        .two_nodes()
+        .at_once(),
+        new("two nodes, two cuts, abandon, 1+1", 1, 1, Budget { cuts: 2, abandons: 1, ..NONE })
+            .two_nodes()
+            .at_once(),
+        new("two nodes, two abandons, cut, 2+1", 2, 1, Budget { abandons: 2, cuts: 1, ..NONE })
+            .two_nodes()
+            .at_once(),
+        new("two nodes, two cuts, 1+1", 1, 1, Budget { cuts: 2, ..NONE }).two_nodes(),
     ];
     scenarios.iter_mut().for_each(|scenario| scenario.most_states = 4_000_000);
     scenarios

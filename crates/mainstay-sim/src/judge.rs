@@ -38,6 +38,8 @@ pub struct Observed {
     /// When bytes last began to wait, or the socket accepted some of them.
     stuck: Option<Instant>,
     woke: Option<Instant>,
+    /// When another connection of the same client last kept a probe from leaving.
+    hindered: Option<Instant>,
     /// The process slept past a deadline: nothing from before counts as evidence.
     fresh_from: Option<Instant>,
 }
@@ -53,6 +55,7 @@ impl Observed {
             waits: false,
             stuck: None,
             woke: None,
+            hindered: None,
             fresh_from: None,
         }
     }
@@ -60,6 +63,11 @@ impl Observed {
     /// The end read bytes.
     pub fn read_bytes(&mut self, now: Instant) {
         self.last_read = now;
+    }
+
+    /// Another connection of the same client keeps a probe from leaving.
+    pub fn hindered(&mut self, now: Instant) {
+        self.hindered = Some(now);
     }
 
     /// The end wrote a probe.
@@ -257,8 +265,11 @@ impl Client {
     /// Returns until when the end must give up a silent server. `hindered`: after sleep the probe may not leave.
     #[must_use]
     pub fn bound(&self, observed: &Observed, hindered: bool) -> Instant {
-        let fresh = if hindered || observed.was_stuck() { self.limit() } else { self.probe_deadline() };
-        let from_sleep = observed.woke.map(|woke| woke + fresh);
+        let from_sleep = observed.woke.map(|woke| {
+            let free = observed.hindered.map_or(woke, |at| at.max(woke)) + self.probe_deadline();
+            let longest = woke + self.limit();
+            if hindered || observed.was_stuck() { longest } else { free.min(longest) }
+        });
         let from_silence = observed.last_read + self.limit();
         from_sleep.map_or(from_silence, |at| at.max(from_silence)) + TICK
     }

@@ -3,7 +3,8 @@
 //! A run is load under faults, then healing, then every client leaves, then the day of the tombstones passes. Within
 //! a moment the order is that of a driver: faults occur, readable bytes are read, timers are checked, and then every
 //! machine that is awake writes. The two processes are in `client` and `server`, the network between them in
-//! `network`, the faults in `faults`.
+//! `network`, the faults in `faults`. A cluster has several servers: `sessions` has the sessions of all of them,
+//! `cluster` finds the way of a HELLO and relays, `drain` empties a node, `engine` is what the nodes share.
 
 mod client;
 mod cluster;
@@ -20,7 +21,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::session::{Fate, NodeId, ServerConfig};
+use mainstay_proto::session::{ConnectionId, Fate, NodeId, ServerConfig};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -260,6 +261,12 @@ impl World {
         if let Some((leg, wire)) = self.wires.iter().find(|(key, wire)| !key.is_outer() && is_open(wire)) {
             return Err(format!("{leg:?} is left: {}", wire.describe()));
         }
+        for member in self.servers.iter().filter(|server| server.lives()).filter_map(|s| s.member.as_ref()) {
+            let status = member.nodes.status();
+            if status.claims + status.releases > 0 {
+                return Err(format!("node {} still waits for the engine: {status:?}", member.id));
+            }
+        }
         // Nodes delete fields after a day, which takes long to play.
         if self.plan.seed % 500 == 2 {
             self.play_until(self.now + DAY + DAY / 12)?;
@@ -269,6 +276,10 @@ impl World {
             };
             if let Some(dead) = self.cluster.engine.state.table.keys().find(|id| !living(id)) {
                 return Err(format!("the field of node {dead} is left"));
+            }
+            let records = self.cluster.engine.state.records.len();
+            if records > 0 {
+                return Err(format!("{records} records are left"));
             }
         }
         Ok(())
@@ -530,7 +541,8 @@ impl World {
     }
 
     /// An end that receives nothing gives up in time, whatever the cause.
-    fn check_detection(&self) -> Result<(), String> {
+    fn check_detection(&mut self) -> Result<(), String> {
+        self.note_hindered();
         for (key, wire) in &self.wires {
             self.check_server_detection(*key, wire)?;
             if key.is_outer() {
@@ -538,6 +550,27 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Whether the client has another open connection: its probe may wait.
+    fn is_hindered(&self, key: Key) -> bool {
+        let mut others = self.wires.range(Key { connection: ConnectionId(0), ..key }..);
+        others.any(|(other, wire)| {
+            let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
+            same && *other != key && wire.client_open
+        })
+    }
+
+    fn note_hindered(&mut self) {
+        let open = |(key, wire): (&Key, &Wire)| (key.is_outer() && wire.client_open).then_some(*key);
+        let open: Vec<_> = self.wires.iter().filter_map(open).collect();
+        for key in open {
+            if self.is_hindered(key)
+                && let Some(wire) = self.wires.get_mut(&key)
+            {
+                wire.client.hindered(self.now);
+            }
+        }
     }
 
     fn check_server_detection(&self, key: Key, wire: &Wire) -> Result<(), String> {
@@ -567,13 +600,7 @@ impl World {
             None => {
                 let interval = self.config.heartbeat.interval();
                 let judge = judge::Client { interval, rtt: client.machine.rtt() };
-                let mut others =
-                    self.wires.range(Key { connection: mainstay_proto::session::ConnectionId(0), ..key }..);
-                let hindered = others.any(|(other, wire)| {
-                    let same = other.is_outer() && (other.client, other.life) == (key.client, key.life);
-                    same && *other != key && wire.client_open
-                });
-                self.now > judge.bound(&wire.client, hindered)
+                self.now > judge.bound(&wire.client, self.is_hindered(key))
             }
         };
         if late {

@@ -60,7 +60,7 @@ pub(super) fn strangers(program: &Program, size: &Size) -> Result<()> {
     rows::judge(&format!("{:?}: garbage and wrong keys at the peer listeners", program.brand), &rows)
 }
 
-/// The metric that counts what a peer listener dropped.
+/// The metric that counts what a peer listener dropped, by reason.
 const DROPPED: &str = "mainstay_peer_dropped_total";
 
 /// What a stranger sends, and whether it ends its side then.

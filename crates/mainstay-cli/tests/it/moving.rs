@@ -11,7 +11,7 @@ use mainstay::{Client, LossCause, Message};
 use tokio::net::TcpListener;
 
 use crate::frames::{CLOSE, Frames, PING, PONG, TEXT};
-use crate::support::{Gateway, backend, echo, mainstay, number, until};
+use crate::support::{Gateway, Proxy, backend, echo, mainstay, number, until};
 
 /// A place for one process after the other: an address, and a folder for the state.
 struct Place {
@@ -128,6 +128,27 @@ async fn a_session_of_the_built_in_backend_moves_too() {
 }
 
 #[tokio::test]
+async fn the_live_page_gets_every_tick_over_a_restart() {
+    let place = Place::new("pulse");
+    let mut gateway = place.process(&[]);
+    let mut client = Client::builder(&format!("ws://{}/pulse", place.listen)).unwrap().connect();
+    let mut ticks: Vec<u64> = Vec::new();
+    for restart in [true, false] {
+        for _ in 0..2 {
+            let message = client.recv().await.unwrap();
+            let text = message.as_text().unwrap();
+            let (_, number) = text.split_once(r#""n":"#).unwrap_or_else(|| panic!("{text}"));
+            ticks.push(number.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap());
+        }
+        if restart {
+            gateway = replaced(&place, gateway, &[]).await;
+        }
+    }
+    assert!(ticks.windows(2).all(|two| two[1] == two[0] + 1), "{ticks:?}");
+    drop(gateway);
+}
+
+#[tokio::test]
 async fn the_next_process_writes_the_recorded_prologue_first_and_hides_its_answer() {
     let rules = ["--prologue", "match=^login", "--prologue-hide", "match=^welcome"];
     let (listener, arguments) = by_hand(&rules).await;
@@ -201,6 +222,33 @@ async fn what_the_backend_sends_before_it_answers_the_close_reaches_the_client()
     let (_, mut new) = Frames::serve(&listener).await;
     client.send("next").await.unwrap();
     assert_eq!(new.text().await.as_deref(), Some("next"), "the order was confirmed, and comes once");
+}
+
+#[tokio::test]
+async fn what_a_session_has_no_room_for_moves_along_in_order() {
+    const LAST: u64 = 1_500;
+    let (listener, arguments) = by_hand(&[]).await;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let place = Place::new("no-room");
+    let gateway = place.process(&arguments);
+    let proxy = Proxy::to(gateway.address()).await;
+    let mut client = Client::builder(&format!("ws://{}/", proxy.address)).unwrap().connect();
+    client.send("hello").await.unwrap();
+    let (_, mut old) = Frames::serve(&listener).await;
+    assert_eq!(old.text().await.as_deref(), Some("hello"));
+    proxy.cut();
+    gateway.wait_for_metric("sessions_by_state{state=\"parked\"}", 1.0).await;
+    // More than a session keeps for a client that is away.
+    for number in 1..=LAST {
+        old.write(TEXT, number.to_string().as_bytes()).await;
+    }
+    let (_, next) = tokio::join!(texts_until_close(&mut old), replaced(&place, gateway, &arguments));
+    proxy.restore();
+    let (_, _new) = Frames::serve(&listener).await;
+    for expected in 1..=LAST {
+        assert_eq!(number(&client.recv().await.unwrap()), expected);
+    }
+    drop(next);
 }
 
 #[tokio::test]

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use mainstay::client::Event;
+use mainstay::{Client, Message};
+
 use crate::frames::Frames;
 use crate::support::{Gateway, connect, mainstay, until, without_variables};
 
@@ -54,6 +57,29 @@ async fn no_connection_is_refused_between_two_processes_that_a_supervisor_gives_
     done.store(true, Relaxed);
     clients.join().unwrap();
     drop((new, client));
+}
+
+#[tokio::test]
+async fn a_session_continues_over_a_restart_under_a_supervisor_and_its_client_is_never_refused() {
+    let (listener, address) = listener();
+    let folder = std::env::temp_dir().join(format!("mainstay-supervised-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let arguments = ["--state-dir", folder.to_str().unwrap(), "--movable"];
+    let mut old = Gateway::begin(activated(listener.try_clone().unwrap(), &arguments));
+    let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    client.send("before").await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("before")));
+    old.signal("TERM");
+    assert_eq!(old.ended().await, Some(0));
+    let new = Gateway::begin(activated(listener, &arguments));
+    client.send("after").await.unwrap();
+    assert_eq!(client.recv().await, Some(Message::text("after")));
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::ZERO, client.event()).await {
+        let is_expected = matches!(event, Event::Attached { .. } | Event::Detached { .. });
+        assert!(is_expected, "{event:?}");
+    }
+    drop(new);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

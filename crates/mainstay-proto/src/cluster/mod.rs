@@ -18,6 +18,7 @@
 //! Source: `docs/CLUSTER.md`.
 
 mod claims;
+mod event;
 pub mod lookup;
 pub mod node_info;
 pub mod nodes;
@@ -27,9 +28,10 @@ mod releases;
 pub mod request;
 mod table;
 
+pub use event::{Claimed, NodesEvent, NodesStatus};
 pub use lookup::{Lookup, PeerOutcome, Step};
 pub use node_info::{Mark, NodeInfo, PeerKey};
-pub use nodes::{Nodes, NodesConfig, NodesEvent, NodesStatus};
+pub use nodes::{Nodes, NodesConfig};
 pub use records::LocalRecord;
 pub use releases::ReleaseOutcome;
 pub use table::{COMPLETE_AFTER, DEAD_AFTER};

@@ -15,7 +15,6 @@
 //! Source: `docs/CLUSTER.md`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,7 +22,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::claims::{ClaimOutcome, Claims};
-use super::node_info::{BadField, NodeInfo};
+use super::event::{Claimed, NodesEvent, NodesStatus};
+use super::node_info::NodeInfo;
 use super::records::{LocalRecord, Records};
 use super::releases::{ReleaseOutcome, Releases};
 use super::request::{EngineEvent, Request, RequestId, Response};
@@ -54,121 +54,6 @@ pub struct NodesConfig {
     pub keep: Duration,
     /// Draws the times of heartbeats.
     pub seed: u64,
-}
-
-/// What the driver must know or do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NodesEvent {
-    /// The engine answers, for the first time or again.
-    EngineUp {
-        /// The lifetime of its primary, if it allows to ask for it.
-        incarnation: Option<String>,
-        /// It is another lifetime than the one before: what was released may be lost.
-        changed: bool,
-    },
-    /// The engine does not answer. Sessions of this node continue.
-    EngineDown {
-        /// For the log.
-        reason: String,
-    },
-    /// Another node was seen, for the first time or alive again.
-    NodeSeen {
-        /// The node.
-        node: NodeId,
-        /// Its peer listener; `None`: its field cannot be read.
-        address: Option<SocketAddr>,
-    },
-    /// Another node is dead: its field was unchanged for 10 s in which the engine answered.
-    NodeDead {
-        /// The node.
-        node: NodeId,
-    },
-    /// Another node has ended in order.
-    NodeLeft {
-        /// The node.
-        node: NodeId,
-    },
-    /// The field of another node cannot be read. Sessions there are not reached until the node is dead.
-    BadField {
-        /// The node.
-        node: NodeId,
-        /// What is wrong with the field.
-        error: BadField,
-    },
-    /// The table has a node of another cluster ([`Mark`](super::Mark)): two clusters use one engine under one name. Or,
-    /// if it is this node's id: another process has it.
-    SameNameElsewhere {
-        /// The node.
-        node: NodeId,
-        /// Its peer listener.
-        address: Option<SocketAddr>,
-    },
-    /// A node has been dead for long. Connect to its peer listener, close the connection at once, and report by
-    /// [`listener_checked`](Nodes::listener_checked) whether TCP was refused.
-    CheckListener {
-        /// The node.
-        node: NodeId,
-        /// Its peer listener.
-        address: SocketAddr,
-    },
-    /// The outcome of a release is known, or was given up.
-    Released {
-        /// The session.
-        session: SessionId,
-        /// What became of it.
-        outcome: ReleaseOutcome,
-    },
-    /// A claim was answered, or given up: [poll](super::Lookup::poll) the lookup that claims this session. No lookup may
-    /// wait for it any more.
-    ClaimAnswered {
-        /// The session.
-        session: SessionId,
-    },
-    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`). Reported once, until the engine
-    /// executes such a request again.
-    EngineRefuses {
-        /// The kind.
-        request: &'static str,
-        /// The engine's reason.
-        reason: String,
-    },
-    /// The engine knows that this node has left, after [`leave`](Nodes::leave).
-    Left,
-}
-
-/// Figures for metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NodesStatus {
-    /// The engine answers.
-    pub engine_up: bool,
-    /// Every living node is in the table.
-    pub is_complete: bool,
-    /// Other nodes that live.
-    pub alive: usize,
-    /// Other nodes that died without leaving.
-    pub dead: usize,
-    /// Claims without an answer.
-    pub claims: usize,
-    /// Releases without an answer.
-    pub releases: usize,
-    /// Records that this node keeps itself, without an engine.
-    pub records: usize,
-    /// Claims by outcome, since the start.
-    pub claimed: Claimed,
-}
-
-/// Claims by outcome, since the start. A claim that was given up counts as `unavailable`, whatever comes later.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Claimed {
-    /// This node got the session.
-    pub taken: u64,
-    /// Another node has it.
-    pub moved: u64,
-    /// The engine has no such session.
-    pub none: u64,
-    /// The engine did not answer in time, or refused.
-    pub unavailable: u64,
 }
 
 /// This node's part in the cluster; the module describes it.
@@ -233,6 +118,7 @@ enum Kind {
     Forget,
     Claim,
     Release,
+    Consume,
 }
 
 impl Kind {
@@ -242,6 +128,7 @@ impl Kind {
             Self::Forget => "forget",
             Self::Claim => "claim",
             Self::Release => "release",
+            Self::Consume => "consume",
         }
     }
 }
@@ -359,6 +246,16 @@ impl Nodes {
         }
     }
 
+    /// Consumes the record that this node got by `claim`: the client has confirmed the session here, or the account is in
+    /// this node's registry. From then on the engine gives the record to no other node, whatever token is presented. Does
+    /// nothing while this node releases the session.
+    pub fn consume(&mut self, now: Instant, session: SessionId, claim: u64) {
+        self.forward.check(now);
+        if self.config.engine && !self.releases.has(session) {
+            self.releases.begin(session, Request::Consume { session, owner: self.config.node, claim });
+        }
+    }
+
     /// Gives every release up whose outcome is not known, at the deadline of a drain. Each is reported.
     pub fn give_up_releases(&mut self, now: Instant) {
         self.forward.check(now);
@@ -397,7 +294,8 @@ impl Nodes {
             return Some((Kind::Claim, request));
         }
         if let Some(request) = self.releases.poll(now, id) {
-            return Some((Kind::Release, request));
+            let is_release = matches!(request, Request::Release { .. });
+            return Some((if is_release { Kind::Release } else { Kind::Consume }, request));
         }
         let node = self.forget.pop_front()?;
         Some((Kind::Forget, Request::Forget { node }))
@@ -431,6 +329,7 @@ impl Nodes {
                     Kind::Heartbeat => self.handle_table(now, open.sent, response),
                     Kind::Claim => self.handle_claim(now, id, response),
                     Kind::Release => self.handle_release(id, response),
+                    Kind::Consume => _ = self.releases.end(id),
                     Kind::Forget => {}
                 }
             }
@@ -503,7 +402,7 @@ impl Nodes {
                 self.table.interrupt();
             }
             Kind::Claim => self.claims.repeat(now, id),
-            Kind::Release => self.releases.repeat(now, id),
+            Kind::Release | Kind::Consume => self.releases.repeat(now, id),
             Kind::Forget => {}
         }
     }
@@ -518,6 +417,7 @@ impl Nodes {
             }
             Kind::Claim => self.claim_answered(now, id, ClaimOutcome::Unavailable),
             Kind::Release => self.release_ended(id, |_| ReleaseOutcome::Refused(reason.clone())),
+            Kind::Consume => _ = self.releases.end(id),
             Kind::Forget => {}
         }
         if self.refuses.insert(kind) {

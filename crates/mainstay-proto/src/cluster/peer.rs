@@ -2,19 +2,23 @@
 //!
 //! The entry node connects, sends a [`Head`], and behind it the client's bytes as they came, from the first byte of
 //! HELLO on. The owner accepts the entry node's authentication result, queries its registry, and sends a
-//! [`PeerAnswer`]. After [`PeerAnswer::Accepted`] the stream is the client's; after any other answer it ends.
+//! [`PeerAnswer`]. After [`PeerAnswer::Accepted`] the stream is the client's; after any other answer it ends. A node that
+//! drains sends [`Leave`] instead of a head, to each owner of clients that it relays.
 //!
-//! A block is four bytes of magic (`MSTN` or `MSTA`), a version (one byte), the length of the body (four bytes, the
+//! A block is four bytes of magic (`MSTN`, `MSTA` or `MSTL`), a version (one byte), the length of the body (four bytes, the
 //! highest first), and the body, whose fields are encoded as in `docs/PROTOCOL.md` "Framing". Decoders take a block from
 //! the front of a buffer once it is whole, and leave what follows; they refuse as soon as the bytes show that they must.
 //!
 //! The time that a block may take ([`BLOCK_TIME`]) is the driver's to measure. Nodes do not encrypt what they exchange.
+
+mod leave;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use self::leave::{First, Leave};
 use super::node_info::{PeerKey, get_address, put_address};
 use crate::session::codec::{get_account, put_account};
 use crate::session::message::Account;
@@ -129,7 +133,7 @@ impl BlockError {
 /// What a peer listener does with a [`Head`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit {
-    /// Read the HELLO behind it.
+    /// Read the HELLO behind it, or follow LEAVE.
     Hello,
     /// Send [`PeerAnswer::OtherNode`] and close.
     OtherNode,
@@ -142,13 +146,7 @@ impl Head {
     /// # Errors
     /// [`BlockError::WrongKey`]: drop the connection and count it.
     pub fn admit(&self, me: NodeId, key: &PeerKey) -> Result<Admit, BlockError> {
-        if self.to != me {
-            Ok(Admit::OtherNode)
-        } else if self.key == *key {
-            Ok(Admit::Hello)
-        } else {
-            Err(BlockError::WrongKey)
-        }
+        admit((self.to, &self.key), (me, key))
     }
 
     /// Returns the bytes of the block.
@@ -228,6 +226,16 @@ impl PeerAnswer {
             kind::RELEASED => Self::Released,
             unknown => return Err(Malformed::UnknownType(unknown).into()),
         }))
+    }
+}
+
+fn admit(asked: (NodeId, &PeerKey), me: (NodeId, &PeerKey)) -> Result<Admit, BlockError> {
+    if asked.0 != me.0 {
+        Ok(Admit::OtherNode)
+    } else if asked.1 == me.1 {
+        Ok(Admit::Hello)
+    } else {
+        Err(BlockError::WrongKey)
     }
 }
 

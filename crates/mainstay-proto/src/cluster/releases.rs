@@ -1,8 +1,11 @@
-//! The releases of this node that are in progress.
+//! What this node writes of its sessions: the releases in progress, and claimed records that it consumes.
 //!
 //! A release whose outcome is unknown is repeated as it was, until the outcome is known or the caller gives up at its
 //! drain's deadline. *Fenced* in answer to a repeated release shows that an earlier one worked: another node has claimed
 //! the session since.
+//!
+//! A node *consumes* the record of a session that it claimed once the client has confirmed the session there. Otherwise a
+//! copy of the client with an old token would have a third node begin again with the record, while the session goes on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -61,14 +64,19 @@ struct Release {
 }
 
 impl Releases {
-    /// Begins a release. One of the same session that is still in progress is forgotten: this node has claimed the
-    /// session again since, so that one worked.
+    /// Begins a release, or consumes a record. A request of the same session that is still in progress is forgotten: after
+    /// a release this node has claimed the session again, so the release worked; and a release replaces the record.
     pub(super) fn begin(&mut self, session: SessionId, request: Request) {
         if self.by_session.insert(session, Release { request, sent: 0 }).is_some() {
             self.in_flight.retain(|_, other| *other != session);
             self.due.retain(|other| *other != session);
         }
         self.due.push_back(session);
+    }
+
+    /// Returns whether a request of this session is in progress.
+    pub(super) fn has(&self, session: SessionId) -> bool {
+        self.by_session.contains_key(&session)
     }
 
     /// Returns the next request that is due, sent as `id`.
@@ -84,7 +92,7 @@ impl Releases {
         Some(release.request.clone())
     }
 
-    /// Ends the release that was sent as `id`, and returns its session with whether it had been sent before.
+    /// Ends what was sent as `id`, and returns its session with whether it had been sent before.
     pub(super) fn end(&mut self, id: RequestId) -> Option<(SessionId, bool)> {
         let session = self.in_flight.remove(&id)?;
         let release = self.by_session.remove(&session)?;
@@ -105,10 +113,11 @@ impl Releases {
             if release.sent > 0 { ReleaseOutcome::Unknown } else { ReleaseOutcome::Unsent }
         };
         let all = std::mem::take(self).by_session;
-        all.into_iter().map(|(session, release)| (session, outcome(release))).collect()
+        let releases = all.into_iter().filter(|(_, one)| matches!(one.request, Request::Release { .. }));
+        releases.map(|(session, release)| (session, outcome(release))).collect()
     }
 
-    /// Returns the number of releases whose outcome is not known yet.
+    /// Returns the number of requests whose outcome is not known yet.
     pub(super) fn in_progress(&self) -> usize {
         self.by_session.len()
     }

@@ -60,6 +60,16 @@ pub enum Request {
         /// How long the engine keeps who has it.
         keep: Duration,
     },
+    /// Empty the record of a session that its node has claimed and needs no more: the engine keeps who has it, and gives the
+    /// record to no node. Executing it twice changes nothing more. Answer: [`Response::Stored`] or [`Response::Fenced`].
+    Consume {
+        /// The session.
+        session: SessionId,
+        /// The node that claimed it.
+        owner: NodeId,
+        /// The number of its claim.
+        claim: u64,
+    },
 }
 
 /// The engine's answer to one request.

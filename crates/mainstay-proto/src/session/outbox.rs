@@ -163,12 +163,14 @@ impl Outbox {
         self.drops_oldest = true;
     }
 
-    /// Doubles this end's bound on what is kept.
-    pub(super) fn double_limit(&mut self) {
-        self.limit = Window {
-            messages: self.limit.messages.saturating_mul(2),
-            bytes: self.limit.bytes.saturating_mul(2),
-        };
+    /// Doubles this end's bound on what is kept, unless the buffer makes room by itself. Returns the bound before.
+    pub(super) fn double_limit(&mut self) -> Window {
+        let before = self.limit;
+        if !self.drops_oldest {
+            let (messages, bytes) = (before.messages.saturating_mul(2), before.bytes.saturating_mul(2));
+            self.limit = Window { messages, bytes };
+        }
+        before
     }
 
     /// Numbers and keeps a message, or returns it if the buffer is full. An empty buffer accepts every message that

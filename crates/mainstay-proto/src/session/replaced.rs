@@ -2,7 +2,7 @@
 //!
 //! A mark has no number of its own. It stands behind a message. Every connection that passes this place writes the
 //! mark, until the client acknowledges a later message: that message came behind the mark on the same connection, so
-//! the client has received the mark.
+//! the client has received the mark. If that message is dropped, the mark stands behind the gap that takes its place.
 //!
 //! Source: `docs/PROTOCOL.md` "80 REPLACED".
 
@@ -54,19 +54,24 @@ impl Replacements {
         Self { count: marks.back().map_or(0, |mark| mark.count), marks, written: 0 }
     }
 
-    /// Another connection is attached.
-    pub(super) fn begin_connection(&mut self) {
-        self.written = 0;
+    /// Another connection is attached, and begins behind message `wrote`. The client has the marks before it.
+    pub(super) fn begin_connection(&mut self, wrote: u64) {
+        let before = self.marks.partition_point(|mark| mark.after < wrote);
+        self.written = self.marks.range(..before).last().map_or(0, |mark| mark.count);
     }
 
-    /// Returns the mark behind message `wrote`, if the connection has to write it now.
+    /// Returns the mark behind message `wrote`, if the connection has to write it now. Marks in a gap that ends there
+    /// become one.
     pub(super) fn transmit(&mut self, wrote: u64) -> Option<Transmit> {
-        let Mark { after, count } = self.marks.iter().find(|mark| mark.after >= wrote).copied()?;
-        if after != wrote || count <= self.written {
-            return None;
-        }
-        self.written = count;
-        Some(Transmit::control(&Control::Replaced { after, count }))
+        let written = self.marks.partition_point(|mark| mark.count <= self.written);
+        let reached = self.marks.partition_point(|mark| mark.after <= wrote);
+        let last = reached.checked_sub(1).filter(|last| *last >= written)?;
+        let Mark { after, count } = self.marks.get_mut(last)?;
+        *after = wrote;
+        self.written = *count;
+        let mark = Control::Replaced { after: wrote, count: *count };
+        self.marks.drain(written..last);
+        Some(Transmit::control(&mark))
     }
 }
 
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     fn marks(replacements: &mut Replacements, from: u64, to: u64) -> Vec<Transmit> {
-        replacements.begin_connection();
+        replacements.begin_connection(from);
         (from..=to).flat_map(|wrote| replacements.transmit(wrote)).collect()
     }
 
@@ -106,6 +111,18 @@ mod tests {
         );
         replacements.add(5, 2);
         assert_eq!(marks(&mut replacements, 0, 9), [mark(2, 2), mark(5, 3)]);
+    }
+
+    #[test]
+    fn marks_in_a_gap_are_one_behind_the_gap_on_every_connection() {
+        let mut replacements = Replacements::default();
+        replacements.add(1, 0);
+        replacements.add(2, 0);
+        replacements.add(6, 0);
+        replacements.begin_connection(0);
+        assert_eq!([0, 4, 5].map(|wrote| replacements.transmit(wrote)), [None, Some(mark(4, 2)), None]);
+        assert_eq!(marks(&mut replacements, 4, 7), [mark(4, 2), mark(6, 3)]);
+        assert_eq!(marks(&mut replacements, 5, 7), [mark(6, 3)]);
     }
 
     #[test]

@@ -158,8 +158,12 @@ struct Rare {
     saved: Option<Bytes>,
     /// The claim by which this node has the session.
     claim: u64,
+    /// Another node's record of the session is still in the engine, for all that this node knows.
+    has_record: bool,
     /// The connection that the session left, until its Close is polled.
     fenced: Option<ConnectionId>,
+    /// The bound on what is kept for the client, as it was before the session left.
+    limit: Option<Window>,
 }
 
 /// The claim of the node where a session begins.
@@ -172,7 +176,9 @@ impl Default for Rare {
             is_movable: false,
             saved: None,
             claim: FIRST_CLAIM,
+            has_record: false,
             fenced: None,
+            limit: None,
         }
     }
 }

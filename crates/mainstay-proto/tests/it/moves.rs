@@ -281,6 +281,25 @@ fn the_place_of_a_session_that_moved_is_free() {
     assert!(full && room);
 }
 
+#[test]
+fn an_adopted_session_takes_a_place_even_if_none_is_free() {
+    let mut pair = attached();
+    let released = release(&mut pair);
+    let full = RegistryConfig { sessions: 0, ..node(2) };
+    pair.server.registry = Registry::new(start(), full, Arc::new(server_config()), [2; 32]);
+    let sessions = &mut pair.server.sessions;
+    assert!(pair.server.registry.adopt(pair.now, &released.record, 2, sessions).is_ok());
+    pair.connect();
+    assert_eq!((pair.attaches(), pair.gaps()), (vec![(1, false), (2, true)], vec![]));
+
+    let one = RegistryConfig { sessions: 1, ..node(3) };
+    pair.server.registry = Registry::new(start(), one, Arc::new(server_config()), [3; 32]);
+    let sessions = &mut pair.server.sessions;
+    pair.server.registry.adopt(pair.now, &released.record, 2, sessions).unwrap();
+    let answer = stranger(&mut pair);
+    assert!(matches!(answer, Answer::Refused { why: RefuseReason::NoRoom, .. }), "{answer:?}");
+}
+
 fn stranger(pair: &mut Pair) -> Answer<usize> {
     let connection = pair.wire();
     pair.hello(connection, &stranger_hello(7))
@@ -334,6 +353,27 @@ fn a_session_that_leaves_delivers_nothing_and_still_sends_and_acknowledges() {
 }
 
 #[test]
+fn a_session_that_leaves_keeps_twice_as_much_and_its_bound_moves_unchanged() {
+    let mut config = server_config();
+    config.flow.keep.messages = 2;
+    let mut pair = Pair::new(ClientConfig::default(), config, node(1));
+    let first = pair.connect();
+    pair.cut(first);
+    let now = pair.now;
+    let sends = |pair: &mut Pair, text: &str| pair.session().send(Message::text(text)).is_ok();
+    assert_eq!(["a", "b", "c"].map(|text| sends(&mut pair, text)), [true, true, false]);
+    pair.session().leave(now);
+    assert_eq!(["c", "d", "e"].map(|text| sends(&mut pair, text)), [true, true, false]);
+    moves(&mut pair, 2);
+    assert!(!sends(&mut pair, "e"));
+    let second = pair.connect();
+    assert_eq!(pair.client_got, ["a", "b", "c", "d"]);
+    pair.wait(SECOND);
+    pair.cut(second);
+    assert_eq!(["e", "f", "g"].map(|text| sends(&mut pair, text)), [true, true, false]);
+}
+
+#[test]
 fn the_drop_of_the_handle_ends_a_session_only_if_it_does_not_leave() {
     let mut pair = attached();
     let now = pair.now;
@@ -359,6 +399,16 @@ fn a_session_that_its_application_ends_while_it_leaves_stays_and_leaves_an_accou
     pair.connect();
     assert_eq!(pair.ended().map(|(code, _)| code), Some(1000));
     assert_eq!(pair.over(), Some(Closed::Ended { code: 1000, by_us: true }));
+}
+
+#[test]
+fn a_session_that_leaves_and_is_never_released_expires() {
+    let mut pair = attached();
+    let now = pair.now;
+    pair.session().leave(now);
+    assert_eq!(pair.session().poll_timeout(), Some(now + RESUME_WINDOW));
+    pair.wait(RESUME_WINDOW);
+    assert_eq!(pair.over(), Some(Closed::Expired));
 }
 
 #[test]
@@ -447,6 +497,12 @@ fn a_drain_ends_any_other_session_with_the_exact_account_and_passes_it_on() {
     pair.server.registry = registry(2);
     let sessions = &mut pair.server.sessions;
     assert_eq!(pair.server.registry.adopt(now, record, 2, sessions), Ok(Adopted::Account));
+    assert_eq!(
+        pair.server.registry.adopt(now, record, 2, sessions),
+        Ok(Adopted::Account),
+        "it may come twice"
+    );
+    assert_eq!(pair.server.registry.size().1, 1);
     let Resumed::Lost(Some(again)) = resume(&mut pair) else { panic!("its client may ask again") };
     assert_eq!(again, account);
     let accounts: Vec<_> = pair.server.registry.take_accounts();
@@ -507,6 +563,9 @@ fn sessions_that_end_before_a_drain_or_after_their_tombstone_is_gone_are_not_pas
     let accounts: Vec<_> = pair.server.registry.take_accounts();
     assert_eq!(accounts.iter().map(|account| account.0).collect::<Vec<_>>(), [last]);
     assert_eq!(pair.server.registry.take_accounts(), [], "each once");
+    pair.server.registry.set_draining(false);
+    ends(&mut pair, 4);
+    assert_eq!(pair.server.registry.take_accounts(), [], "the drain is over");
 }
 
 #[test]
@@ -621,7 +680,9 @@ fn a_session_that_was_never_confirmed_ends_ten_seconds_after_its_connection_and_
     assert_eq!((pair.server.got.get(&0), pair.server_got()), (None, ["a".to_owned()].as_slice()));
     let now = pair.now;
     let over = pair.server.sessions.get(0).clone();
+    let before = pair.server.registry.size();
     pair.server.registry.bury(now, &over);
+    assert_eq!(pair.server.registry.size(), before, "it is buried only once");
     assert!(
         matches!(resume(&mut pair), Resumed::Answer(Answer::Attached { .. })),
         "the key names the second"

@@ -149,3 +149,18 @@ fn marks_without_messages_between_them_fill_no_queue() {
     pair.run();
     assert_eq!(pair.client_got, ["replaced 999"]);
 }
+
+#[test]
+fn a_client_that_misses_messages_around_a_replacement_receives_the_gap_and_the_mark() {
+    let mut pair = Pair::attached();
+    let first = pair.client.current().unwrap();
+    pair.session().drop_oldest_when_full();
+    pair.cut(first);
+    pair.server_sends("0");
+    pair.session().note_replaced();
+    for number in 1..=1025 {
+        pair.server_sends(&number.to_string());
+    }
+    pair.connect();
+    assert_eq!(pair.client_got[..3], ["gap 1 2", "replaced 1", "2"]);
+}

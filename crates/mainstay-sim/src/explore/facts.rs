@@ -47,6 +47,10 @@ struct SessionFacts {
     closed: bool,
     /// The number that the client's END gave as its last delivery.
     closed_at: Option<u64>,
+    /// The client key under which it was opened, where another node may have opened one under it too.
+    key: Option<[u8; 16]>,
+    /// Something was delivered in it, at either end.
+    delivers: bool,
 }
 
 impl Facts {
@@ -60,8 +64,19 @@ impl Facts {
         self.excused = true;
     }
 
-    pub(super) fn add_session(&mut self) {
-        self.sessions.push(SessionFacts::default());
+    pub(super) fn add_session(&mut self, key: Option<[u8; 16]>) {
+        self.sessions.push(SessionFacts { key, ..SessionFacts::default() });
+    }
+
+    /// At most one of all sessions under one key delivers anything.
+    fn check_key(&mut self, session: usize) -> Result<(), String> {
+        let Some(key) = self.sessions[session].key else { return Ok(()) };
+        self.sessions[session].delivers = true;
+        let delivers = |facts: &&SessionFacts| facts.key == Some(key) && facts.delivers;
+        if self.sessions.iter().filter(delivers).count() > 1 {
+            return Err("two sessions of one key deliver".into());
+        }
+        Ok(())
     }
 
     pub(super) fn excuse(&mut self) {
@@ -104,6 +119,7 @@ impl Facts {
         if self.undelivered.contains(&mark) {
             return Err(format!("untrue: {mark:?} was reported not delivered and came later"));
         }
+        self.check_key(session)?;
         let last = self.sessions[session].last.replace(mark.1);
         match last {
             Some(last) if mark.1 != last + 1 => Err(format!("hole or reorder: {mark:?} after count {last}")),
@@ -128,6 +144,7 @@ impl Facts {
         }
         let of_session = &mut self.sessions[session];
         of_session.delivered = of_session.delivered.max(number);
+        self.check_key(session)?;
         self.check_closed(session)
     }
 

@@ -14,8 +14,8 @@ use mainstay_proto::heartbeat::{Action, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     Answer, ClientConfig, ClientEvent, ClientSession, ConnectionId, Control, Delivery, FlowConfig, Frame,
-    Presenter, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError, Sessions, Transmit,
-    Window,
+    NodeId, Presenter, Registry, RegistryConfig, Resumed, Route, ServerConfig, ServerSession, SessionError,
+    Sessions, Transmit, Window,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
 
@@ -43,9 +43,10 @@ pub(super) enum Event {
     ClientTakes(usize),
     ServerTakes(usize),
     ServerConfirms(usize),
-    Opens(usize),
+    /// The balancer picks the node.
+    Opens(usize, usize),
     /// Make before break.
-    Replaces(usize),
+    Replaces(usize, usize),
     /// The pending connection takes too long; bytes that were written on it may still arrive.
     Abandons(usize),
     /// The oldest message of a connection arrives.
@@ -91,7 +92,7 @@ impl Event {
                 | ClientTakes(_)
                 | ServerTakes(_)
                 | ServerConfirms(_)
-                | Opens(_)
+                | Opens(..)
                 | ReachesServer(_)
                 | ReachesClient(_)
                 | Buries(_)
@@ -117,8 +118,11 @@ impl Hash for Setting {
 pub(super) struct World {
     setting: Rc<Setting>,
     clients: Vec<Rc<Client>>,
-    registry: Rc<Registry<usize>>,
+    /// One for each node.
+    registries: Vec<Rc<Registry<usize>>>,
     sessions: Arena,
+    /// The node of each session.
+    homes: Vec<usize>,
     links: Vec<Rc<Link>>,
     facts: Rc<Facts>,
     left: Budget,
@@ -156,6 +160,8 @@ impl Sessions for Arena {
 #[derive(Clone, Hash)]
 struct Link {
     client: usize,
+    /// The node that it reached.
+    node: usize,
     client_open: bool,
     server: ServerEnd,
     up: Lane,
@@ -203,7 +209,11 @@ impl World {
             flow: FlowConfig { manual_ack: false, keep: Window::CLIENT, ..flow },
             ..ClientConfig::default()
         };
-        let registry = Registry::new(now - HOUR, RegistryConfig::default(), Arc::clone(&config), [1; 32]);
+        let registry = |node| {
+            let (limits, seed) = (limits(scenario, node), [1 + node as u8; 32]);
+            Rc::new(Registry::new(now - HOUR, limits, Arc::clone(&config), seed))
+        };
+        let registries = (0..scenario.nodes).map(registry).collect();
         let mut facts = Facts::default();
         facts.add_client();
         Self {
@@ -213,8 +223,9 @@ impl World {
                 count: 0,
                 ending: false,
             })],
-            registry: Rc::new(registry),
+            registries,
             sessions: Arena::default(),
+            homes: Vec::new(),
             links: Vec::new(),
             facts: Rc::new(facts),
             left: scenario.faults,
@@ -264,8 +275,10 @@ impl World {
         }
         match (client.machine.current(), client.machine.pending()) {
             (_, Some(_)) if left.abandons > 0 => events.push(Event::Abandons(index)),
-            (None, None) => events.push(Event::Opens(index)),
-            (Some(_), None) if left.replacements > 0 => events.push(Event::Replaces(index)),
+            (None, None) => events.extend((0..scenario.nodes).map(|node| Event::Opens(index, node))),
+            (Some(_), None) if left.replacements > 0 => {
+                events.extend((0..scenario.nodes).map(|node| Event::Replaces(index, node)));
+            }
             _ => {}
         }
         if client.machine.current().is_some() && left.pings > 0 {
@@ -297,7 +310,7 @@ impl World {
             }
             return;
         }
-        if session.is_open() && self.facts.sent(index) < scenario.server_messages {
+        if session.is_open() && session.is_confirmed() && self.facts.sent(index) < scenario.server_messages {
             events.push(Event::ServerSends(index));
         }
         if session.connection().is_some() && left.pings > 0 {
@@ -401,10 +414,10 @@ impl World {
                 self.settle_session(session)?;
                 return Ok(before != self.sessions.0[session]);
             }
-            Event::Opens(client) => self.opens(client)?,
-            Event::Replaces(client) => {
+            Event::Opens(client, node) => self.opens(client, node)?,
+            Event::Replaces(client, node) => {
                 self.left.replacements -= 1;
-                self.opens(client)?;
+                self.opens(client, node)?;
             }
             Event::Abandons(client) => {
                 self.left.abandons -= 1;
@@ -469,8 +482,9 @@ impl World {
                 return Ok(before != self.sessions.0[session]);
             }
             Event::Buries(session) => {
+                let home = self.homes[session];
                 if let Some(session) = self.sessions.0[session].take() {
-                    Rc::make_mut(&mut self.registry).bury(now, &session);
+                    self.registry(home).bury(now, &session);
                 }
             }
             Event::Restarts => self.restarts(),
@@ -490,13 +504,14 @@ impl World {
         Ok(true)
     }
 
-    fn opens(&mut self, client: usize) -> Result<(), String> {
+    fn opens(&mut self, client: usize, node: usize) -> Result<(), String> {
         let connection = ConnectionId(self.links.len() as u64);
         if self.links.len() == MOST_CONNECTIONS {
             return Err("a client that dials for ever".into());
         }
         let (up, down) = (Lane::default(), Lane::default());
-        self.links.push(Rc::new(Link { client, client_open: true, server: ServerEnd::AwaitHello, up, down }));
+        let server = ServerEnd::AwaitHello;
+        self.links.push(Rc::new(Link { client, node, client_open: true, server, up, down }));
         let now = self.now();
         self.client(client).machine.handle_opened(now, connection);
         self.client_writes(client, now)?;
@@ -528,7 +543,8 @@ impl World {
         self.facts().excuse();
         let (now, config) = (self.now(), &self.setting.config);
         let seed = [self.incarnation; 32];
-        self.registry = Rc::new(Registry::new(now, RegistryConfig::default(), Arc::clone(config), seed));
+        let limits = limits(&self.setting.scenario, 0);
+        self.registries[0] = Rc::new(Registry::new(now, limits, Arc::clone(config), seed));
         self.sessions.0.fill(None);
         (0..self.links.len()).for_each(|link| self.close_server_end(link));
     }
@@ -550,7 +566,7 @@ impl World {
     fn key_is_presented(&mut self, session: usize) -> Step {
         let hello = Hello { attempt: u64::MAX >> 11, ..(*self.overheard[session].0).clone() };
         let (now, connection) = (self.now(), ConnectionId(u64::MAX));
-        let registry = Rc::make_mut(&mut self.registry);
+        let registry = Rc::make_mut(&mut self.registries[0]);
         match registry.hello(now, connection, Presenter::default(), &hello, &mut self.sessions) {
             Answer::Attached { .. } => {
                 Err(format!("session {session} was opened by a key that is no secret"))
@@ -587,12 +603,12 @@ impl World {
     }
 
     fn hello(&mut self, index: usize, hello: &Hello) -> Result<(), String> {
-        let (now, connection) = (self.now(), ConnectionId(index as u64));
-        let registry = Rc::make_mut(&mut self.registry);
-        match registry.hello(now, connection, Presenter::default(), hello, &mut self.sessions) {
+        match self.answer(index, hello)? {
             Answer::Attached { session, created, fenced, .. } => {
                 if created {
-                    self.facts().add_session();
+                    self.homes.push(self.links[index].node);
+                    let key = (self.setting.scenario.nodes > 1).then_some(hello.key.0);
+                    self.facts().add_session(key);
                     if self.setting.scenario.overheard {
                         self.overheard.push((Rc::new(hello.clone()), false));
                     }
@@ -614,6 +630,22 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// Asks the node that the token names, and opens at the node that the client reached.
+    fn answer(&mut self, index: usize, hello: &Hello) -> Result<Answer<usize>, String> {
+        let (now, connection) = (self.now(), ConnectionId(index as u64));
+        let (who, entry) = (Presenter::default(), self.links[index].node);
+        let route = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
+        let owner = route.map_or(entry, |route| usize::from(route.node.0[0]));
+        let registry = Rc::make_mut(&mut self.registries[owner]);
+        let account = match registry.resume(now, connection, who, hello, &mut self.sessions) {
+            Resumed::Answer(answer) => return Ok(answer),
+            Resumed::Lost(account) => account,
+            other => return Err(format!("nothing moves, and {other:?}")),
+        };
+        let registry = Rc::make_mut(&mut self.registries[entry]);
+        Ok(registry.open(now, connection, who, hello, account, &mut self.sessions))
     }
 
     fn reaches_client(&mut self, index: usize) -> Result<(), String> {
@@ -846,6 +878,10 @@ impl World {
         Rc::make_mut(self.sessions.0[index].as_mut().expect("a session that is gone"))
     }
 
+    fn registry(&mut self, node: usize) -> &mut Registry<usize> {
+        Rc::make_mut(&mut self.registries[node])
+    }
+
     fn link(&mut self, index: usize) -> &mut Link {
         Rc::make_mut(&mut self.links[index])
     }
@@ -866,6 +902,13 @@ impl Link {
             (self.up, self.down) = (Lane::default(), Lane::default());
         }
     }
+}
+
+/// Returns the limits of a node; where there are several, a session is confirmed before it delivers anything.
+fn limits(scenario: &Scenario, node: usize) -> RegistryConfig {
+    let several = scenario.nodes > 1;
+    let id = several.then_some(NodeId([node as u8; 8]));
+    RegistryConfig { node: id, confirmation_first: several, ..RegistryConfig::default() }
 }
 
 fn message(transmit: &Transmit) -> Option<Packet> {

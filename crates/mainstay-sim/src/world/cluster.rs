@@ -14,7 +14,7 @@ use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{
     Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
-use mainstay_proto::session::message::{Account, Hello, Instance};
+use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
     Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
@@ -55,7 +55,7 @@ pub(super) struct Cluster {
     presented: BTreeMap<usize, (Box<Hello>, Vec<u8>)>,
     copies: usize,
     /// The instance that got the account of a session.
-    accounts: BTreeMap<usize, Instance>,
+    accounts: BTreeMap<usize, (Instance, Instant)>,
 }
 
 /// A server's part in the cluster.
@@ -78,6 +78,8 @@ pub(super) struct Routing {
     hello: Box<Hello>,
     principal: Vec<u8>,
     lookup: Lookup,
+    /// The node's registry has the token's name.
+    known: bool,
     /// The opening must be over by then.
     until: Instant,
     ask: Option<Ask>,
@@ -394,7 +396,7 @@ impl World {
         let Some(member) = &mut server.member else { return };
         let lookup =
             member.nodes.begin(now, &resume.token, who.token_name(&resume.token), known, !key.is_outer());
-        let routing = Routing { hello, principal, lookup, until, ask: None };
+        let routing = Routing { hello, principal, lookup, known, until, ask: None };
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
 
@@ -407,12 +409,6 @@ impl World {
             return false;
         };
         let (mut hello, principal) = (hello.clone(), principal.clone());
-        // The engine keeps the record of a session that moved, under the names of tokens that are old by now.
-        let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
-        let stream = lost.and_then(|route| self.sessions.by_id(route.session.0));
-        if self.sessions.hosted.iter().filter(|hosted| Some(hosted.stream) == stream).count() > 1 {
-            return false;
-        }
         hello.instance = Instance(self.rng.random());
         hello.key.0 = self.rng.random();
         self.clients[client].may_end = true;
@@ -469,6 +465,9 @@ impl World {
             let step = lookup.poll(now, &mut member.nodes);
             if let Some(routing) = self.routing(key) {
                 routing.lookup = lookup;
+                if std::mem::take(&mut routing.known) && step != Step::Here {
+                    return Err(format!("a resume at its owner is delayed: {step:?}"));
+                }
             }
             if !matches!(step, Step::Claiming) {
                 self.note(|| {
@@ -488,8 +487,8 @@ impl World {
                         return Ok(());
                     }
                 }
-                Step::Adopt { claim, record, .. } => {
-                    self.adopt(key, node, claim, &record)?;
+                Step::Adopt { session, claim, record } => {
+                    self.adopt(key, node, (session, claim), &record)?;
                     return Ok(());
                 }
                 Step::Unknown => return self.route_lost(key, None),
@@ -553,7 +552,7 @@ impl World {
         &mut self,
         key: Key,
         node: usize,
-        claim: u64,
+        (id, claim): (SessionId, u64),
         record: &mainstay_proto::session::Record,
     ) -> Result<(), String> {
         self.sessions.creator = node;
@@ -568,19 +567,25 @@ impl World {
                 self.sessions.with(&session, |machine| machine.set_movable());
                 self.check_saved(session)?;
             }
-            Ok(Adopted::Account) => {}
+            Ok(Adopted::Account) => {
+                if let Some(member) = &mut self.servers[node].member {
+                    member.nodes.consume(self.now, id, claim);
+                }
+            }
             Err(error) => return Err(format!("node {node} cannot read a record: {error}")),
         }
         self.ask_registry(key).map(drop)
     }
 
-    /// What the application saved comes with the session.
+    /// What the application saved comes with the session. (Only a copy of its client, with an old token, may begin again
+    /// from an older record, and only if the engine did not hear that the session went on.)
     fn check_saved(&mut self, session: usize) -> Result<(), String> {
         let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
         let saved =
             saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
         let sent = self.sessions.stream_of(session).sent;
-        if saved == sent {
+        let before = self.sessions.stream_of(session).adopted.replace(self.now);
+        if saved == sent || before.is_some_and(|at| self.was_engine_hampered(at)) {
             Ok(())
         } else {
             Err(format!("session {session} was saved at {saved}, {sent} were sent"))
@@ -963,12 +968,18 @@ impl World {
         }
     }
 
-    /// Over all nodes, an account is reported to one instance only.
+    /// Over all nodes, an account is reported to one instance only. (A node that reported one tells the engine so. While
+    /// the engine does not hear it, a second node may get the account from there, once the first one is silent.)
     pub(super) fn check_account(&mut self, lost: usize, instance: Instance) -> Result<(), String> {
-        match *self.cluster.accounts.entry(lost).or_insert(instance) {
-            first if first == instance => Ok(()),
-            _ => Err(format!("the account of session {lost} was reported to two instances")),
+        let (first, at) = *self.cluster.accounts.entry(lost).or_insert((instance, self.now));
+        if first == instance || self.was_engine_hampered(at) {
+            return Ok(());
         }
+        Err(format!("the account of session {lost} was reported to two instances"))
+    }
+
+    fn was_engine_hampered(&self, since: Instant) -> bool {
+        self.cluster.engine_hampered_until.is_some_and(|until| until >= since)
     }
 
     /// A session is lost only with its node, or where its node cannot be reached and may seem dead.

@@ -36,6 +36,7 @@ pub(super) struct Kept {
     owner: Option<NodeId>,
     number: u64,
     record: Record,
+    is_consumed: bool,
     until: Instant,
 }
 
@@ -299,10 +300,20 @@ impl Engine {
                 Response::Stored
             }
             Request::Release { session, owner, claim, number, record, keep } => {
-                self.release(session.0, owner, Kept { claim, owner: None, number, record, until: now + keep })
+                let until = now + keep;
+                let kept = Kept { claim, owner: None, number, record, is_consumed: false, until };
+                self.release(session.0, owner, kept)
             }
             Request::Claim { session, owner, claimant, name, keep } => {
                 self.claim(session.0, [owner, claimant], name, now + keep)
+            }
+            Request::Consume { session, owner, claim } => {
+                let kept = self.state.records.get_mut(&session.0);
+                match kept.filter(|kept| kept.claim == claim && kept.owner == Some(owner)) {
+                    Some(kept) => kept.is_consumed = true,
+                    None => return Response::Fenced(None),
+                }
+                Response::Stored
             }
         }
     }
@@ -332,6 +343,9 @@ impl Engine {
         if !names.contains(&Some(name.as_slice())) {
             return Response::None;
         }
+        if kept.is_consumed && [owner, claimant].map(Some).contains(&kept.owner) {
+            return Response::None;
+        }
         if kept.owner != Some(claimant) {
             if let Some(other) = kept.owner.filter(|other| *other != owner) {
                 return Response::Moved(other);
@@ -359,5 +373,6 @@ pub(super) fn show_request(request: &Request) -> String {
         Request::Forget { node } => format!("forget {node}"),
         Request::Release { session, claim, .. } => format!("release {session:?}, claim {claim}"),
         Request::Claim { session, owner, .. } => format!("claim {session:?} of {owner}"),
+        Request::Consume { session, claim, .. } => format!("consume {session:?}, claim {claim}"),
     }
 }

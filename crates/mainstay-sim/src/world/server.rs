@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mainstay_proto::heartbeat::{Action, Evidence, HeartbeatConfig};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Registry, RegistryConfig, Route,
+    Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Registry, RegistryConfig,
     ServerConfig, ServerSession, Transmit,
 };
 use mainstay_proto::ws::{CloseCode, Kind};
@@ -462,9 +462,6 @@ impl World {
         if created {
             (stream.owner, stream.principal) = ((key.client, key.life), principal);
             stream.key = Some(Bytes::copy_from_slice(&hello.key.0));
-            let lost = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token));
-            let lost = lost.and_then(|route| self.sessions.by_id(route.session.0));
-            self.sessions.stream_of(session).replaces = lost;
             if let Some(machine) = self.sessions.machine(session)
                 && self.plan.cluster.is_some_and(|cluster| cluster.movable)
             {
@@ -524,13 +521,15 @@ impl World {
     // ---- what it says ---------------------------------------------------------------------------
 
     pub(super) fn settle_session(&mut self, session: usize) -> Result<(), String> {
-        let now = self.now;
+        let (now, node) = (self.now, self.sessions.hosted[session].node);
         loop {
             self.session_takes(session)?;
             let Some(machine) = self.sessions.hosted[session].machine.as_mut() else { return Ok(()) };
+            if let (Some(claim), Some(member)) = (machine.poll_record(), &mut self.servers[node].member) {
+                member.nodes.consume(now, machine.id(), claim);
+            }
             if let Some((connection, credentials)) = machine.poll_auth() {
                 let at = now + self.judging();
-                let node = self.sessions.hosted[session].node;
                 self.servers[node].auths.push((at, session, connection, credentials));
             }
             if !self.session_writes(session)? {

@@ -41,8 +41,8 @@ pub(super) struct Stream {
     pub(super) volatile: Volatile,
     /// The client key under which it was opened.
     pub(super) key: Option<Bytes>,
-    /// The session that its client asked for and did not get.
-    pub(super) replaces: Option<usize>,
+    /// When a node last took it over.
+    pub(super) adopted: Option<Instant>,
 }
 
 impl Stream {

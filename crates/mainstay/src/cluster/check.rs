@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::connect::{Link, connect};
 use super::engine::{Engine, EngineError, Host};
 use super::fault;
+use super::info::Info;
 use super::scripts::Scripts;
 
 /// How long the trial, and each look at what answers, may take.
@@ -20,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the engine keeps the session of the trial.
 const KEEP: Duration = Duration::from_secs(2);
+
+const NO_INFO: &str = "the engine does not allow INFO: a fail-over of it may go unnoticed; allow +info";
 
 /// A field that is no node's.
 const TRIAL: &str = "trial";
@@ -68,13 +71,10 @@ impl Engine {
                 return Err(EngineError::away(format!("{self}: writes get no answer within {LIMIT:?}")));
             }
         }
-        let no_info =
-            "the engine does not allow INFO: a fail-over of the engine may go unnoticed; allow +info"
-                .to_owned();
         Ok(EngineFacts {
-            server: info.as_ref().map(super::info::Info::server),
-            incarnation: info.as_ref().and_then(super::info::Info::incarnation),
-            warnings: info.map_or_else(|| vec![no_info], |info| info.warnings()),
+            server: info.as_ref().map(Info::server),
+            incarnation: info.as_ref().and_then(Info::incarnation),
+            warnings: info.map_or_else(|| vec![NO_INFO.to_owned()], |info| info.warnings()),
         })
     }
 
@@ -137,8 +137,10 @@ async fn try_everything(
     scripts.execute(commands, &release(1), "").await?;
     let claimed = scripts.execute(commands, &claim, "").await?;
     let again = scripts.execute(commands, &release(2), "").await?;
-    match (claimed, again) {
-        (Response::Claimed { .. }, Response::Stored) => Ok(()),
+    scripts.execute(commands, &claim, "").await?;
+    let consumed = scripts.execute(commands, &Request::Consume { session, owner, claim: 3 }, "").await?;
+    match (claimed, again, consumed) {
+        (Response::Claimed { .. }, Response::Stored, Response::Stored) => Ok(()),
         _ => Err((redis::ErrorKind::UnexpectedReturnType, "the engine forgot at once what it stored").into()),
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::PeerOutcome;
-use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, Leave, PeerAnswer};
 use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -67,5 +67,18 @@ async fn exchange(mut owner: TcpStream, head: &[u8], client: &[u8]) -> io::Resul
         if owner.read_buf(&mut buffer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+    }
+}
+
+/// Tells an owner that this node cuts its relays soon. A hint: nothing depends on it.
+pub(super) async fn tell_to_leave(address: SocketAddr, leave: Leave) {
+    let told = tokio::time::timeout(BLOCK_TIME, async {
+        let mut owner = TcpStream::connect(address).await?;
+        owner.write_all(&leave.encode()).await?;
+        // The owner ends the connection once it has read the block.
+        owner.read(&mut [0]).await
+    });
+    if !matches!(told.await, Ok(Ok(_))) {
+        tracing::debug!(%address, owner = %leave.to, "an owner did not hear that this node drains");
     }
 }

@@ -111,7 +111,10 @@ impl Info {
                  nodes; set noeviction"
             )
         });
-        policy.into_iter().collect()
+        let blind = self.incarnation().is_none().then(|| {
+            "the engine's INFO has no run_id and master_replid: a fail-over of it may go unnoticed".to_owned()
+        });
+        policy.into_iter().chain(blind).collect()
     }
 }
 
@@ -189,9 +192,16 @@ mod tests {
 
     #[test]
     fn an_engine_that_may_evict_is_warned_of() {
-        assert_eq!(info(&[("", "maxmemory_policy:noeviction\r\n")]).warnings(), Vec::<String>::new());
-        assert_eq!(info(&[("", ONE)]).warnings(), Vec::<String>::new());
-        let [warning] = &info(&[("", "maxmemory_policy:allkeys-lru\r\n")]).warnings()[..] else { panic!() };
+        let warnings = |more: &str| info(&[("", &format!("{ONE}{more}"))]).warnings();
+        assert_eq!(warnings(""), Vec::<String>::new());
+        assert_eq!(warnings("maxmemory_policy:noeviction\r\n"), Vec::<String>::new());
+        let [warning] = &warnings("maxmemory_policy:allkeys-lru\r\n")[..] else { panic!() };
         assert!(warning.contains("allkeys-lru") && warning.contains("set noeviction"), "{warning}");
+    }
+
+    #[test]
+    fn an_engine_without_an_incarnation_is_warned_of() {
+        let [warning] = &info(&[("", "redis_version:7.0.0\r\n")]).warnings()[..] else { panic!() };
+        assert!(warning.contains("unnoticed"), "{warning}");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::PeerKey;
-use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, BlockError, Head, MAX_BLOCK, PeerAnswer};
+use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, BlockError, First, MAX_BLOCK, PeerAnswer};
 use mainstay_proto::session::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -60,10 +60,16 @@ impl Listening {
                     tokio::spawn(async move {
                         let admitted = this.admit(stream, from).await;
                         drop(permit);
-                        if let (Some((head, stream, early)), Some(server)) = (admitted, this.server.upgrade())
-                        {
-                            let tracker = server.tracker.clone();
-                            tracker.track_future(attach_from_peer(server, head, stream, early)).await;
+                        let (Some((first, stream, early)), Some(server)) = (admitted, this.server.upgrade())
+                        else {
+                            return;
+                        };
+                        match first {
+                            First::Head(head) => {
+                                let tracker = server.tracker.clone();
+                                tracker.track_future(attach_from_peer(server, head, stream, early)).await;
+                            }
+                            First::Leave(leave) => server.ask_relayed_to_leave(leave.from, leave.within),
                         }
                     });
                 }
@@ -77,12 +83,18 @@ impl Listening {
     }
 
     /// Reads the block of another node. `None`: the connection is dropped, or answered.
-    async fn admit(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(Head, TcpStream, Bytes)> {
-        let read = tokio::time::timeout(BLOCK_TIME, read_head(&mut stream)).await;
+    async fn admit(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(First, TcpStream, Bytes)> {
+        let read = tokio::time::timeout(BLOCK_TIME, read_first(&mut stream)).await;
         let read = read.unwrap_or(Err(BlockError::Late));
-        let admitted = read.and_then(|(head, early)| Ok((head.admit(self.id, &self.key)?, head, early)));
+        let admitted = read.and_then(|(first, early)| {
+            let admit = match &first {
+                First::Head(head) => head.admit(self.id, &self.key)?,
+                First::Leave(leave) => leave.admit(self.id, &self.key)?,
+            };
+            Ok((admit, first, early))
+        });
         match admitted {
-            Ok((Admit::Hello, head, early)) => Some((head, stream, early)),
+            Ok((Admit::Hello, first, early)) => Some((first, stream, early)),
             Ok((Admit::OtherNode, ..)) => {
                 Figures::add(&self.figures.answered, 1);
                 let _ = stream.write_all(&PeerAnswer::OtherNode.encode()).await;
@@ -111,13 +123,13 @@ impl Listening {
     }
 }
 
-/// Returns the head, and the bytes behind it.
-async fn read_head(stream: &mut TcpStream) -> Result<(Head, Bytes), BlockError> {
+/// Returns the first block, and the bytes behind it.
+async fn read_first(stream: &mut TcpStream) -> Result<(First, Bytes), BlockError> {
     let _ = stream.set_nodelay(true);
     let mut buffer = BytesMut::new();
     loop {
-        if let Some(head) = Head::decode(&mut buffer)? {
-            return Ok((head, buffer.freeze()));
+        if let Some(first) = First::decode(&mut buffer)? {
+            return Ok((first, buffer.freeze()));
         }
         // The decoder refuses a block above the limit by its first bytes.
         debug_assert!(buffer.len() <= MAX_BLOCK);

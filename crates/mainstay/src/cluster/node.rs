@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use mainstay_proto::cluster::nodes::NodesStatus;
+use mainstay_proto::cluster::peer::Leave;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, PeerKey, PeerOutcome,
     ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
@@ -30,7 +30,7 @@ use super::redis::{self, Driver, Report};
 use super::relay::{Beginning, Relays};
 use super::state_dir::{LOCK_INTERVAL, StateDir};
 use super::state_file::{Entry, State};
-use super::{ClusterConfig, ClusterFigures, Engine, EngineError, Figures, StateDirError};
+use super::{ClusterConfig, ClusterFigures, Engine, EngineError, Figures, StateDirError, entry};
 use crate::clock::now;
 use crate::server::Shared;
 
@@ -68,6 +68,8 @@ struct Machine {
     state_dir: Option<StateDir>,
     /// The process before this one still has the state file.
     waits_for_file: bool,
+    /// The peer listeners of owners to which this node relays, or relayed.
+    asked: HashMap<NodeId, (SocketAddr, PeerKey)>,
     /// What this node announces; `None` before it has joined, and without an engine.
     info: Option<NodeInfo>,
     incarnation: Option<String>,
@@ -163,6 +165,7 @@ impl Node {
             releasing: HashMap::new(),
             state_dir: None,
             waits_for_file: false,
+            asked: HashMap::new(),
             info: None,
             incarnation: None,
             was_reached: false,
@@ -482,8 +485,9 @@ impl Node {
         seeking.lookup.handle_peer(now(), outcome);
     }
 
-    /// Forwards a client to the owner of its session from now on.
-    pub(crate) fn relay(&self, beginning: Beginning, token: TaskTrackerToken) {
+    /// Forwards a client to the owner of its session from now on. `owner`: its peer listener.
+    pub(crate) fn relay(&self, beginning: Beginning, owner: (SocketAddr, PeerKey), token: TaskTrackerToken) {
+        self.lock().asked.insert(beginning.node, owner);
         self.relays.begin(beginning, &self.figures, token);
     }
 }
@@ -494,6 +498,11 @@ impl Node {
     pub(crate) fn release(&self, released: Released) {
         let Released { session, claim, record, keep } = released;
         self.release_record(session, claim, record, keep);
+    }
+
+    /// Has the engine empty a record that this node has claimed and needs no more.
+    pub(crate) fn consume(&self, session: SessionId, claim: u64) {
+        self.change(|now, machine| machine.nodes.consume(now, session, claim));
     }
 
     /// Notes which sessions are about to be released, while the registry is still locked: a HELLO that finds one of them
@@ -581,9 +590,22 @@ impl Node {
         }
     }
 
-    /// Cuts the relays of this node, one by one, over this time.
-    pub(crate) async fn cut_relays(&self, spread: Duration) {
-        self.relays.cut_over(spread).await;
+    /// Gives up the relays of this node over this time: their owners ask the clients to replace their connections over
+    /// the first half, and what is left of them in the last quarter is cut, one by one.
+    pub(crate) async fn end_relays(&self, spread: Duration) {
+        let (half, quarter) = (spread / 2, spread / 4);
+        let owners: Vec<_> = {
+            let asked = &self.lock().asked;
+            let known = |owner| asked.get(&owner).map(|(address, key)| (owner, *address, *key));
+            self.relays.owners().into_iter().filter_map(known).collect()
+        };
+        if !owners.is_empty() {
+            for (to, address, key) in owners {
+                self.spawn(entry::tell_to_leave(address, Leave { from: self.id, to, key, within: half }));
+            }
+            tokio::time::sleep(half + quarter).await;
+        }
+        self.relays.cut_over(quarter).await;
     }
 
     /// Announces the drain to a process that waits for the state file.

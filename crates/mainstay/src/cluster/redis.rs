@@ -167,7 +167,7 @@ impl Task {
                             Err(Verdict::Lost(why)) => (Response::Unknown, Some(why)),
                         };
                         if let Some(why) = lost {
-                            break why;
+                            break format!("{}: {why}", self.engine);
                         }
                         running.ended(id, bytes);
                         (self.report)(Report::Response(id, response));
@@ -287,7 +287,7 @@ fn size(request: &Request) -> usize {
             record.head.len() + record.saved.as_ref().map_or(0, bytes::Bytes::len) + messages
         }
         Request::Heartbeat { value, .. } => value.len(),
-        Request::Forget { .. } | Request::Claim { .. } => 0,
+        Request::Forget { .. } | Request::Claim { .. } | Request::Consume { .. } => 0,
     }
 }
 

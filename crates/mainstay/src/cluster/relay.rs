@@ -6,6 +6,7 @@
 //!
 //! Source: `docs/CLUSTER.md`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mainstay_proto::session::NodeId;
 use slab::Slab;
 use tokio::net::TcpStream;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -41,6 +43,7 @@ pub(super) struct Relays {
 struct Handle {
     signal: Signal,
     is_cut: AtomicBool,
+    owner: NodeId,
 }
 
 impl Wake for Handle {
@@ -53,6 +56,7 @@ impl Wake for Handle {
 pub(crate) struct Beginning {
     pub(crate) client: Transport,
     pub(crate) permit: Option<Arc<Permit>>,
+    pub(crate) node: NodeId,
     pub(crate) owner: TcpStream,
     /// What the owner sent behind its answer.
     pub(crate) to_client: Bytes,
@@ -96,9 +100,9 @@ impl Relays {
         figures: &Arc<Figures>,
         token: TaskTrackerToken,
     ) {
-        let Beginning { client, permit, owner, to_client } = beginning;
-        let handle =
-            Arc::new(Handle { signal: Signal::new(worker::mailbox()), is_cut: AtomicBool::new(false) });
+        let Beginning { client, permit, node, owner, to_client } = beginning;
+        let (signal, is_cut) = (Signal::new(worker::mailbox()), AtomicBool::new(false));
+        let handle = Arc::new(Handle { signal, is_cut, owner: node });
         let relay = Relay {
             client: Side::new(client, to_client),
             owner: Side::new(Transport::tcp(owner), Bytes::new()),
@@ -117,6 +121,12 @@ impl Relays {
         Figures::add(&figures.relayed, 1);
         // Four thousand million relays do not fit any machine.
         Listed { relays: Arc::clone(self), figures, slot: u32::try_from(slot).unwrap_or(u32::MAX) }
+    }
+
+    /// Returns the nodes that own the sessions of the relayed clients.
+    pub(super) fn owners(&self) -> BTreeSet<NodeId> {
+        let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.iter().map(|(_, handle)| handle.owner).collect()
     }
 
     /// Cuts all relays, one by one, over this time. Their clients come back to another node, and to the same owner.
@@ -294,6 +304,7 @@ mod tests {
         let beginning = Beginning {
             client: Transport::tcp(near),
             permit: None,
+            node: NodeId([1; 8]),
             owner: far,
             to_client: Bytes::from_static(to_client),
         };
@@ -390,7 +401,9 @@ mod tests {
         let (owner, far) = pair().await;
         let (relays, figures, tracker) = (Arc::<Relays>::default(), Arc::default(), TaskTracker::new());
         let client_side = Transport::other(near);
-        let beginning = Beginning { client: client_side, permit: None, owner: far, to_client: Bytes::new() };
+        let node = NodeId([1; 8]);
+        let beginning =
+            Beginning { client: client_side, permit: None, node, owner: far, to_client: Bytes::new() };
         relays.begin(beginning, &figures, tracker.token());
         let (mut read, mut write) = tokio::io::split(client);
         let (mut owner_read, mut owner_write) = owner.into_split();

@@ -33,6 +33,7 @@ pub(super) struct Scripts {
     prefix: String,
     commit: Script,
     claim: Script,
+    consume: Script,
 }
 
 impl Scripts {
@@ -42,12 +43,13 @@ impl Scripts {
             prefix: format!("mainstay:{name}:"),
             commit: Script::new(include_str!("commit.lua")),
             claim: Script::new(include_str!("claim.lua")),
+            consume: Script::new(include_str!("consume.lua")),
         }
     }
 
     /// Loads the scripts, at every connect: a replica that became the primary has none.
     pub(super) async fn load(&self, commands: &mut impl ConnectionLike) -> Result<(), RedisError> {
-        for script in [&self.commit, &self.claim] {
+        for script in [&self.commit, &self.claim, &self.consume] {
             let hash: String = cmd("SCRIPT").arg("LOAD").arg(script.code).query_async(commands).await?;
             if hash != script.hash {
                 return Err((ErrorKind::UnexpectedReturnType, "SCRIPT LOAD returned another hash").into());
@@ -109,6 +111,13 @@ impl Scripts {
                     claim.arg(&name[..]).arg(milliseconds(*keep));
                 });
                 claimed(answer.await?)
+            }
+            Request::Consume { session, owner, claim } => {
+                let [key, messages] = self.session(*session);
+                let answer = self.consume.run(commands, |consume| {
+                    consume.arg(2).arg(&key).arg(&messages).arg(claim).arg(owner.to_string());
+                });
+                committed(answer.await?)
             }
         }
     }

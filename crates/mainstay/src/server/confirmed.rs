@@ -49,7 +49,12 @@ where
                 inner.wait_for_change(cx.waker());
                 return Poll::Pending;
             }
+            let record =
+                inner.peer.session_mut().and_then(|machine| Some((machine.id(), machine.poll_record()?)));
             drop(inner);
+            if let (Some((id, claim)), Some(node)) = (record, &session.core.shared.node) {
+                node.consume(id, claim);
+            }
             if let Some(start) = start.take() {
                 let (session, handler) = *start;
                 self.set(Self::Running { handler: handler(session) });

@@ -189,6 +189,9 @@ impl Core {
         let session = inner.peer.session()?;
         let is_bound = session.connection() == Some(connection) && session.closed().is_none();
         let reason = session.superseded_reason();
+        if is_bound && cfg!(feature = "cluster") {
+            inner.set_entry(incoming.from.entry);
+        }
         let loser = if is_bound {
             inner.incoming.replace(Box::new(incoming)).map(|earlier| earlier.wire)
         } else {

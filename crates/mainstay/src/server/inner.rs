@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use mainstay_proto::budget::Held;
-use mainstay_proto::session::{ConnectionId, Message, Progress};
+use mainstay_proto::session::{ConnectionId, Message, NodeId, Progress};
 use mainstay_proto::ws::CloseFrame;
 use tracing::Span;
 
@@ -53,6 +53,8 @@ struct Rare {
     sending: Option<Message>,
     /// The session leaves this server. Only in a cluster.
     leaving: Option<Leaving>,
+    /// The node that relays the connection. Only in a cluster.
+    entry: Option<NodeId>,
 }
 
 /// What a session does that leaves this server.
@@ -85,6 +87,8 @@ pub(super) struct Incoming {
 pub(super) struct Origin {
     pub(super) address: Option<SocketAddr>,
     pub(super) path: Box<str>,
+    /// The node that relays it. Only in a cluster.
+    pub(super) entry: Option<NodeId>,
 }
 
 impl Inner {
@@ -152,6 +156,18 @@ impl Inner {
 
 /// Leaving.
 impl Inner {
+    /// The connection is relayed by this node, or by none.
+    pub(super) fn set_entry(&mut self, entry: Option<NodeId>) {
+        if entry.is_some() || self.rare.is_some() {
+            self.rare.get_or_insert_default().entry = entry;
+        }
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_relayed_by(&self, entry: NodeId) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.entry == Some(entry))
+    }
+
     #[cfg(feature = "cluster")]
     pub(super) fn set_leaving(&mut self, returned: tokio::sync::oneshot::Sender<()>) {
         let leaving = Leaving { returned: Some(returned), is_disconnected: false };

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mainstay_proto::session::message::Delay;
+use mainstay_proto::session::{NodeId, ServerSession};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -21,15 +22,18 @@ const HANDLER_RETURNS: Duration = Duration::from_secs(5);
 const FINAL_RELEASES: Duration = Duration::from_secs(1);
 
 impl Core {
-    /// Has a session that may move leave this server: it is released once its handler has returned. Does nothing to one that
-    /// leaves already, or that may not move. Returns `false` for that.
+    /// Has a session that may move leave this server: it is released once its handler has returned. Returns `false` for one that
+    /// may not, or that the application has closed.
     pub(super) fn leave(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
         let Some(session) = inner.peer.session_mut().filter(|session| session.is_movable()) else {
             return false;
         };
-        if session.is_leaving() || !session.is_open() {
+        if session.is_leaving() {
             return true;
+        }
+        if !session.is_open() {
+            return false;
         }
         session.leave(now());
         let returned = inner.begin_to_leave();
@@ -41,11 +45,11 @@ impl Core {
         true
     }
 
-    /// Waits until a session that leaves is released, or has ended.
+    /// Waits until a session that leaves is released, or ends here.
     pub(super) async fn left(&self) {
         std::future::poll_fn(|cx| {
             let mut inner = self.lock();
-            if inner.peer.is_closed() {
+            if !inner.peer.session().is_some_and(ServerSession::is_leaving) {
                 return std::task::Poll::Ready(());
             }
             inner.wait_for_change(cx.waker());
@@ -76,7 +80,7 @@ impl Shared {
         self.registry().set_draining(true);
         node.announce_drain();
         let (node, server) = (Arc::clone(node), Arc::clone(self));
-        tokio::spawn(async move { node.cut_relays(spread).await });
+        tokio::spawn(async move { node.end_relays(spread).await });
         tokio::spawn(async move {
             tokio::time::sleep(spread).await;
             // Clients that stayed come back to a session that has left.
@@ -84,6 +88,22 @@ impl Shared {
                 core.leave();
             }
         });
+    }
+
+    /// Asks the clients that this node relays to replace their connections over this time.
+    pub(crate) fn ask_relayed_to_leave(&self, entry: NodeId, within: Duration) {
+        let delay = Delay { min: Duration::ZERO, max: within };
+        for core in self.cores().iter().filter_map(Weak::upgrade) {
+            let mut inner = core.lock();
+            if inner.is_relayed_by(entry)
+                && let Some(session) = inner.peer.session_mut()
+            {
+                // The entry node ends the connections of those that stay.
+                session.go_away(now(), REASON, delay, Duration::ZERO);
+                drop(inner);
+                core.signal.ask();
+            }
+        }
     }
 
     /// Ends the drain: what has not left by now ends, with its account. Then this node leaves the cluster.

@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+mod attach;
 mod auth;
 mod changes;
 mod config;

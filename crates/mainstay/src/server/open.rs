@@ -13,23 +13,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use mainstay_proto::connect::Mode;
-use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::server::Fenced;
-use mainstay_proto::session::{
-    Answer, ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError, Transmit,
-};
-use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, DeflateParams, Limits, Role};
+use mainstay_proto::session::{ConnectionId, Control, Frame, PlainSession, Presenter, SessionError};
+use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::auth::{Authenticate, judge};
-use super::core::{Core, CoreRef, Cores, Shared};
-use super::inner::Origin;
+use super::attach::{Bound, Opened, SessionOptions, refuse, settle};
+use super::core::{Core, Cores, Shared};
 use super::limits::Permit;
 use super::peer::{Peer, PeerInfo};
-
 use super::session::Session;
 use super::stats::Counters;
 use super::task::SessionTask;
@@ -49,29 +42,12 @@ pub(super) struct Opening {
     pub(super) head_duration: Duration,
 }
 
-/// Options of a session that the request and the application set before it begins.
-pub(super) struct SessionOptions {
-    /// The path where the session is opened, and may be resumed.
-    pub(super) path: Box<str>,
-    pub(super) principal: Bytes,
-    pub(super) authenticate: Option<Authenticate>,
-    pub(super) heartbeat: HeartbeatConfig,
-    pub(super) manual: bool,
-    pub(super) drops_oldest: bool,
-    #[cfg(feature = "cluster")]
-    pub(super) movable: bool,
-    pub(super) deflate: Option<DeflateParams>,
-}
-
 /// An extension of requests: the part of the opening deadline that the head of the request used up.
 #[derive(Clone, Copy)]
 pub(super) struct HeadDuration(pub(super) Duration);
 
 /// The largest HELLO, credentials included.
 const LARGEST_HELLO: usize = 64 * 1024;
-
-/// A session that has no handler yet, and its connection; `None`: its client has to come once more.
-pub(super) type Bound = (ConnectionId, CoreRef, Option<Wire>);
 
 /// Begins a session with the handler, if this connection creates one.
 pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
@@ -170,15 +146,6 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     }
 }
 
-/// A connection whose client has sent its HELLO and is authenticated.
-pub(super) struct Opened {
-    pub(super) connection: ConnectionId,
-    pub(super) options: SessionOptions,
-    pub(super) wire: Wire,
-    #[cfg(feature = "cluster")]
-    pub(super) deadline: Instant,
-}
-
 async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.info.principal.clone());
     let who = Presenter { principal: &principal, path: &opened.options.path };
@@ -187,91 +154,6 @@ async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound
         registry.hello(now(), opened.connection, who, hello, &mut cores)
     };
     settle(&cores, opened, answer).await
-}
-
-/// Does what the registry decided.
-pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef>) -> Option<Bound> {
-    let Opened { connection, options, wire, .. } = opened;
-    let stats = &cores.shared.stats;
-    match answer {
-        Answer::Refused { refuse: answer, why } => {
-            refuse(stats, wire, &answer, why).await;
-            None
-        }
-        Answer::Attached { session: core, created, lost, evicted, fenced } => {
-            if let Some(evicted) = evicted {
-                Counters::add(&stats.evicted, 1);
-                evicted.notify();
-            }
-            let counter = match (created, lost) {
-                (true, false) => &stats.attached_new,
-                (_, true) => &stats.attached_lost,
-                (false, false) => &stats.attached_resumed,
-            };
-            Counters::add(counter, 1);
-            core.begin_epoch(options.authenticate.clone());
-            if created {
-                Counters::add(&stats.connections, 1);
-                options.apply(&core);
-                return Some((connection, core, Some(wire)));
-            }
-            let from = Origin { address: cores.info.address, path: options.path };
-            resume(&core, fenced, connection, wire, from).await;
-            None
-        }
-    }
-}
-
-/// Gives a session that has its handler the connection on which its client is back.
-pub(super) async fn resume(
-    core: &CoreRef,
-    fenced: Option<Fenced>,
-    connection: ConnectionId,
-    wire: Wire,
-    from: Origin,
-) {
-    let stats = &core.shared.stats;
-    Counters::add(&stats.connections, 1);
-    let replayed = core.with_session(|session| session.to_replay()).unwrap_or(0);
-    Counters::add(&stats.replayed, replayed);
-    let loser = core.supersede(fenced, connection, wire, from);
-    core.shared.drain_if_draining(core);
-    if let Some((wire, frame)) = loser {
-        Counters::subtract(&stats.connections, 1);
-        wire.close_and_finish(frame.code, &frame.reason).await;
-    }
-}
-
-pub(super) async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
-    tracing::debug!(?why, "HELLO refused");
-    Counters::add(&stats.attach_refused, 1);
-    wire.send_control(refuse).await;
-    wire.close_and_finish(why.code(), "").await;
-}
-
-impl SessionOptions {
-    async fn principal(&self, credentials: Option<Bytes>, deadline: Instant) -> Result<Bytes, RefuseReason> {
-        match &self.authenticate {
-            Some(authenticate) => judge(authenticate, credentials, deadline).await,
-            None => Ok(self.principal.clone()),
-        }
-    }
-
-    /// Sets what the application chose for a session that gets its handler now.
-    pub(super) fn apply(&self, core: &CoreRef) {
-        core.with_session(|session| {
-            if self.manual {
-                session.manual_ack();
-            }
-            if self.drops_oldest {
-                session.drop_oldest_when_full();
-            }
-            #[cfg(feature = "cluster")]
-            if self.movable {
-                session.set_movable();
-            }
-        });
-    }
 }
 
 /// Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
@@ -360,19 +242,5 @@ fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
             (Transport::tcp(stream), early)
         }
         Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
-    }
-}
-
-impl Wire {
-    /// Writes one control message, best effort.
-    async fn send_control(&mut self, control: &Control) {
-        let mut message = Some(Transmit::Control(control.encode()));
-        let _ = poll_fn(|cx| Poll::Ready(self.poll_write(cx, Mode::Session, || message.take()))).await;
-    }
-
-    /// Closes the connection and waits for its end.
-    pub(super) async fn close_and_finish(mut self, code: CloseCode, reason: &str) {
-        self.close(&CloseFrame { code, reason: reason.to_owned() });
-        self.finish().await;
     }
 }

@@ -18,9 +18,10 @@ use mainstay_proto::ws::{Connection, Role};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::attach::resume;
 use super::core::{CoreRef, Cores, Shared};
 use super::inner::Origin;
-use super::open::{before_hello, next_connection, resume, wait_for_hello};
+use super::open::{before_hello, next_connection, wait_for_hello};
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::{Figures, Node};
@@ -54,7 +55,8 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 session.begin_relayed_epoch();
                 // A relay that is gone by now shows when the session writes.
                 let _ = wire.write_first(PeerAnswer::Accepted.encode()).await;
-                let from = Origin { address: known(head.client), path: head.path.into() };
+                let from =
+                    Origin { address: known(head.client), path: head.path.into(), entry: Some(head.from) };
                 return resume(&session, fenced, connection, wire, from).await;
             }
             Resumed::Answer(Answer::Refused { refuse, why }) => {

@@ -12,15 +12,17 @@ use bytes::Bytes;
 use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
 use mainstay_proto::cluster::{PeerKey, PeerOutcome, Step, lookup};
-use mainstay_proto::session::message::{Account, Hello, Resume};
+use mainstay_proto::session::message::{Account, Hello, Resume, SessionId};
 use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
-    Adopted, Answer, Control, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
+    Adopted, Answer, Control, NodeId, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
+use mainstay_proto::ws::CloseCode;
 use tokio::net::TcpStream;
 
+use super::attach::{Bound, Opened, refuse_with, settle};
 use super::core::{CoreRef, Cores, Shared};
-use super::open::{Bound, Opened, refuse, settle};
+
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
@@ -49,17 +51,17 @@ pub(super) async fn attach(
     let search = arrival.search(resume, raw);
     let next = tokio::time::timeout_at(deadline, search.run(node)).await;
     match next.unwrap_or(Next::Step(Step::Wait)) {
-        Next::Answer(PeerAnswer::Accepted, owner, rest) => {
-            arrival.relay(owner, rest);
+        Next::Relay(owner) => {
+            arrival.relay(*owner);
             None
         }
-        Next::Answer(PeerAnswer::Lost(account), ..) => arrival.open(account).await,
-        Next::Answer(PeerAnswer::Refused(answer), ..) => arrival.refuse(&answer).await,
+        Next::Lost(account) => arrival.open(account).await,
+        Next::Refused(answer) => arrival.refuse(&answer).await,
         Next::Step(Step::Here) => arrival.resume_here().await,
-        Next::Step(Step::Adopt { claim, record, .. }) => arrival.adopt(claim, &record).await,
+        Next::Step(Step::Adopt { session, claim, record }) => arrival.adopt((session, claim), &record).await,
         Next::Step(Step::Unknown) => arrival.open(None).await,
-        // Of the rest only `Wait` reaches a HELLO that did not come through the peer listener.
-        Next::Step(_) | Next::Answer(..) => {
+        // No other step than `Wait` reaches a HELLO that did not come through the peer listener.
+        Next::Step(_) => {
             Figures::add(&node.figures.waited, 1);
             arrival.refuse(&lookup::wait()).await
         }
@@ -78,8 +80,22 @@ struct Search {
 /// What ends a search.
 enum Next {
     Step(Step),
-    /// The owner's answer, its connection, and what it sent behind the answer.
-    Answer(PeerAnswer, TcpStream, Bytes),
+    /// The owner has attached the client.
+    Relay(Box<Owner>),
+    /// The owner has no such session any more.
+    Lost(Option<Account>),
+    /// The owner refuses.
+    Refused(Control),
+}
+
+/// The owner of the session, and the connection to it.
+struct Owner {
+    node: NodeId,
+    /// Its peer listener.
+    listener: (SocketAddr, PeerKey),
+    connection: TcpStream,
+    /// What it sent behind its answer.
+    rest: Bytes,
 }
 
 impl Search {
@@ -101,7 +117,13 @@ impl Search {
                 Ok(asked) => match asked.answer {
                     PeerAnswer::Released => PeerOutcome::Released,
                     PeerAnswer::OtherNode => PeerOutcome::OtherNode,
-                    answer => return Next::Answer(answer, asked.owner, asked.rest),
+                    PeerAnswer::Lost(account) => return Next::Lost(account),
+                    PeerAnswer::Refused(answer) => return Next::Refused(answer),
+                    PeerAnswer::Accepted => {
+                        let (node, listener) = (self.head.to, (address, self.head.key));
+                        let (connection, rest) = (asked.owner, asked.rest);
+                        return Next::Relay(Box::new(Owner { node, listener, connection, rest }));
+                    }
                 },
                 Err(outcome) => {
                     Figures::add(&node.figures.unanswered, 1);
@@ -137,10 +159,11 @@ impl Arrival<'_> {
     }
 
     /// Forwards the client to the owner from now on.
-    fn relay(self, owner: TcpStream, to_client: Bytes) {
+    fn relay(self, owner: Owner) {
+        let Owner { node, listener, connection: owner, rest: to_client } = owner;
         let (client, permit) = self.opened.wire.into_transport();
-        let beginning = Beginning { client, permit, owner, to_client };
-        self.node.relay(beginning, self.shared.tracker.token());
+        let beginning = Beginning { client, permit, node, owner, to_client };
+        self.node.relay(beginning, listener, self.shared.tracker.token());
     }
 
     async fn resume_here(mut self) -> Option<Bound> {
@@ -176,13 +199,21 @@ impl Arrival<'_> {
         settle(&self.cores, self.opened, answer).await
     }
 
+    /// Sends a REFUSE, this node's or the owner's, and closes with its code.
     async fn refuse(self, answer: &Control) -> Option<Bound> {
-        refuse(&self.shared.stats, self.opened.wire, answer, RefuseReason::Moving).await;
+        let code = match answer {
+            Control::Refuse { code, .. } => u16::try_from(*code).ok().and_then(CloseCode::new),
+            _ => None,
+        };
+        let code = code.unwrap_or(CloseCode::UPSTREAM_UNAVAILABLE);
+        tracing::debug!(%code, "HELLO refused");
+        Counters::add(&self.shared.stats.attach_refused, 1);
+        refuse_with(self.opened.wire, answer, code).await;
         None
     }
 
     /// Continues what this node has claimed: a session, or an account.
-    async fn adopt(mut self, claim: u64, record: &Record) -> Option<Bound> {
+    async fn adopt(mut self, (session, claim): (SessionId, u64), record: &Record) -> Option<Bound> {
         let mut adopting = Adopting { cores: self.cores, created: None };
         let adopted = self.shared.registry().adopt(now(), record, claim, &mut adopting);
         let created = adopting.created;
@@ -192,7 +223,11 @@ impl Arrival<'_> {
                 Figures::add(&self.node.figures.claimed, 1);
                 evicted.into_iter().for_each(|evicted| evicted.notify());
             }
-            Ok(Adopted::Account) => Figures::add(&self.node.figures.claimed_accounts, 1),
+            Ok(Adopted::Account) => {
+                Figures::add(&self.node.figures.claimed_accounts, 1);
+                // The account is here now. No other node may report it to another copy of the client.
+                self.node.consume(session, claim);
+            }
             Err(error) => {
                 Figures::add(&self.node.figures.unreadable, 1);
                 tracing::error!(%error, "a claimed session cannot be read: its client gets a new one, with a gap");

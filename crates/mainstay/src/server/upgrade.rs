@@ -18,10 +18,11 @@ use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 
+use super::attach::SessionOptions;
 use super::auth::AuthError;
 use super::handle::Server;
 use super::limits::Permit;
-use super::open::{HeadDuration, Opening, SessionOptions, open};
+use super::open::{HeadDuration, Opening, open};
 use super::peer::PeerInfo;
 use super::session::Session;
 use super::spelling;

@@ -1,4 +1,4 @@
-//! Every answer of the two scripts, from the scripts themselves: what later phases use of them too.
+//! Every answer of the scripts, from the scripts themselves: what later phases use of them too.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Value, cmd};
@@ -7,6 +7,7 @@ use crate::server::Server;
 
 const COMMIT: &str = include_str!("../../src/cluster/commit.lua");
 const CLAIM: &str = include_str!("../../src/cluster/claim.lua");
+const CONSUME: &str = include_str!("../../src/cluster/consume.lua");
 
 /// The keys of the one session.
 const KEYS: [&str; 2] = ["mainstay:test:s:{1}", "mainstay:test:s:{1}:o"];
@@ -57,6 +58,10 @@ impl Session {
         let mut run = script(CLAIM);
         run.arg(thought).arg(claimant).arg(name).arg(60_000);
         shown(run.query_async(&mut self.0).await.unwrap())
+    }
+
+    async fn consume(&mut self, claim: u64, owner: &str) -> String {
+        shown(script(CONSUME).arg(claim).arg(owner).query_async(&mut self.0).await.unwrap())
     }
 
     async fn clear(&mut self) {
@@ -239,6 +244,32 @@ async fn a_claim_gets_every_answer_of_its_script() {
     it.clear().await;
     it.commit(Commit { free: true, ..FIRST }).await;
     assert_eq!(it.claim("A", "B", NAMES[1]).await, "yours c=2 n=0 o=B messages:");
+}
+
+#[tokio::test]
+async fn a_consumed_record_names_its_owner_and_is_given_to_no_node() {
+    let (_server, mut it) = session().await;
+    assert_eq!(it.consume(1, "A").await, "fenced ", "no session");
+    let stored = Commit { free: true, saved: "=one", rest: &["rest"], messages: &["x"], ..FIRST };
+    it.commit(stored).await;
+    assert_eq!(it.consume(1, "A").await, "fenced ", "it has no owner");
+    it.claim("A", "B", NAMES[0]).await;
+    assert_eq!(it.consume(1, "A").await, "fenced B");
+    assert_eq!(it.consume(2, "B").await, "stored");
+    assert_eq!(it.consume(2, "B").await, "stored", "a repeated request");
+    assert_eq!(
+        (it.field("s").await, it.field("h2").await, it.messages().await),
+        ("-".into(), "-".into(), "".into())
+    );
+    assert_eq!(it.lives().await, [true, false], "it stays as long as it would have");
+    assert_eq!(it.claim("A", "C", NAMES[1]).await, "moved B");
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "none");
+    assert_eq!(it.claim("A", "B", NAMES[0]).await, "none");
+    assert_eq!(it.claim("A", "C", NAMES[2]).await, "none");
+    // A late duplicate of the old owner's release stays fenced; the new owner releases as usual.
+    assert_eq!(it.commit(stored).await, "fenced B");
+    assert_eq!(it.commit(Commit { claim: 2, owner: "B", ..stored }).await, "stored");
+    assert_eq!(it.claim("B", "C", NAMES[0]).await, "yours c=3 n=0 o=C messages: x");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use mainstay::cluster::Engine;
 use mainstay_proto::cluster::request::Response;
 
+use crate::checks::RULES;
 use crate::node::{A, B, Node, claim, heartbeat, record, release};
 use crate::server::{NAME, Server, free_address, wait_until};
 
@@ -20,7 +21,7 @@ fn sentinel_url(hosts: &[std::net::SocketAddr], rest: &str) -> Engine {
 async fn a_node_follows_sentinel_to_the_promoted_replica() {
     let mut primary = Server::start(&[]).await;
     let replica = replica_of(&primary).await;
-    let sentinel = Server::sentinel(primary.address).await;
+    let sentinel = Server::sentinel(primary.address, "").await;
     // The first Sentinel is away: the next is asked.
     let engine = sentinel_url(&[free_address(), sentinel.address], "main");
     engine.check(NAME).await.unwrap();
@@ -43,7 +44,7 @@ async fn a_node_follows_sentinel_to_the_promoted_replica() {
 async fn a_node_leaves_a_master_that_sentinel_no_longer_names() {
     let primary = Server::start(&[]).await;
     let replica = replica_of(&primary).await;
-    let sentinel = Server::sentinel(primary.address).await;
+    let sentinel = Server::sentinel(primary.address, "").await;
     let known = || async { sentinel.run::<String>("INFO sentinel").await.contains("slaves=1") };
     wait_until(known, || "Sentinel does not know the replica".to_owned()).await;
     let (mut node, before) = Node::connected(sentinel_url(&[sentinel.address], "main")).await;
@@ -61,7 +62,7 @@ async fn a_node_leaves_a_master_that_sentinel_no_longer_names() {
 #[tokio::test]
 async fn a_sentinel_that_does_not_know_the_master_or_is_none_is_permanent() {
     let primary = Server::start(&[]).await;
-    let sentinel = Server::sentinel(primary.address).await;
+    let sentinel = Server::sentinel(primary.address, "").await;
     let error = sentinel_url(&[sentinel.address], "other").check(NAME).await.unwrap_err();
     assert!(error.is_permanent() && error.to_string().contains("knows no master other"), "{error}");
     let error = sentinel_url(&[primary.address], "main").check(NAME).await.unwrap_err();
@@ -72,7 +73,22 @@ async fn a_sentinel_that_does_not_know_the_master_or_is_none_is_permanent() {
     assert!(error.is_permanent() && error.to_string().contains("is a Sentinel"), "{error}");
 }
 
-/// Three servers that share the slots, and a cluster that says so.
+#[tokio::test]
+async fn sentinel_may_ask_for_the_password_of_the_engine() {
+    let primary = Server::start(&["--requirepass", "pw"]).await;
+    let sentinel = Server::sentinel(primary.address, "pw").await;
+    let engine = sentinel_url(&[sentinel.address], "main");
+    let error = engine.check(NAME).await.unwrap_err();
+    assert!(error.is_permanent() && error.to_string().contains("asks for a password"), "{error}");
+    let error = engine.clone().password("wrong").check(NAME).await.unwrap_err();
+    assert!(
+        error.is_permanent() && error.to_string().contains("refuses the user or the password"),
+        "{error}"
+    );
+    assert_eq!(engine.password("pw").check(NAME).await.err(), None);
+}
+
+/// Three servers that share the slots, with the user `node`.
 async fn cluster() -> Vec<Server> {
     let options = [
         "--cluster-enabled",
@@ -82,6 +98,12 @@ async fn cluster() -> Vec<Server> {
         "--cluster-require-full-coverage",
         "no",
     ];
+    let user: Vec<_> = ["--user", "node", "on", ">pw"]
+        .into_iter()
+        .chain(RULES.split(' '))
+        .chain(["+cluster|slots"])
+        .collect();
+    let options = [&options[..], &user].concat();
     let mut servers = Vec::new();
     for slots in ["0 5460", "5461 10922", "10923 16383"] {
         let server = Server::start(&options).await;
@@ -110,7 +132,7 @@ async fn sessions_spread_over_the_servers_of_a_cluster() {
     let mut servers = cluster().await;
     let urls: Vec<_> = servers.iter().map(|server| server.address.to_string()).collect();
     // Any one is enough to find the others.
-    let engine = Engine::parse(&format!("redis+cluster://{}", urls[2])).unwrap();
+    let engine = Engine::parse(&format!("redis+cluster://node:pw@{}", urls[2])).unwrap();
     let facts = engine.check(NAME).await.unwrap();
     let (mut node, before) = Node::connected(engine).await;
     assert_eq!(facts.incarnation, before);

@@ -100,6 +100,17 @@ async fn a_session_can_be_released_again_by_the_node_that_claimed_it() {
 }
 
 #[tokio::test]
+async fn a_claimed_record_is_consumed() {
+    let (_server, mut node) = node().await;
+    node.ask(release(1, record(40, None, vec!["a".into()]))).await;
+    node.ask(claim(1, B)).await;
+    let consume = |owner| Request::Consume { session: crate::node::session(1), owner, claim: 2 };
+    assert_eq!(node.ask(consume(A)).await, Response::Fenced(Some(B)));
+    assert_eq!(node.ask(consume(B)).await, Response::Stored);
+    assert_eq!(node.ask(claim(1, B)).await, Response::None);
+}
+
+#[tokio::test]
 async fn the_engine_keeps_a_record_for_its_time() {
     let (server, mut node) = node().await;
     let Request::Release { session, owner, record, .. } = release(1, record(40, None, vec!["a".into()]))

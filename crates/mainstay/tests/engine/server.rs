@@ -50,15 +50,18 @@ impl Server {
         server.at(plain)
     }
 
-    /// Starts Sentinel, which watches `master` under the name `main` and calls it dead after 1 s.
-    pub(crate) async fn sentinel(master: SocketAddr) -> Self {
+    /// Starts Sentinel, which watches `master` under the name `main` and calls it dead after 1 s. Both have the same password, or none.
+    pub(crate) async fn sentinel(master: SocketAddr, password: &str) -> Self {
         let (address, port) = (free_address(), master.port());
         let home = home(address);
         let configuration = home.join("sentinel.conf");
-        let lines = format!(
+        let mut lines = format!(
             "sentinel monitor main 127.0.0.1 {port} 1\nsentinel down-after-milliseconds main 1000\n\
              sentinel failover-timeout main 3000\n"
         );
+        if !password.is_empty() {
+            lines += &format!("sentinel auth-pass main {password}\nrequirepass {password}\n");
+        }
         fs::write(&configuration, lines).unwrap();
         let port = address.port().to_string();
         let options = [configuration.to_str().unwrap(), "--sentinel", "--port", &port];

@@ -166,7 +166,7 @@ impl ServerSession {
             volatiles: Volatiles::default(),
             auth: None,
         }));
-        self.rare.as_mut().into_iter().for_each(|rare| rare.replaced.begin_connection());
+        self.rare.as_mut().into_iter().for_each(|rare| rare.replaced.begin_connection(lane.wrote));
         self.continue_life(now);
         self.queue_end_if_due(now);
         Attach::Done { fenced, dropped }

@@ -78,7 +78,7 @@ impl ServerSession {
     /// Returns the next message from outside the stream. These messages have no numbers: an application that polls
     /// the stream first misses no numbered message.
     pub fn deliver_volatile(&mut self) -> Option<Message> {
-        (self.hold == Hold::No && self.delivers()).then(|| self.volatiles.pop()).flatten()
+        self.delivers().then(|| self.volatiles.pop()).flatten()
     }
 
     /// Whether something may still be delivered: the session is open, or the client ended it and earlier messages

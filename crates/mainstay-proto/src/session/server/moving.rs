@@ -48,17 +48,18 @@ impl ServerSession {
     }
 
     /// Prepares the session for its [release](crate::session::Registry::release). Its connection is fenced and gets a
-    /// Close with 1012; nothing is delivered any more. The application may still send, into a window of twice the size,
-    /// because no client acknowledges anything; it may acknowledge, and may end the session instead. Does nothing to a
-    /// session that is not open.
+    /// Close with 1012; nothing is delivered any more. The application may still send, into a buffer of twice the size
+    /// until the release, because no client acknowledges anything; it may acknowledge, and may end the session instead.
+    /// Does nothing to a session that is not open.
     pub fn leave(&mut self, now: Instant) {
         if !self.is_open() || self.is_leaving() {
             return;
         }
         self.hold = Hold::Leaving { was_confirmed: self.is_confirmed() };
-        self.flow.outbox.double_limit();
+        let rare = self.rare.get_or_insert_default();
+        rare.limit = Some(self.flow.outbox.double_limit());
         if let Some(attached) = self.attached.take() {
-            self.rare.get_or_insert_default().fenced = Some(attached.connection);
+            rare.fenced = Some(attached.connection);
             self.flow.forget_owed();
             self.flow.outbox.trim(u64::MAX);
             self.life = Life::Parked { since: now };
@@ -87,6 +88,15 @@ impl ServerSession {
         matches!(self.hold, Hold::No | Hold::Leaving { was_confirmed: true })
     }
 
+    /// Returns the claim by which this node got the session from another, once, as soon as the client has confirmed it
+    /// here: the client never presents the tokens of the record again. [Consume](crate::cluster::Nodes::consume) the
+    /// record then, or a copy of the client could have a third node continue from it.
+    pub fn poll_record(&mut self) -> Option<u64> {
+        let rare = self.rare.as_mut().filter(|rare| rare.has_record && self.hold == Hold::No)?;
+        rare.has_record = false;
+        Some(rare.claim)
+    }
+
     /// Whether confirmation comes first, and no epoch of the session was ever confirmed, at any node: nothing was
     /// delivered.
     pub(in crate::session) fn was_never_confirmed(&self) -> bool {
@@ -110,7 +120,9 @@ impl ServerSession {
                 Ending::End { code, .. } => Closed::Ended { code: u64::from(*code), by_us: true },
                 Ending::Replaced => Closed::Replaced,
             },
-            _ => Closed::Evicted,
+            Life::EndSent { code, .. } => Closed::Ended { code: *code, by_us: true },
+            Life::EndReceived { code } => Closed::Ended { code: *code, by_us: false },
+            Life::Parked { .. } | Life::Attached => Closed::Evicted,
         };
         self.finish(closed);
     }
@@ -131,6 +143,8 @@ impl ServerSession {
             Life::Parked { since } => (since + self.resume_window).saturating_duration_since(now),
             _ => self.resume_window,
         };
+        let mut outbound = self.flow.outbox.to_state();
+        outbound.limit = self.rare.as_ref().and_then(|rare| rare.limit).unwrap_or(outbound.limit);
         SessionState {
             id: self.id,
             epoch: self.epoch,
@@ -143,7 +157,7 @@ impl ServerSession {
             resume_window: self.resume_window,
             left,
             inbound: self.flow.inbox.to_state(),
-            outbound: self.flow.outbox.to_state(),
+            outbound,
             account: self.account.as_deref().copied(),
             replaced: self.rare.as_ref().map_or_else(Vec::new, |rare| rare.replaced.to_state()),
         }
@@ -163,7 +177,9 @@ impl ServerSession {
             is_movable: true,
             saved,
             claim,
+            has_record: true,
             fenced: None,
+            limit: None,
         };
         let away = state.resume_window.saturating_sub(state.left);
         Self {

@@ -61,6 +61,7 @@ pub(crate) struct Held {
     pub(crate) claim: u64,
     pub(crate) owner: Option<NodeId>,
     record: Record,
+    is_consumed: bool,
 }
 
 impl Engine {
@@ -83,7 +84,7 @@ impl Engine {
                 {
                     return Response::Fenced(held.owner);
                 }
-                let held = Held { claim: *claim, owner: None, record: record.clone() };
+                let held = Held { claim: *claim, owner: None, record: record.clone(), is_consumed: false };
                 self.held.insert(*session, held);
                 Response::Stored
             }
@@ -93,6 +94,9 @@ impl Engine {
                 else {
                     return Response::None;
                 };
+                if held.is_consumed && [*owner, *claimant].map(Some).contains(&held.owner) {
+                    return Response::None;
+                }
                 if held.owner != Some(*claimant) {
                     if let Some(other) = held.owner
                         && other != *owner
@@ -103,6 +107,15 @@ impl Engine {
                     held.owner = Some(*claimant);
                 }
                 Response::Claimed { claim: held.claim, record: held.record.clone() }
+            }
+            Request::Consume { session, owner, claim } => {
+                self.executed.push("consume");
+                let held = self.held.get_mut(session);
+                match held.filter(|held| held.claim == *claim && held.owner == Some(*owner)) {
+                    Some(held) => held.is_consumed = true,
+                    None => return Response::Fenced(None),
+                }
+                Response::Stored
             }
         }
     }

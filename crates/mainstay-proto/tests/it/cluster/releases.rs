@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mainstay_proto::cluster::request::{EngineEvent, Request, Response};
 use mainstay_proto::cluster::{NodesEvent, ReleaseOutcome};
+use mainstay_proto::session::Record;
 use mainstay_proto::session::message::SessionId;
 
 use super::engine::{KEEP, SESSION, World, id, record};
@@ -153,4 +154,45 @@ fn ten_thousand_releases_go_256_at_a_time() {
     world.settle();
     assert_eq!(world.events(1).len(), 10_000);
     assert_eq!(world.engine.held.len(), 10_000);
+}
+
+/// Node 2 claims what node 1 released.
+fn claim_by(world: &mut World, owner: u8, claimant: u8) -> Response {
+    let (session, owner, name) = (SESSION, id(owner), super::engine::name(id(1)));
+    world.engine.execute(&Request::Claim { session, owner, claimant: id(claimant), name, keep: KEEP })
+}
+
+#[test]
+fn no_node_gets_a_record_that_its_owner_has_consumed() {
+    let mut world = World::of(&[1, 2, 3]);
+    release(&mut world);
+    world.settle();
+    assert!(matches!(claim_by(&mut world, 1, 2), Response::Claimed { claim: 2, .. }));
+    let now = world.now;
+    world.node(2).consume(now, SESSION, 2);
+    world.settle();
+    assert_eq!(claim_by(&mut world, 1, 3), Response::Moved(id(2)), "the owner is asked");
+    assert_eq!(claim_by(&mut world, 2, 3), Response::None, "an owner that is gone took the session along");
+    assert_eq!(world.node(2).status().releases, 0);
+}
+
+#[test]
+fn a_record_is_consumed_although_the_first_answer_was_lost_and_the_owner_may_release_the_session_again() {
+    let mut world = World::of(&[1, 2]);
+    release(&mut world);
+    world.settle();
+    claim_by(&mut world, 1, 2);
+    let now = world.now;
+    world.node(2).consume(now, SESSION, 2);
+    let (lost, request) = world.node(2).poll_request(now).unwrap();
+    assert_eq!(request, Request::Consume { session: SESSION, owner: id(2), claim: 2 });
+    world.node(2).handle_response(now, lost, Response::Unknown);
+    world.run(SECOND);
+    assert_eq!(world.engine.count("consume"), 1);
+    assert_eq!(world.events(2), [], "it concerns no caller");
+    let record = Record { head: super::engine::name(id(1)).repeat(2).into(), saved: None, messages: vec![] };
+    let now = world.now;
+    world.node(2).release(now, SESSION, 2, record, KEEP);
+    world.settle();
+    assert!(matches!(claim_by(&mut world, 2, 1), Response::Claimed { claim: 3, .. }));
 }

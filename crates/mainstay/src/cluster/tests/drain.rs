@@ -1,8 +1,14 @@
 //! A drain accounts exactly, and a node that relays loses nothing by its end.
 
+use std::time::Duration;
+
+use mainstay_proto::cluster::peer::Leave;
+
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, until};
 use crate::LossCause;
+use crate::client::Event;
+use crate::cluster::entry;
 
 #[tokio::test]
 async fn an_attached_client_of_a_draining_node_gets_the_exact_account_at_the_next_node() {
@@ -60,6 +66,36 @@ async fn a_node_that_relays_and_drains_loses_nothing() {
     assert_eq!((figures.relays, figures.accounts), (0, 0));
     exchange(&mut client, "at its owner").await;
     assert_eq!((owner.server.stats().attached_lost, owner.server.sessions().attached), (0, 1));
+}
+
+#[tokio::test]
+async fn an_owner_that_hears_leave_has_relayed_clients_replace_their_connections() {
+    let memory = Memory::default();
+    let owner = TestNode::start(&memory, echoes).await;
+    let entry = TestNode::start(&memory, echoes).await;
+    meet(&[&owner, &entry]).await;
+    let balancer = Balancer::over(&[&owner, &entry]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "first").await;
+    balancer.pick(1);
+    balancer.cut();
+    exchange(&mut client, "relayed").await;
+    balancer.pick(0);
+    // The attach, the loss, and the attach through the other node.
+    for _ in 0..3 {
+        client.event().await;
+    }
+    let (from, to) = (&entry.server.shared, &owner.server.shared);
+    let (from, to) = (from.node.as_ref().unwrap(), to.node.as_ref().unwrap());
+    let leave = Leave { from: from.id, to: to.id, key: to.key, within: Duration::ZERO };
+    entry::tell_to_leave(owner.peer_address(), leave).await;
+    let event = client.event().await;
+    assert!(
+        matches!(event, Some(Event::Attached { resumed: true, .. })),
+        "it was never without one: {event:?}"
+    );
+    until("the relay has ended", || entry.figures().relays == 0).await;
+    exchange(&mut client, "at its owner").await;
 }
 
 #[tokio::test]

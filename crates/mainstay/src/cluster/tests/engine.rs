@@ -33,6 +33,7 @@ struct Kept {
     claim: u64,
     owner: Option<NodeId>,
     record: Record,
+    is_consumed: bool,
 }
 
 /// One node's way to the engine.
@@ -127,7 +128,8 @@ impl State {
                 match self.sessions.get(&session) {
                     Some(kept) if kept.claim > claim => Response::Fenced(kept.owner),
                     _ => {
-                        self.sessions.insert(session, Kept { claim, owner: None, record });
+                        self.sessions
+                            .insert(session, Kept { claim, owner: None, record, is_consumed: false });
                         Response::Stored
                     }
                 }
@@ -138,6 +140,9 @@ impl State {
                 else {
                     return Response::None;
                 };
+                if kept.is_consumed && [owner, claimant].map(Some).contains(&kept.owner) {
+                    return Response::None;
+                }
                 if kept.owner != Some(claimant) {
                     if let Some(other) = kept.owner.filter(|other| *other != owner) {
                         return Response::Moved(other);
@@ -146,6 +151,15 @@ impl State {
                     kept.owner = Some(claimant);
                 }
                 Response::Claimed { claim: kept.claim, record: kept.record.clone() }
+            }
+            Request::Consume { session, owner, claim } => {
+                self.requests.push("consume");
+                let kept = self.sessions.get_mut(&session);
+                match kept.filter(|kept| kept.claim == claim && kept.owner == Some(owner)) {
+                    Some(kept) => kept.is_consumed = true,
+                    None => return Response::Fenced(None),
+                }
+                Response::Stored
             }
         }
     }

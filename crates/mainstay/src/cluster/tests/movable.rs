@@ -49,7 +49,7 @@ async fn an_attached_session_moves_with_what_its_handler_saved() {
     assert_eq!((figures.released, figures.accounts, figures.unreleased), (1, 0, 0));
     assert_eq!((second.figures().claimed, second.figures().relays), (1, 0));
     assert_eq!(second.server.stats().attached_lost, 0);
-    assert_eq!(memory.requests(), ["release", "claim"]);
+    assert_eq!(memory.requests(), ["release", "claim", "consume"]);
     // The session lives on like any other: it may move once more, back to no node at all here.
     let figures = second.drain().await;
     assert_eq!((figures.released, figures.unreleased), (1, 0));
@@ -97,9 +97,10 @@ async fn nodes_deployed_in_turn_under_traffic_lose_nothing_double_nothing_and_re
         })
         .collect();
     for turn in 1..=3 {
+        let at = balancer.picked();
+        until("all are back", || nodes[at % 2].server.sessions().attached == CLIENTS as u64).await;
         let before = done.load(SeqCst);
         until("traffic", || done.load(SeqCst) >= before + CLIENTS * 20).await;
-        let at = balancer.picked();
         let other = 1 - at % 2;
         balancer.pick(other);
         let fresh = TestNode::start(&memory, counts).await;
