@@ -25,7 +25,7 @@ const CLIENTS: u32 = 10_000;
 const PLAIN: f64 = 900.0;
 const SESSION: f64 = 1_700.0;
 const PARKED: f64 = 1_430.0;
-const RELAY: f64 = 1_000.0;
+const RELAY: f64 = 250.0;
 
 /// The number of relays. The node between needs two descriptors for each.
 const RELAYS: u32 = 4_000;

@@ -151,7 +151,8 @@ pub(super) fn chapter(tables: &[nodes::Table]) -> Result<String> {
     tables.iter().try_for_each(|table| one_table(&mut chapter, table))?;
     write!(
         chapter,
-        "\nThe programs of the tables above; a file names the servers, and each attempt of a client goes to one at random:\n\n\
+        "\nA relay at rest takes at most 250 B of the node between client and owner: `cargo xtask test memory`.\n\n\
+         The programs of the tables above; a file names the servers, and each attempt of a client goes to one at random:\n\n\
          ```text\n\
          {} --listen ADDRESS --record FILE --cluster URL [--movable]\n\
          {} --listen ADDRESS --record FILE --movable --state-dir FOLDER\n\
