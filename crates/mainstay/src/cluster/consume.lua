@@ -1,5 +1,5 @@
--- Empties the record of a session that its owner has claimed and needs no more. Who has it stays, and so do the names, so that a
--- HELLO with an old token is led to the owner; no node gets the record again.
+-- Empties the record of a session that its owner has claimed and needs no more. The owner and the names stay, so that a HELLO with
+-- an old token is led to the owner; no node gets the record again.
 --
 -- KEYS: the session (hash), its messages (list)
 -- ARGV: 1 claim, 2 owner
