@@ -271,9 +271,9 @@ pub(crate) const EDITS: &[Edit] = &[
     edit(
         "ALeavingSessionHasNoConnection",
         "        if let Some(attached) = self.attached.take() {
-            self.rare",
+            rare.fenced",
         "        if let Some(attached) = self.attached.take_if(|_| !BACK) {
-            self.rare",
+            rare.fenced",
     ),
     edit(
         "AConfirmedSessionConsumesItsRecord",

@@ -96,11 +96,16 @@ pub(super) async fn resume(
     }
 }
 
-pub(super) async fn refuse(stats: &Counters, mut wire: Wire, refuse: &Control, why: RefuseReason) {
+pub(super) async fn refuse(stats: &Counters, wire: Wire, refuse: &Control, why: RefuseReason) {
     tracing::debug!(?why, "HELLO refused");
     Counters::add(&stats.attach_refused, 1);
+    refuse_with(wire, refuse, why.code()).await;
+}
+
+/// Writes a REFUSE and closes.
+pub(super) async fn refuse_with(mut wire: Wire, refuse: &Control, code: CloseCode) {
     wire.send_control(refuse).await;
-    wire.close_and_finish(why.code(), "").await;
+    wire.close_and_finish(code, "").await;
 }
 
 impl SessionOptions {

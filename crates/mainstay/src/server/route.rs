@@ -17,9 +17,10 @@ use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
     Adopted, Answer, Control, NodeId, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
+use mainstay_proto::ws::CloseCode;
 use tokio::net::TcpStream;
 
-use super::attach::{Bound, Opened, refuse, settle};
+use super::attach::{Bound, Opened, refuse_with, settle};
 use super::core::{CoreRef, Cores, Shared};
 
 use super::stats::Counters;
@@ -198,8 +199,16 @@ impl Arrival<'_> {
         settle(&self.cores, self.opened, answer).await
     }
 
+    /// Sends a REFUSE, this node's or the owner's, and closes with its code.
     async fn refuse(self, answer: &Control) -> Option<Bound> {
-        refuse(&self.shared.stats, self.opened.wire, answer, RefuseReason::Moving).await;
+        let code = match answer {
+            Control::Refuse { code, .. } => u16::try_from(*code).ok().and_then(CloseCode::new),
+            _ => None,
+        };
+        let code = code.unwrap_or(CloseCode::UPSTREAM_UNAVAILABLE);
+        tracing::debug!(%code, "HELLO refused");
+        Counters::add(&self.shared.stats.attach_refused, 1);
+        refuse_with(self.opened.wire, answer, code).await;
         None
     }
 

@@ -7,10 +7,11 @@ use tokio::net::TcpListener;
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, exchange, gap, meet, next, until};
 use crate::Client;
+use crate::SessionUpgrade;
 use crate::client::Event;
 use crate::cluster::ClusterConfig;
 use crate::cluster::config::Store;
-use crate::server::Config;
+use crate::server::{Config, SessionState};
 
 async fn three(memory: &Memory) -> [TestNode; 3] {
     let nodes = [
@@ -229,4 +230,33 @@ async fn a_token_of_another_principal_opens_nothing_through_another_node() {
     exchange(&mut client, "bob's").await;
     assert_eq!((entry.server.sessions().attached, owner.figures().answered), (1, 1));
     assert_eq!(owner.server.sessions().parked, 1);
+}
+
+#[tokio::test]
+async fn the_owner_refuses_through_another_node_with_its_own_code() {
+    let memory = Memory::default();
+    let code = crate::CloseCode::new(4000).unwrap();
+    let aborts = move |upgrade: SessionUpgrade| {
+        upgrade.on_session(async move |mut session| {
+            let message = session.recv().await.unwrap();
+            session.send(message).await.unwrap();
+            while session.state() != SessionState::Parked {
+                session.changed().await;
+            }
+            session.abort(code, "while its client was away");
+        })
+    };
+    let (owner, entry) = (TestNode::start(&memory, aborts).await, TestNode::start(&memory, echoes).await);
+    meet(&[&owner, &entry]).await;
+    let balancer = Balancer::over(&[&owner, &entry]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "first").await;
+    balancer.close();
+    balancer.pick(1);
+    until("the session is over", || owner.server.stats().sessions == 0).await;
+    balancer.open();
+    assert_eq!(client.recv().await, None);
+    let ended = client.end().and_then(|end| end.code);
+    assert_eq!(ended.and_then(|code| code.close_code()), Some(code));
+    assert_eq!(entry.server.sessions().attached, 0);
 }
