@@ -1,9 +1,9 @@
 //! Several nodes: the way of a HELLO to its session, and relays.
 //!
-//! A node that a client reaches asks [`Lookup`](mainstay_proto::cluster::Lookup) where the client's session is. It may connect to another node's peer
-//! listener: such a connection is a *leg*, a wire of its own between two processes. Once the owner accepts the client,
-//! the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only while nothing waits
-//! for the other. The engine is in `engine`, drains are in `drain`.
+//! A node that a client reaches asks [`Lookup`](mainstay_proto::cluster::Lookup) where the client's session is. It may
+//! connect to another node's peer listener: such a connection is a *leg*, a wire of its own between two processes. Once the
+//! owner accepts the client, the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only
+//! while nothing waits for the other. The engine is in `engine`, drains are in `drain`.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
