@@ -155,3 +155,17 @@ impl Drop for TokenFile {
         let _ = std::fs::remove_file(&self.0);
     }
 }
+
+#[tokio::test]
+async fn a_node_whose_engine_is_away_stays_ready_serves_alone_and_reports_that() {
+    // Nothing listens on port 1.
+    let gateway = Gateway::start(&["--cluster", "redis://127.0.0.1:1", "--admin", "127.0.0.1:0"]);
+    let ready = gateway.get("/readyz", "");
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("the engine does not answer"), "{ready}");
+    assert_eq!(gateway.metric("engine_up"), 0.0);
+    let lines = || gateway.log().lines().filter(|line| line.contains("the engine does not answer")).count();
+    until("the log says so", || lines() > 0).await;
+    assert_eq!(lines(), 1, "{}", gateway.log());
+    let (head, _) = Frames::connect(gateway.address(), "/echo", "").await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+}

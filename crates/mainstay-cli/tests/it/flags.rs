@@ -121,6 +121,9 @@ fn flags_of_a_cluster_that_contradict_each_other_name_both_and_the_reason() {
     ] {
         check(&["serve", flag, value], &["--cluster <URL>"]);
     }
+    for wrong in ["http://h", "redis://", "redis://u:geheim@h:x", "redis://h:6379/abc"] {
+        check(&["serve", "--cluster", wrong], &["--cluster", "redis://host:6379"]);
+    }
     check(&["serve", "--cluster", engine, "--cluster-listen", "x"], &["--cluster-listen", "127.0.0.1:8080"]);
     check(&["serve", "--cluster", engine, "--cluster-url", "http://h"], &["--cluster-url", "ws://"]);
     check(&["serve", "--cluster", engine, "--cluster-name", "a:b"], &["--cluster-name", "letters, digits"]);
