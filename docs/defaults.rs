@@ -173,6 +173,25 @@ fn the_rules_of_a_user_of_the_engine_are_those_of_the_code() {
     assert!(include_str!("CLUSTER.md").contains(rules), "CLUSTER.md has other rules than {rules}");
 }
 
+#[test]
+fn the_lines_of_the_log_that_operators_look_for_are_those_of_the_code() {
+    let code = [
+        include_str!("../crates/mainstay/src/cluster/node.rs"),
+        include_str!("../crates/mainstay/src/cluster/listener.rs"),
+        include_str!("../crates/mainstay/src/cluster/state_dir.rs"),
+        include_str!("../crates/mainstay/src/server/route.rs"),
+        include_str!("../crates/mainstay/src/server/attach.rs"),
+    ]
+    .concat();
+    let table = include_str!("CLUSTER.md").split_once("| Line (begins with) |").unwrap().1;
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with("| `"));
+    let lines: Vec<_> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+    assert!(lines.len() > 5, "{lines:?}");
+    for line in lines {
+        assert!(code.contains(line.trim_end_matches("...").trim_end()), "no code logs `{line}`");
+    }
+}
+
 /// Compares the fields of a default configuration with the entries, and the entries with the document.
 fn check(config: &impl Debug, entries: &[Entry]) {
     let mut fields = fields(&format!("{config:#?}"));

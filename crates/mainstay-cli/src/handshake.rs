@@ -24,11 +24,11 @@ use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
 use crate::client_request::ClientRequest;
+use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
 use crate::link_config::LinkConfig;
 use crate::moving::Restored;
-use crate::relay::relay;
 use crate::retry_after;
 use crate::session;
 use crate::upstream::UpstreamIo;
@@ -50,7 +50,7 @@ pub(crate) async fn respond(request: Request, server: &Server, config: Arc<LinkC
     response
 }
 
-/// Forwards an opening handshake and relays between both ends if the backend accepts.
+/// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
 async fn forward_handshake(
     upgrade: SessionUpgrade,
     mut head: http::request::Parts,
@@ -86,7 +86,7 @@ async fn forward_handshake(
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         config.links.refused(response.status());
-        return http_proxy::relay_response(response, connection, upstream);
+        return http_proxy::forward_response(response, connection, upstream);
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
@@ -95,7 +95,7 @@ async fn forward_handshake(
     accept_client(upgrade, request, accepted, config)
 }
 
-/// Accepts a plain client as the backend did, and relays.
+/// Accepts a plain client as the backend did, and exchanges messages.
 fn accept_client(
     upgrade: SessionUpgrade,
     request: ClientRequest,
@@ -118,7 +118,7 @@ fn accept_client(
     let monitor = config.links.open(link.sender(), None);
     upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
-        relay(session, link, monitor, entry, config, Restored::default())
+        exchange(session, link, monitor, entry, config, Restored::default())
     })
 }
 

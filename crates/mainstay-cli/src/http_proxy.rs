@@ -118,7 +118,7 @@ impl HttpProxy {
                 UpstreamError::BadResponse("the backend switched protocols unasked".to_owned())
                     .into_response()
             }
-            Ok((response, connection)) => relay_response(response, connection, &self.upstream),
+            Ok((response, connection)) => forward_response(response, connection, &self.upstream),
             Err(error) => error.into_response(),
         }
     }
@@ -142,7 +142,7 @@ impl HttpProxy {
 }
 
 /// Converts the backend's response for the client: status, reason phrase and body unchanged, hop-by-hop fields removed.
-pub(crate) fn relay_response(
+pub(crate) fn forward_response(
     response: http::Response<Incoming>,
     connection: PooledConnection,
     upstream: &Upstream,

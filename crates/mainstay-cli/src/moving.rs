@@ -66,7 +66,7 @@ fn save(unsent: &VecDeque<Message>, filter: &MessageFilter, settled: u64) -> Vec
     to.into_bytes()
 }
 
-/// Where the relay of a session stands when the session leaves.
+/// Where the exchange of a session stands when the session leaves.
 pub(crate) struct Underway {
     /// Messages of the client that the link accepted.
     pub(crate) sent: u64,

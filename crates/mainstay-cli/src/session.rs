@@ -9,11 +9,11 @@ use tokio::time::sleep;
 
 use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::client_request::{BackendRefusal, ClientRequest, accepted};
+use crate::exchange::{FORWARD_TIMEOUT, exchange};
 use crate::link_config::LinkConfig;
 use crate::moving::Restored;
-use crate::relay::{FORWARD_TIMEOUT, relay};
 
-/// Opens a link for a session and relays. The backend must agree on the subprotocol that the client already received.
+/// Opens a link for a session and exchanges messages. The backend must agree on the subprotocol that the client already received.
 /// Until it does, the client's messages wait in the session, unacknowledged. A session that moved here brings along what the
 /// link has to continue.
 pub(crate) async fn serve_session(session: Session, request: ClientRequest, config: Arc<LinkConfig>) {
@@ -61,6 +61,6 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
             session.close(CloseCode::POLICY, &reason);
             entry.ended(EndedBy::Gateway, Some(CloseCode::POLICY), &reason);
         }
-        (Ok(()), _) => relay(session, link, monitor, entry, config, restored).await,
+        (Ok(()), _) => exchange(session, link, monitor, entry, config, restored).await,
     }
 }

@@ -11,6 +11,7 @@ mod cluster;
 mod drain;
 mod engine;
 mod faults;
+mod member;
 mod network;
 mod server;
 mod sessions;

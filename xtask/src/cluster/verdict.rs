@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn repetitions_disorder_and_inventions_are_told_apart() {
+    fn repetitions_disorder_and_inventions_are_distinguished() {
         let twice = verdict(&["got 1 1 0", "got 1 1 0", "got 1 2 1", "got 1 3 0", "got 2 1 0", "got 2 2 2"]);
         assert_eq!((twice.twice_down, twice.disordered_down, twice.lost_down), (1, 0, 0));
         let late = verdict(&["got 1 1 0", "got 1 3 0", "got 1 2 1", "got 2 1 0", "got 2 2 2"]);

@@ -21,7 +21,7 @@ use crate::{Result, install};
 pub(super) const PEERS: &str = "benches/peers/node";
 /// For anything that must happen sooner or later.
 const LIMIT: Duration = Duration::from_secs(120);
-/// Not all of 2,000 clients of Socket.IO that were cut at once were back after 90 s on a busy machine of two cores.
+/// After 90 s, not all of 2,000 clients of Socket.IO that were cut at once were back on a busy machine of two cores.
 const MOST_OF_SOCKETIO: u32 = 300;
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);

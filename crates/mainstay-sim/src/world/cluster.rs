@@ -1,9 +1,9 @@
 //! Several nodes: the way of a HELLO to its session, and relays.
 //!
-//! A node that a client reaches asks [`Lookup`] where the client's session is. It may connect to another node's peer
-//! listener: such a connection is a *leg*, a wire of its own between two processes. Once the owner accepts the client,
-//! the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only while nothing waits
-//! for the other. The engine is in `engine`, drains are in `drain`.
+//! A node that a client reaches asks [`Lookup`](mainstay_proto::cluster::Lookup) where the client's session is. It may
+//! connect to another node's peer listener: such a connection is a *leg*, a wire of its own between two processes. Once the
+//! owner accepts the client, the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only
+//! while nothing waits for the other. The engine is in `engine`, drains are in `drain`.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,18 +12,19 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{
-    Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
+    Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
 use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
-    Adopted, Answer, ConnectionId, Control, Frame, NodeId, Presenter, RefuseReason, Resumed, Route, Sessions,
+    Adopted, Answer, ConnectionId, Control, Frame, Presenter, RefuseReason, Resumed, Route, Sessions,
 };
 use mainstay_proto::ws::Kind;
 use rand::RngExt;
 
 use super::drain::{Drain, Leaving};
 use super::engine::{Engine, Report};
-use super::network::{Key, Packet, ServerEnd, Wire};
+use super::member::Member;
+use super::network::{Ask, Key, Packet, Routing, ServerEnd, Wire};
 use super::server::Server;
 use super::{Process, World};
 
@@ -58,43 +59,6 @@ pub(super) struct Cluster {
     copies: usize,
     /// The instance that got the account of a session.
     accounts: BTreeMap<usize, (Instance, Instant)>,
-}
-
-/// A server's part in the cluster.
-pub(super) struct Member {
-    pub(super) id: NodeId,
-    /// Where its peer listener listens.
-    slot: u16,
-    key: PeerKey,
-    pub(super) nodes: Nodes,
-    pub(super) mute_until: Instant,
-    pub(super) drain: Option<Drain>,
-    /// Sessions that leave, and are not released.
-    pub(super) leaving: BTreeMap<usize, Leaving>,
-    /// Sessions whose release has no outcome yet, by the session that the machine names.
-    pub(super) releasing: BTreeMap<[u8; 8], usize>,
-}
-
-/// A HELLO on its way.
-pub(super) struct Routing {
-    hello: Box<Hello>,
-    principal: Vec<u8>,
-    lookup: Lookup,
-    /// The node's registry has the token's name.
-    known: bool,
-    /// The opening must be over by then.
-    until: Instant,
-    ask: Option<Ask>,
-}
-
-/// A node is asked.
-struct Ask {
-    node: NodeId,
-    slot: u16,
-    key: PeerKey,
-    /// When to connect, and then when to give up.
-    at: Instant,
-    leg: Option<Key>,
 }
 
 impl Cluster {

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mainstay_proto::cluster::peer::Head;
+use mainstay_proto::cluster::{Lookup, PeerKey};
 use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::{ConnectionId, Control, Frame, Transmit};
+use mainstay_proto::session::{ConnectionId, Control, Frame, NodeId, Transmit};
 use mainstay_proto::ws::Kind;
 
-use super::cluster::Routing;
 use crate::judge::Observed;
 use crate::payload::{self, show};
 
@@ -89,6 +89,28 @@ pub(super) enum ServerEnd {
     /// A peer listener that accepted the connection, and sends nothing.
     Mute,
     Closed,
+}
+
+/// A HELLO on its way.
+pub(super) struct Routing {
+    pub(super) hello: Box<Hello>,
+    pub(super) principal: Vec<u8>,
+    pub(super) lookup: Lookup,
+    /// The node's registry has the token's name.
+    pub(super) known: bool,
+    /// The opening must be over by then.
+    pub(super) until: Instant,
+    pub(super) ask: Option<Ask>,
+}
+
+/// A node is asked.
+pub(super) struct Ask {
+    pub(super) node: NodeId,
+    pub(super) slot: u16,
+    pub(super) key: PeerKey,
+    /// When to connect, and then when to give up.
+    pub(super) at: Instant,
+    pub(super) leg: Option<Key>,
 }
 
 /// Bytes that are written, and the packet that is complete with the last of them. A relay forwards pieces of packets.

@@ -14,7 +14,7 @@ use mainstay_proto::ws::{CloseCode, Kind};
 use rand::RngExt;
 
 use super::client::show;
-use super::cluster::Member;
+use super::member::Member;
 use super::network::{Key, Packet, ServerEnd, Wire, Written};
 use super::{OPENING_DEADLINE, Process, World};
 use crate::judge::{self, Observed};

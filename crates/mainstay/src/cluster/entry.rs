@@ -79,6 +79,6 @@ pub(super) async fn tell_to_leave(address: SocketAddr, leave: Leave) {
         owner.read(&mut [0]).await
     });
     if !matches!(told.await, Ok(Ok(_))) {
-        tracing::debug!(%address, owner = %leave.to, "an owner did not hear that this node drains");
+        tracing::debug!(%address, owner = %leave.to, "an owner was not informed that this node drains");
     }
 }

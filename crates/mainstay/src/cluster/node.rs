@@ -696,7 +696,7 @@ impl Node {
             NodesEvent::NodeDead { node } => tracing::warn!(%node, "node dead: it wrote nothing for 10 s"),
             NodesEvent::NodeLeft { node } => tracing::info!(%node, "node left"),
             NodesEvent::BadField { node, error } => {
-                tracing::warn!(%node, %error, "the entry of a node cannot be read: its sessions are not reached from here");
+                tracing::warn!(%node, %error, "the field of a node cannot be read: clients of its sessions wait until it is dead");
             }
             NodesEvent::SameNameElsewhere { node, address } => {
                 let address = address.map(tracing::field::display);
@@ -784,8 +784,8 @@ async fn local_address(engine: &Engine) -> IpAddr {
         Err(error) => {
             tracing::warn!(
                 %error, host,
-                "the way to the engine is not known: the peer listener is on a loopback address, which other \
-                 machines do not reach; set it (--cluster-listen)"
+                "no route to the engine is known: the peer listener is on a loopback address, which other machines \
+                 do not reach; set its address (--cluster-listen)"
             );
             loopback
         }

@@ -31,7 +31,7 @@ async fn a_peer_listener_drops_and_counts_what_is_not_a_block_of_a_node() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_dropped_and_a_wrong_node_is_told_so() {
+async fn a_wrong_key_is_dropped_and_a_head_for_another_node_is_answered() {
     use bytes::{Bytes, BytesMut};
     use mainstay_proto::cluster::PeerKey;
     use mainstay_proto::cluster::peer::{Head, PeerAnswer};

@@ -1,10 +1,10 @@
-//! Relays messages between one client's session and its link to the backend.
+//! Exchanges messages between one client's session and its link to the backend.
 //!
 //! The two legs fail independently. While a client that speaks `mainstay.v1` is away, its link stays up and the backend's
 //! messages are kept within the session's window. A full queue makes its sender wait, on either leg; no message is dropped.
 //!
 //! A message of a `mainstay.v1` client is acknowledged once the backend confirmed it, so that the client's report of a lost
-//! backend is exact. Each arm of the relay waits for one leg only, and no arm waits for another. The link is read until its
+//! backend is exact. Each arm of the exchange waits for one leg only, and no arm waits for another. The link is read until its
 //! end even if the client is gone: the Pongs that empty the link's queue arrive behind the messages that wait there.
 //!
 //! Not here: the effect of a lost backend on the client (`backend_end`), and a session that moves to another node (`moving`).
@@ -33,7 +33,7 @@ use crate::retry_after::{self, SPREAD, jitter};
 /// How long the messages of a client that is gone may take to enter the link's queue.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a relay ended.
+/// Why an exchange ended.
 enum End {
     /// The client closed, or its session expired.
     Client,
@@ -45,9 +45,10 @@ enum End {
     Away,
 }
 
-/// Relays until the client ends, the backend ends, or the backend was away for longer than `--upstream-wait`. Counts and
-/// logs the messages that may not have reached the backend. `restored`: what the session brought along from another node.
-pub(crate) async fn relay(
+/// Exchanges messages until the client ends, the backend ends, or the backend was away for longer than `--upstream-wait`.
+/// Counts and logs the messages that may not have reached the backend. `restored`: what the session brought along from
+/// another node.
+pub(crate) async fn exchange(
     mut session: Session,
     mut link: Link,
     mut monitor: LinkMonitor,
@@ -81,7 +82,7 @@ pub(crate) async fn relay(
         End::Leaves => {
             let underway = Underway { sent: forwarded.sent, acknowledged: confirmed, unsent, end };
             let guarantee = config.settings.guarantee;
-            // Boxed: every relay would be as large as this end of few.
+            // Boxed: every exchange would be as large as this end of few.
             let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, guarantee, underway));
             match leaving.await {
                 None => entry.ended(EndedBy::Gateway, None, "the session continues at another node"),
