@@ -36,7 +36,7 @@ use std::str::FromStr;
 /// fail-over:
 ///
 /// ```text
-/// ~mainstay:NAME:* +hset +hgetall +hdel +hmget +exists +del +rpush +ltrim +llen +lrange +pexpire +pttl +eval +evalsha +script|load +info
+/// ~mainstay:NAME:* +hset +hgetall +hdel +hmget +exists +del +rpush +ltrim +llen +lrange +pexpire +eval +evalsha +script|load +info
 /// ```
 ///
 /// In addition `+select` for a database other than 0, and `+cluster|slots` for Redis Cluster.

@@ -15,7 +15,7 @@ use crate::server::{NAME, Server, free_address, wait_until};
 use mainstay_proto::cluster::request::Response;
 
 /// What the documentation of `Engine` demands of an operator.
-pub(crate) const RULES: &str = "~mainstay:test:* +hset +hgetall +hdel +hmget +exists +del +rpush +ltrim +llen +lrange +pexpire +pttl +eval +evalsha \
+pub(crate) const RULES: &str = "~mainstay:test:* +hset +hgetall +hdel +hmget +exists +del +rpush +ltrim +llen +lrange +pexpire +eval +evalsha \
                      +script|load +info";
 
 #[track_caller]
