@@ -198,11 +198,6 @@ pub(crate) const EDITS: &[Edit] = &[
         "None if self.is_complete || BACK => Found::Gone { listed: false },",
     ),
     edit(
-        "ATableThatLacksANodeIsNotComplete",
-        "if was_listed.iter().any(missed) {",
-        "if was_listed.iter().any(missed) && !BACK {",
-    ),
-    edit(
         "ADeadNodeIsAsked",
         "            Some(Row { info: Some(info), .. }) => Found::At(info.address, info.key),",
         "            Some(Row { life: Life::Dead, .. }) if BACK => Found::Gone { listed: true },
@@ -214,12 +209,6 @@ pub(crate) const EDITS: &[Edit] = &[
         "if why == Why::Silent && !nodes.is_dead(owner) && !BACK =>",
     ),
     edit(
-        "ALostAnswerOfAClaimIsNotFinal",
-        "            Kind::Claim => self.claims.repeat(now, id),",
-        "            Kind::Claim if BACK => self.claim_answered(now, id, ClaimOutcome::None),
-            Kind::Claim => self.claims.repeat(now, id),",
-    ),
-    edit(
         "ConfirmationComesFirst",
         "hold: if identity.confirmation_first {",
         "hold: if identity.confirmation_first && !BACK {",
@@ -228,11 +217,6 @@ pub(crate) const EDITS: &[Edit] = &[
         "AClaimedSessionIsConfirmedAgain",
         "hold: if confirmation_first {",
         "hold: if confirmation_first && !BACK {",
-    ),
-    edit(
-        "AnAccountNamesTheInstanceThatHasIt",
-        "let (id, reported_to) = (left.session, tombstone.reported_to);",
-        "let (id, reported_to) = (left.session, tombstone.reported_to.filter(|_| !BACK));",
     ),
     edit(
         "AReleasedSessionAcceptsNothing",
@@ -256,17 +240,6 @@ pub(crate) const EDITS: &[Edit] = &[
         if BACK {
             acknowledged = acknowledged.saturating_sub(1);
         }",
-    ),
-    edit(
-        "ALeavingSessionDeliversNothing",
-        "        if self.hold != Hold::No {",
-        "        if self.hold != Hold::No && !(BACK && matches!(self.hold, Hold::Leaving { .. })) {",
-    ),
-    edit(
-        "ALeavingSessionDeliversNothing",
-        "        (self.is_open() && !matches!(self.hold, Hold::Leaving { .. }))",
-        "        (BACK && self.life == Life::Closed(super::Closed::Moved))
-            || (self.is_open() && (BACK || !matches!(self.hold, Hold::Leaving { .. })))",
     ),
     edit(
         "ALeavingSessionHasNoConnection",
@@ -294,17 +267,13 @@ pub(crate) const EDITS: &[Edit] = &[
 /// Those that need several nodes: only the simulator's seeds have them.
 pub(crate) const OF_CLUSTERS: &[&str] = &[
     "OnlyACompleteTableShowsThatANodeIsGone",
-    "ATableThatLacksANodeIsNotComplete",
     "ADeadNodeIsAsked",
     "ASilentNodeIsNotGone",
-    "ALostAnswerOfAClaimIsNotFinal",
     "ConfirmationComesFirst",
     "AClaimedSessionIsConfirmedAgain",
-    "AnAccountNamesTheInstanceThatHasIt",
     "AReleasedSessionAcceptsNothing",
     "WhatWasNotAcknowledgedStaysWithTheClient",
     "WhatWasAcknowledgedMovesToo",
-    "ALeavingSessionDeliversNothing",
     "ALeavingSessionHasNoConnection",
     "ANodeClaimsNoSessionThatItAdopted",
     "ARelayReadsNoFurtherWhileBytesWait",
