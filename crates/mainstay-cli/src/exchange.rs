@@ -37,7 +37,7 @@ pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 enum End {
     /// The client closed, or its session expired.
     Client,
-    /// The session continues at another node.
+    /// The session leaves this node.
     Leaves,
     /// The link ended; the error if the prologue could not be replayed.
     Backend(Option<ReplayError>),
@@ -81,11 +81,10 @@ pub(crate) async fn exchange(
     match why {
         End::Leaves => {
             let underway = Underway { sent: forwarded.sent, acknowledged: confirmed, unsent, end };
-            let guarantee = config.settings.guarantee;
             // Boxed: every exchange would be as large as this end of few.
-            let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, guarantee, underway));
+            let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, &config, underway));
             match leaving.await {
-                None => entry.ended(EndedBy::Gateway, None, "the session continues at another node"),
+                None => entry.ended(EndedBy::Gateway, None, "the session leaves this node"),
                 Some(end) => {
                     entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
                     end_session(&session, &end, &config, forwarded.sent, confirmed);

@@ -21,6 +21,7 @@ use mainstay::{CloseCode, Guarantee, Link, Message, SendError, Session};
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend_end::BackendEnd;
+use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
 use crate::prologue::{Prologue, Rules};
@@ -78,14 +79,15 @@ pub(crate) struct Underway {
     pub(crate) end: BackendEnd,
 }
 
-/// Closes the link in order, and saves what the session takes along. Returns how the backend ended the link, if the backend
+/// Closes the link in order, and saves what the session takes along. One that may not move ends here: then the backend's answer makes
+/// its account exact. Returns how the backend ended the link, if the backend
 /// did that first: the session then ends here.
 pub(crate) async fn leave(
     session: &Session,
     mut link: Link,
     filter: &MessageFilter,
     monitor: &mut LinkMonitor,
-    guarantee: Guarantee,
+    config: &LinkConfig,
     underway: Underway,
 ) -> Option<BackendEnd> {
     let Underway { sent, acknowledged, mut unsent, mut end } = underway;
@@ -94,11 +96,12 @@ pub(crate) async fn leave(
     let mut is_backends = false;
     while let Some(event) = link.event().await {
         // What was not confirmed comes again from the client: no message is missing for that.
-        let comes_again = match &event {
-            Event::Report(Report::Unknown(_)) => guarantee == Guarantee::AtLeastOnce,
-            Event::Report(Report::NotDelivered(_)) => true,
-            _ => false,
-        };
+        let comes_again = config.movable
+            && match &event {
+                Event::Report(Report::Unknown(_)) => config.settings.guarantee == Guarantee::AtLeastOnce,
+                Event::Report(Report::NotDelivered(_)) => true,
+                _ => false,
+            };
         if !comes_again {
             monitor.observe(&event);
         }
@@ -111,8 +114,9 @@ pub(crate) async fn leave(
         return Some(end);
     }
     let (delivered, unknown) = end.fates(sent);
-    let passed_on = match guarantee {
-        Guarantee::AtMostOnce => delivered + unknown,
+    let passed_on = match config.settings.guarantee {
+        // No message goes out a second time. (A session that ends here reports what is unknown.)
+        Guarantee::AtMostOnce if config.movable => delivered + unknown,
         _ => delivered,
     };
     let settled = passed_on.max(acknowledged);

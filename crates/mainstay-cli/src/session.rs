@@ -44,7 +44,7 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
         }
         // Nothing was passed on here, so the session goes as it came.
         () = to_client.leaving() => {
-            return entry.ended(EndedBy::Gateway, None, "the session continues at another node");
+            return entry.ended(EndedBy::Gateway, None, "the session leaves this node");
         }
     };
     match (answered, subprotocol) {

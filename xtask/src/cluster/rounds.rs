@@ -153,14 +153,8 @@ pub(super) fn deploy(program: &Program, size: &Size) -> Result<()> {
     let mut stage = Stage::set(&size.setup("deploy", 3, &cluster.flags(&[])))?;
     replace_all(&mut stage)?;
     let verdict = stage.close()?;
-    let allowed = Allowed {
-        gaps: Must::BeAtLeast(1),
-        gaps_of_one: 3,
-        // At most what was written to a backend and not confirmed by it.
-        unknown: Must::BeAtMost(verdict.gaps * UNCONFIRMED),
-        missed: Must::Anything,
-        ..Allowed::NOTHING
-    };
+    let allowed =
+        Allowed { gaps: Must::BeAtLeast(1), gaps_of_one: 3, missed: Must::Anything, ..Allowed::NOTHING };
     let mut rows = rows::of(&verdict, &allowed);
     let restarted = verdict.causes.get("Restarted").copied().unwrap_or(0);
     rows.push(row("gaps that name the restart as their cause", restarted, Must::Be(verdict.gaps)));

@@ -131,8 +131,10 @@ enum State {
 /// Why a session is claimed, which decides what it means if the engine has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
-    /// Its owner is gone or has released it: the token is unknown.
+    /// Its owner is gone: the token is unknown.
     Gone,
+    /// Its owner has released it, or states that it does not have it: the token is unknown.
+    Released,
     /// Its owner does not answer: wait until it is dead.
     Silent,
 }
@@ -197,7 +199,7 @@ impl Lookup {
             PeerOutcome::Refused if !refused_once => State::Asking { owner, refused_once: true },
             PeerOutcome::Refused | PeerOutcome::OtherNode => State::Claim { owner, why: Why::Gone },
             PeerOutcome::Silent => State::Claim { owner, why: Why::Silent },
-            PeerOutcome::Released => self.hop(State::Claim { owner, why: Why::Gone }),
+            PeerOutcome::Released => self.hop(State::Claim { owner, why: Why::Released }),
             PeerOutcome::NotAsked => State::Over(Step::Wait),
         };
     }
@@ -241,7 +243,7 @@ impl Lookup {
         if nodes.has_adopted(self.session) {
             return self.claimed(nodes, owner, why, ClaimOutcome::None);
         }
-        if nodes.claim(now, self.session, owner, self.name) {
+        if nodes.claim(now, self.session, (owner, why == Why::Released), self.name) {
             State::Claiming { owner, why, until: now + CLAIM_TIME }
         } else {
             State::Over(Step::Wait)

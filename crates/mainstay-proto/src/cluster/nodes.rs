@@ -556,10 +556,16 @@ impl Nodes {
     }
 
     /// Begins a claim; false: it cannot be made now. Its outcome follows by [`claim_outcome`](Self::claim_outcome).
-    pub(super) fn claim(&mut self, now: Instant, session: SessionId, owner: NodeId, name: [u8; 16]) -> bool {
+    pub(super) fn claim(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        (owner, disowned): (NodeId, bool),
+        name: [u8; 16],
+    ) -> bool {
         self.forward.check(now);
         let (claimant, keep) = (self.config.node, self.config.keep);
-        let request = Request::Claim { session, owner, claimant, name, keep };
+        let request = Request::Claim { session, owner, disowned, claimant, name, keep };
         self.engine.is_up && self.claims.begin(now, session, request)
     }
 

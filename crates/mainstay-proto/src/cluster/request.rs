@@ -53,6 +53,9 @@ pub enum Request {
         session: SessionId,
         /// The node that the claimant believes to be the owner.
         owner: NodeId,
+        /// That node lives and states that it does not have the session: its own claim was executed, and the answer was
+        /// lost. Otherwise what a node took over is given to no other node.
+        disowned: bool,
         /// The node that claims.
         claimant: NodeId,
         /// The name of the token that the client presented: 16 bytes. A record that does not have it is not there.

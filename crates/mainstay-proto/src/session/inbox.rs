@@ -187,6 +187,10 @@ impl Inbox {
         Some(delivery)
     }
 
+    pub(super) fn is_manual(&self) -> bool {
+        self.manual
+    }
+
     /// The application acknowledges everything up to and including `number` (manual mode).
     pub(super) fn acknowledge(&mut self, now: Instant, number: u64) {
         while self.unacknowledged.front().is_some_and(|oldest| oldest.number <= number) {

@@ -145,8 +145,8 @@ pub enum Resumed<H> {
     Lost(Option<Account>),
     /// This node released the session: ask the engine, or the node that has it by now.
     Released,
-    /// The session is here and leaves: once it is [released](Registry::release), the answer is [`Released`](Self::Released).
-    Movable(H),
+    /// The session is here and has to [leave](ServerSession::leave): ask again once it is [released](Registry::release).
+    Leaving(H),
 }
 
 /// The answer to a HELLO.
@@ -270,7 +270,7 @@ impl<H: Clone> Registry<H> {
         let account = match self.resume(now, connection, who, hello, sessions) {
             Resumed::Answer(answer) => return answer,
             Resumed::Lost(account) => account,
-            Resumed::Released | Resumed::Movable(_) => return refuse(RefuseReason::Moving, None),
+            Resumed::Released | Resumed::Leaving(_) => return refuse(RefuseReason::Moving, None),
         };
         self.open(now, connection, who, hello, account, sessions)
     }
@@ -327,7 +327,7 @@ impl<H: Clone> Registry<H> {
     ) -> Resumed<H> {
         match attach {
             Attach::Stale => Resumed::Answer(refuse(RefuseReason::Stale, None)),
-            Attach::Leaving => Resumed::Movable(handle.clone()),
+            Attach::Leaving => Resumed::Leaving(handle.clone()),
             Attach::Ending { .. } => {
                 let final_counts = sessions.with(handle, |session| session.final_counts());
                 Resumed::Answer(refuse_ended(final_counts, resume.acknowledged))

@@ -38,6 +38,7 @@ fn attached() -> Pair {
 /// The newest session leaves its node. The client sees the Close of its connection.
 fn release(pair: &mut Pair) -> Released {
     let now = pair.now;
+    pair.session().set_movable();
     pair.session().leave(now);
     pair.run();
     let newest = pair.server.sessions.len() - 1;
@@ -237,6 +238,7 @@ fn an_account_that_the_client_has_not_confirmed_moves_with_the_session_that_repo
 /// As [`release`], but nothing that was written to the connection arrives.
 fn release_lost(pair: &mut Pair, connection: ConnectionId) -> Released {
     let now = pair.now;
+    pair.session().set_movable();
     pair.session().leave(now);
     pair.lose_written(connection);
     pair.cut(connection);
@@ -426,7 +428,7 @@ fn a_client_that_comes_back_while_its_session_leaves_waits_and_then_asks_elsewhe
     let now = pair.now;
     pair.session().leave(now);
     pair.run();
-    assert!(matches!(resume(&mut pair), Resumed::Movable(0)));
+    assert!(matches!(resume(&mut pair), Resumed::Leaving(0)));
     pair.connect();
     assert_eq!(pair.server.refusals, [RefuseReason::Moving]);
     let released = release(&mut pair);
@@ -447,7 +449,7 @@ fn a_client_that_comes_back_while_its_session_leaves_waits_and_then_asks_elsewhe
 fn a_drain_offers_a_movable_session_to_the_node_that_its_client_reaches() {
     let mut pair = attached();
     pair.server.registry.set_draining(true);
-    assert!(matches!(resume(&mut pair), Resumed::Movable(0)));
+    assert!(matches!(resume(&mut pair), Resumed::Leaving(0)));
     assert!(pair.session().is_open(), "nothing changed yet");
     pair.server.registry.set_draining(false);
     assert!(matches!(resume(&mut pair), Resumed::Answer(Answer::Attached { session: 0, .. })));
@@ -475,7 +477,8 @@ fn a_stale_or_wrong_hello_gets_its_usual_answer_in_a_drain() {
 }
 
 #[test]
-fn a_drain_ends_any_other_session_with_the_exact_account_and_passes_it_on() {
+fn a_drain_ends_any_other_session_with_the_exact_account_once_its_handler_has_acknowledged_and_passes_it_on()
+{
     let mut pair = Pair::new(ClientConfig::default(), server_config(), node(1));
     pair.connect();
     pair.session().manual_ack();
@@ -485,8 +488,12 @@ fn a_drain_ends_any_other_session_with_the_exact_account_and_passes_it_on() {
     let now = pair.now;
     pair.session().acknowledge_oldest(now, 1);
     pair.server.registry.set_draining(true);
+    assert!(matches!(resume(&mut pair), Resumed::Leaving(0)), "its handler may acknowledge more");
+    pair.session().leave(now);
+    pair.session().acknowledge_oldest(now, 1);
+    assert_eq!(pair.server.registry.release(now, pair.server.sessions.get(0)), None, "it may not move");
     let Resumed::Lost(Some(account)) = resume(&mut pair) else { panic!("no account") };
-    assert_eq!((account.acknowledged, account.delivered, account.first_lost, account.count), (1, 3, 2, 0));
+    assert_eq!((account.acknowledged, account.delivered, account.first_lost, account.count), (2, 3, 2, 0));
     assert_eq!(account.cause, LossCause::Restarted);
     let end = pair.session().end().map(|end| end.cause);
     assert_eq!((pair.over(), end), (Some(Closed::Evicted), Some(EndCause::Drained)));

@@ -492,8 +492,8 @@ impl World {
             }
             Resumed::Lost(account) => self.route_lost(key, account)?,
             // A node that drains takes nothing over.
-            Resumed::Released | Resumed::Movable(_) if key.is_outer() && self.drains(node) => {
-                if let Resumed::Movable(session) = resumed {
+            Resumed::Released | Resumed::Leaving(_) if key.is_outer() && self.drains(node) => {
+                if let Resumed::Leaving(session) = resumed {
                     self.leave_node(session);
                 }
                 self.refuse_route(key, RefuseReason::Moving.refuse());
@@ -507,7 +507,7 @@ impl World {
                 }
                 return Ok(true);
             }
-            Resumed::Movable(session) => {
+            Resumed::Leaving(session) => {
                 self.leave_node(session);
                 self.set_server_end(key, ServerEnd::Moving(session));
             }

@@ -84,7 +84,7 @@ impl World {
         let delay = Delay { min: Duration::ZERO, max: close_in / 2 };
         for session in self.sessions.of_node(node) {
             let Some(machine) = self.sessions.machine(session) else { continue };
-            let moves = machine.is_movable() && machine.is_open();
+            let moves = machine.leaves_first() && machine.is_open();
             machine.go_away(now, "deploy", delay, close_in);
             if moves && machine.connection().is_none() {
                 self.leave_node(session);
@@ -276,7 +276,7 @@ impl World {
     fn leave_all_sessions(&mut self, node: usize) {
         for session in self.sessions.of_node(node) {
             let Some(machine) = self.sessions.machine(session) else { continue };
-            if machine.is_open() && machine.is_movable() {
+            if machine.is_open() && machine.leaves_first() {
                 self.leave_node(session);
             } else {
                 self.end_in_drain(session);

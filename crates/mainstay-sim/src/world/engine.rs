@@ -303,8 +303,8 @@ impl Engine {
                 let kept = Kept { claim, owner: None, number, record, until };
                 self.release(session.0, owner, kept)
             }
-            Request::Claim { session, owner, claimant, name, keep } => {
-                self.claim(session.0, [owner, claimant], name, now + keep)
+            Request::Claim { session, owner, disowned, claimant, name, keep } => {
+                self.claim(session.0, [owner, claimant], disowned, name, now + keep)
             }
         }
     }
@@ -326,6 +326,7 @@ impl Engine {
         &mut self,
         session: [u8; 8],
         [owner, claimant]: [NodeId; 2],
+        disowned: bool,
         name: [u8; 16],
         until: Instant,
     ) -> Response {
@@ -335,8 +336,10 @@ impl Engine {
             return Response::None;
         }
         if kept.owner != Some(claimant) {
-            if let Some(other) = kept.owner {
-                return if other == owner { Response::None } else { Response::Moved(other) };
+            match kept.owner {
+                Some(other) if other != owner => return Response::Moved(other),
+                Some(_) if !disowned => return Response::None,
+                _ => {}
             }
             kept.claim += 1;
             (kept.owner, kept.number, kept.until) = (Some(claimant), 0, until);

@@ -133,7 +133,8 @@ async fn try_everything(
     let record = Record { head: vec![1; 32].into(), saved: None, messages: vec!["trial".into()] };
     let release =
         |claim| Request::Release { session, owner, claim, number: 1, record: record.clone(), keep: KEEP };
-    let claim = Request::Claim { session, owner, claimant: owner, name: [1; 16], keep: KEEP };
+    let claim =
+        Request::Claim { session, owner, disowned: false, claimant: owner, name: [1; 16], keep: KEEP };
     scripts.execute(commands, &release(1), "").await?;
     let claimed = scripts.execute(commands, &claim, "").await?;
     let again = scripts.execute(commands, &release(2), "").await?;

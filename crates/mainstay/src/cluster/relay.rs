@@ -32,6 +32,9 @@ const ROUNDS: usize = 4;
 const PIECE: usize = 16 * 1024;
 /// How long the other side has to follow, once one has ended.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long a side may accept nothing while bytes wait for it. While they wait, the relay does not read the other side, and does not
+/// see its end: an owner has given such a client up long before, after 8 minutes at most.
+const JAMMED: Duration = Duration::from_secs(8 * 60);
 
 /// The relays of one node.
 #[derive(Default)]
@@ -67,7 +70,7 @@ struct Relay {
     handle: Arc<Handle>,
     client: Side,
     owner: Side,
-    /// When both sides are dropped, because one has ended.
+    /// When both sides are dropped, because one has ended, or accepts nothing.
     until: Option<Instant>,
     _listed: Listed,
     _permit: Option<Arc<Permit>>,
@@ -165,8 +168,12 @@ impl Task for Relay {
         let this = self.get_mut();
         let waker = Waker::from(Arc::clone(&this.handle));
         this.handle.signal.take_wake();
+        let before = this.waiting();
         match this.forward(context, &mut Context::from_waker(&waker)) {
-            Ok(more) => this.rest(more),
+            Ok(more) => {
+                let moved = this.waiting() != before;
+                this.rest(more, moved)
+            }
             Err(error) => {
                 tracing::debug!(%error, "a relay ends");
                 TaskPoll::Done
@@ -191,17 +198,36 @@ impl Relay {
     }
 
     /// Ends a poll.
-    fn rest(&mut self, more: bool) -> TaskPoll {
-        let is_one_sided = self.client.has_ended || self.owner.has_ended;
-        if is_one_sided {
-            self.until.get_or_insert(now() + LINGER);
-        }
+    fn rest(&mut self, more: bool, moved: bool) -> TaskPoll {
+        self.until = self.deadline(now(), moved);
         let is_over = self.client.is_shut && self.owner.is_shut;
         self.handle.signal.end_poll();
         if is_over || self.until.is_some_and(|at| at <= now()) || self.handle.is_cut.load(Ordering::Acquire) {
             return TaskPoll::Done;
         }
         if more || self.handle.signal.is_woken() { TaskPoll::Again } else { TaskPoll::Until(self.until) }
+    }
+}
+
+impl Relay {
+    /// How many bytes wait for a side.
+    fn waiting(&self) -> usize {
+        [&self.client, &self.owner]
+            .into_iter()
+            .filter_map(|side| side.unsent.as_deref())
+            .map(Bytes::len)
+            .sum()
+    }
+
+    /// When both sides are dropped if nothing changes. `moved`: a side has accepted bytes.
+    fn deadline(&self, now: Instant, moved: bool) -> Option<Instant> {
+        let is_one_sided = self.client.has_ended || self.owner.has_ended;
+        match (is_one_sided, self.waiting() > 0) {
+            (true, _) => Some(self.until.map_or(now + LINGER, |until| until.min(now + LINGER))),
+            (false, true) if moved => Some(now + JAMMED),
+            (false, true) => self.until.or(Some(now + JAMMED)),
+            (false, false) => None,
+        }
     }
 }
 
@@ -419,6 +445,25 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(20), all).await.expect("all in time");
         assert!(at_owner == up && at_client == down);
+    }
+
+    #[tokio::test]
+    async fn a_side_that_accepts_nothing_for_eight_minutes_ends_its_relay() {
+        let far = relay(b"").await;
+        // The owner writes more than all buffers hold, gives the client up, and ends. The relay cannot read that.
+        while let Ok(Ok(_)) = tokio::time::timeout(Duration::from_millis(300), async {
+            far.owner.writable().await.unwrap();
+            Ok::<_, ()>(far.owner.try_write(&[7; 64 << 10]).unwrap_or(0))
+        })
+        .await
+        {}
+        tokio::time::pause();
+        let start = tokio::time::Instant::now();
+        drop(far.owner);
+        far.tracker.close();
+        tokio::time::timeout(Duration::from_secs(1200), far.tracker.wait()).await.expect("the relay ends");
+        let took = start.elapsed();
+        assert!((Duration::from_secs(470)..=Duration::from_secs(490)).contains(&took), "{took:?}");
     }
 
     #[tokio::test]

@@ -102,11 +102,11 @@ impl Scripts {
                 });
                 committed(answer.await?)
             }
-            Request::Claim { session, owner, claimant, name, keep } => {
+            Request::Claim { session, owner, disowned, claimant, name, keep } => {
                 let [key, messages] = self.session(*session);
                 let answer = self.claim.run(commands, |claim| {
                     claim.arg(2).arg(&key).arg(&messages).arg(owner.to_string()).arg(claimant.to_string());
-                    claim.arg(&name[..]).arg(milliseconds(*keep));
+                    claim.arg(&name[..]).arg(milliseconds(*keep)).arg(u8::from(*disowned));
                 });
                 claimed(answer.await?)
             }

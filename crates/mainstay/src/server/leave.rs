@@ -22,11 +22,11 @@ const HANDLER_RETURNS: Duration = Duration::from_secs(5);
 const FINAL_RELEASES: Duration = Duration::from_secs(1);
 
 impl Core {
-    /// Has a session that may move leave this server: it is released once its handler has returned. Returns `false` for one that
-    /// may not, or that the application has closed.
+    /// Has a session leave this server: once its handler has returned, it is released, or ends with its account if it may not
+    /// move. Returns `false` for one that need not leave before it ends, or that the application has closed.
     pub(super) fn leave(self: &Arc<Self>) -> bool {
         let mut inner = self.lock();
-        let Some(session) = inner.peer.session_mut().filter(|session| session.is_movable()) else {
+        let Some(session) = inner.peer.session_mut().filter(|session| session.leaves_first()) else {
             return false;
         };
         if session.is_leaving() {
@@ -126,13 +126,14 @@ impl Shared {
 }
 
 impl Core {
-    /// Prepares a session to move, in a drain. Returns `false` for one that may not.
+    /// Prepares a session to leave, in a drain. Returns `false` for one that need not leave before it ends.
     pub(super) fn begin_to_move(self: &Arc<Self>, spread: Duration) -> bool {
         let Some(node) = &self.shared.node else { return false };
         let stays_for_its_client = node.has_engine()
             && self.with_session(|session| {
                 // Its client is asked to leave, and the session follows when the client has reached another node.
-                let is_attached = session.is_movable() && session.is_open() && session.connection().is_some();
+                let is_attached =
+                    session.leaves_first() && session.is_open() && session.connection().is_some();
                 let delay = Delay { min: Duration::ZERO, max: spread };
                 if is_attached {
                     session.go_away(now(), REASON, delay, spread);
@@ -151,7 +152,7 @@ async fn release_when_returned(core: CoreRef, returned: oneshot::Receiver<()>) {
     // An error is as good: the handler is gone.
     if tokio::time::timeout(HANDLER_RETURNS, returned).await.is_err() {
         let id = core.lock().peer.id().map(tracing::field::display);
-        tracing::debug!(session = id, "the handler of a movable session did not return within 5 s");
+        tracing::debug!(session = id, "the handler of a session that leaves did not return within 5 s");
         if let Some(node) = &core.shared.node {
             Figures::add(&node.figures.not_returned, 1);
         }

@@ -70,7 +70,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
                 released(node, &hello).await;
                 break PeerAnswer::Released;
             }
-            Resumed::Movable(session) => {
+            Resumed::Leaving(session) => {
                 session.leave();
                 session.left().await;
             }

@@ -178,7 +178,7 @@ impl Arrival<'_> {
                     registry.open(now, connection, who, self.hello, account, &mut self.cores)
                 }
                 Resumed::Released => moving(),
-                Resumed::Movable(session) => {
+                Resumed::Leaving(session) => {
                     drop(registry);
                     session.leave();
                     moving()
@@ -261,7 +261,7 @@ impl Arrival<'_> {
                 self.refuse(&answer).await;
                 Some((connection, core, None))
             }
-            Resumed::Released | Resumed::Movable(_) => {
+            Resumed::Released | Resumed::Leaving(_) => {
                 self.refuse(&RefuseReason::Moving.refuse()).await;
                 Some((connection, core, None))
             }

@@ -55,7 +55,14 @@ impl Session {
 
     async fn claim(&mut self, thought: &str, claimant: &str, name: &str) -> String {
         let mut run = script(CLAIM);
-        run.arg(thought).arg(claimant).arg(name).arg(60_000);
+        run.arg(thought).arg(claimant).arg(name).arg(60_000).arg(0);
+        shown(run.query_async(&mut self.0).await.unwrap())
+    }
+
+    /// As [`claim`](Self::claim), of a session that its owner states not to have.
+    async fn claim_disowned(&mut self, owner: &str, claimant: &str, name: &str) -> String {
+        let mut run = script(CLAIM);
+        run.arg(owner).arg(claimant).arg(name).arg(60_000).arg(1);
         shown(run.query_async(&mut self.0).await.unwrap())
     }
 
@@ -238,6 +245,9 @@ async fn a_claim_gets_every_answer_of_its_script() {
     it.commit(Commit { free: true, ..stored }).await;
     assert_eq!(it.claim("X", "B", NAMES[0]).await, "yours c=2 n=0 o=B messages: x y");
     assert_eq!(it.claim("A", "C", NAMES[0]).await, "moved B");
+    // B lives, and does not have it: the answer to its claim was lost.
+    assert_eq!(it.claim_disowned("A", "C", NAMES[0]).await, "moved B");
+    assert_eq!(it.claim_disowned("B", "C", NAMES[0]).await, "yours c=3 n=0 o=C messages: x y");
 
     // The name of one token alone.
     it.clear().await;

@@ -134,5 +134,12 @@ pub(crate) fn release(number: u64, record: Record) -> Request {
 }
 
 pub(crate) fn claim(number: u64, claimant: NodeId) -> Request {
-    Request::Claim { session: session(number), owner: A, claimant, name: NAME_OF_TOKEN, keep: KEEP }
+    Request::Claim {
+        session: session(number),
+        owner: A,
+        disowned: false,
+        claimant,
+        name: NAME_OF_TOKEN,
+        keep: KEEP,
+    }
 }

@@ -83,7 +83,7 @@ async fn a_claim_of_another_token_or_session_is_none() {
     assert_eq!(node.ask(claim(1, B)).await, Response::None);
     node.ask(release(1, record(40, None, vec![]))).await;
     let Request::Claim { session, owner, claimant, keep, .. } = claim(1, B) else { panic!() };
-    let other = Request::Claim { session, owner, claimant, name: [8; 16], keep };
+    let other = Request::Claim { session, owner, disowned: false, claimant, name: [8; 16], keep };
     assert_eq!(node.ask(other).await, Response::None);
 }
 

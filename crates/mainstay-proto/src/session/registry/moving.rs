@@ -72,8 +72,8 @@ impl Drain {
 }
 
 impl<H: Clone> Registry<H> {
-    /// Begins a drain (`true`), or ends it. While this node drains, a HELLO that may resume a
-    /// [movable](ServerSession::set_movable) session gets [`Movable`](Resumed::Movable). Any other session ends when
+    /// Begins a drain (`true`), or ends it. While this node drains, a HELLO that may resume a session that
+    /// [leaves first](ServerSession::leaves_first) gets [`Leaving`](Resumed::Leaving). Any other session ends when
     /// its client asks for it, with the exact account, cause
     /// [`Restarted`](crate::session::message::LossCause::Restarted). Default: no drain.
     pub fn set_draining(&mut self, is_draining: bool) {
@@ -106,30 +106,36 @@ impl<H: Clone> Registry<H> {
             return None;
         }
         let Some(Entry::Live(handle)) = self.names.get(&presented).cloned() else { return None };
-        let moves = sessions.with(&handle, |session| {
+        let leaves = sessions.with(&handle, |session| {
             match session.refusal_by_token(hello, resume, presented) {
                 None | Some(Attach::Leaving) => {}
                 Some(_) => return None,
             }
-            let moves = session.is_open() && session.is_movable();
-            if !moves {
+            let leaves = session.is_open() && session.leaves_first();
+            if !leaves {
                 session.end_in_drain();
                 self.bury(now, session);
             }
-            Some(moves)
+            Some(leaves)
         })?;
-        if moves {
-            return Some(Resumed::Movable(handle));
+        if leaves {
+            return Some(Resumed::Leaving(handle));
         }
         let Some(Entry::Tombstone(number)) = self.names.get(&presented) else { return None };
         Some(self.answer_from_tombstone(*number, hello.instance, resume))
     }
 
     /// Gives up a session that [leaves](ServerSession::leave): it is over here, its names lead to
-    /// [`Released`](Resumed::Released), and another node may continue it from the record. `None`: the session does not
-    /// leave, or it ended meanwhile.
+    /// [`Released`](Resumed::Released), and another node may continue it from the record. One that is not
+    /// [movable](ServerSession::set_movable) ends now, with its account. `None`: that, or the session does not leave, or
+    /// it ended meanwhile.
     pub fn release(&mut self, now: Instant, session: &mut ServerSession) -> Option<Released> {
         if !session.is_leaving() {
+            return None;
+        }
+        if !session.is_movable() {
+            session.end_in_drain();
+            self.bury(now, session);
             return None;
         }
         let state = session.to_state(now);

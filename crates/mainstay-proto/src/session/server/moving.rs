@@ -36,6 +36,13 @@ impl ServerSession {
         self.rare.as_ref().is_some_and(|rare| rare.is_movable)
     }
 
+    /// Whether the session [leaves](Self::leave) in a drain before it is given up. A movable one does. So does one in
+    /// manual mode: its handler acknowledges what it has finished, and only then is the account final.
+    #[must_use]
+    pub fn leaves_first(&self) -> bool {
+        self.is_movable() || self.flow.inbox.is_manual()
+    }
+
     /// Keeps what the next handler starts with. It replaces what was saved before.
     pub fn save(&mut self, bytes: Bytes) {
         self.rare.get_or_insert_default().saved = Some(bytes);

@@ -87,15 +87,17 @@ impl Engine {
                 self.held.insert(*session, held);
                 Response::Stored
             }
-            Request::Claim { session, owner, claimant, name, .. } => {
+            Request::Claim { session, owner, disowned, claimant, name, .. } => {
                 self.executed.push("claim");
                 let Some(held) = self.held.get_mut(session).filter(|held| has_name(&held.record, name))
                 else {
                     return Response::None;
                 };
                 if held.owner != Some(*claimant) {
-                    if let Some(other) = held.owner {
-                        return if other == *owner { Response::None } else { Response::Moved(other) };
+                    match held.owner {
+                        Some(other) if other != *owner => return Response::Moved(other),
+                        Some(_) if !disowned => return Response::None,
+                        _ => {}
                     }
                     held.claim += 1;
                     held.owner = Some(*claimant);

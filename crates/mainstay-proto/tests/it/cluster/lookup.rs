@@ -52,7 +52,8 @@ fn release(world: &mut World, owner: u8) {
 fn release_and_claim(world: &mut World, owner: u8, claimant: u8) {
     release(world, owner);
     let (owner, claimant) = (id(owner), id(claimant));
-    let claim = Request::Claim { session: SESSION, owner, claimant, name: name(owner), keep: KEEP };
+    let (session, name, disowned) = (SESSION, name(owner), false);
+    let claim = Request::Claim { session, owner, disowned, claimant, name, keep: KEEP };
     assert!(matches!(world.engine.execute(&claim), Response::Claimed { .. }));
 }
 
@@ -199,7 +200,7 @@ fn the_node_that_the_engine_names_is_asked_next() {
     peer(&world, &mut lookup, PeerOutcome::Refused);
     assert_eq!(poll(&mut world, 1, &mut lookup), ask(3, 100 * MS));
     peer(&world, &mut lookup, PeerOutcome::Refused);
-    assert_eq!(settle(&mut world, 1, &mut lookup), adopt(2, 3), "node 3 had claimed it and died");
+    assert_eq!(settle(&mut world, 1, &mut lookup), Step::Unknown, "node 3 had claimed it, and died");
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn an_unlisted_node_that_the_engine_names_is_gone_if_the_table_is_complete() {
     poll(&mut world, 1, &mut lookup);
     peer(&world, &mut lookup, PeerOutcome::Released);
     assert_eq!(settle(&mut world, 1, &mut lookup), Step::Claiming);
-    assert_eq!(settle(&mut world, 1, &mut lookup), adopt(2, 3));
+    assert_eq!(settle(&mut world, 1, &mut lookup), Step::Unknown);
 }
 
 #[test]
@@ -315,6 +316,29 @@ fn a_session_whose_claimant_never_learned_of_it_is_claimed_from_the_claimant() {
     assert_eq!(poll(&mut world, 3, &mut there), Step::Elsewhere);
     peer(&world, &mut lookup, PeerOutcome::Released);
     assert_eq!(settle(&mut world, 1, &mut lookup), adopt(2, 3));
+}
+
+#[test]
+fn a_node_asks_no_more_for_what_it_has_adopted_so_that_an_old_token_brings_nothing_back() {
+    let mut world = World::of(&[1, 2]);
+    release(&mut world, 2);
+    let claim = |world: &mut World| {
+        let mut lookup = hello(world, 1, 2);
+        poll(world, 1, &mut lookup);
+        peer(world, &mut lookup, PeerOutcome::Released);
+        settle(world, 1, &mut lookup)
+    };
+    assert_eq!(claim(&mut world), adopt(2, 2));
+    world.run(2 * SECOND);
+    assert_eq!(claim(&mut world), adopt(2, 2), "the caller may not have adopted it");
+    let now = world.now;
+    world.node(1).adopted(now, SESSION);
+    world.run(2 * SECOND);
+    let mut old = hello(&mut world, 1, 2);
+    poll(&mut world, 1, &mut old);
+    peer(&world, &mut old, PeerOutcome::Released);
+    assert_eq!(poll(&mut world, 1, &mut old), Step::Unknown, "the session has gone on since");
+    assert_eq!(world.engine.count("claim"), 2);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn fenced_in_answer_to_a_repeated_release_shows_that_it_worked() {
     world.engine.execute(&request);
     answer(&mut world, first, Response::Unknown);
     let (session, owner, name) = (SESSION, id(1), super::engine::name(id(1)));
-    let claim = Request::Claim { session, owner, claimant: id(2), name, keep: KEEP };
+    let claim = Request::Claim { session, owner, disowned: false, claimant: id(2), name, keep: KEEP };
     assert!(matches!(world.engine.execute(&claim), Response::Claimed { claim: 2, .. }));
     world.run(SECOND);
     assert_eq!(world.events(1), [released(ReleaseOutcome::Stored)]);
@@ -158,7 +158,14 @@ fn ten_thousand_releases_go_256_at_a_time() {
 /// Node 2 claims what node 1 released.
 fn claim_by(world: &mut World, owner: u8, claimant: u8) -> Response {
     let (session, owner, name) = (SESSION, id(owner), super::engine::name(id(1)));
-    world.engine.execute(&Request::Claim { session, owner, claimant: id(claimant), name, keep: KEEP })
+    world.engine.execute(&Request::Claim {
+        session,
+        owner,
+        disowned: false,
+        claimant: id(claimant),
+        name,
+        keep: KEEP,
+    })
 }
 
 #[test]

@@ -6,9 +6,9 @@ use mainstay_proto::cluster::peer::Leave;
 
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, event, exchange, gap, meet, until};
-use crate::LossCause;
 use crate::client::Event;
 use crate::cluster::entry;
+use crate::{LossCause, SessionUpgrade};
 
 #[tokio::test]
 async fn an_attached_client_of_a_draining_node_gets_the_exact_account_at_the_next_node() {
@@ -28,6 +28,38 @@ async fn an_attached_client_of_a_draining_node_gets_the_exact_account_at_the_nex
     let figures = drain.await.unwrap();
     assert_eq!((figures.released, figures.unreleased), (0, 0));
     assert_eq!(second.server.sessions().attached, 1);
+}
+
+#[tokio::test]
+async fn a_handler_in_manual_mode_finishes_before_its_account_although_its_session_may_not_move() {
+    let memory = Memory::default();
+    let finishes = |upgrade: SessionUpgrade| {
+        upgrade.manual_ack().on_session(|mut session| async move {
+            let mut begun = 0;
+            while let Some(message) = session.recv().await {
+                begun += 1;
+                session.send(message).await.unwrap();
+            }
+            assert!(session.is_leaving());
+            session.ack_oldest(begun);
+        })
+    };
+    let (first, second) = (TestNode::start(&memory, finishes).await, TestNode::start(&memory, echoes).await);
+    meet(&[&first, &second]).await;
+    let balancer = Balancer::over(&[&first, &second]).await;
+    let mut client = balancer.client();
+    for text in ["one", "two", "three"] {
+        exchange(&mut client, text).await;
+    }
+    balancer.pick(1);
+    let figures = first.drain().await;
+    assert_eq!((figures.released, figures.not_returned), (0, 0));
+    let gap = gap(&mut client).await;
+    assert_eq!(
+        (gap.cause, gap.delivered, gap.unknown),
+        (LossCause::Restarted, 3, 3),
+        "all three, none unknown"
+    );
 }
 
 #[tokio::test]

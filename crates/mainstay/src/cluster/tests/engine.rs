@@ -132,15 +132,17 @@ impl State {
                     }
                 }
             }
-            Request::Claim { session, owner, claimant, name, .. } => {
+            Request::Claim { session, owner, disowned, claimant, name, .. } => {
                 self.requests.push("claim");
                 let Some(kept) = self.sessions.get_mut(&session).filter(|kept| has_name(&kept.record, &name))
                 else {
                     return Response::None;
                 };
                 if kept.owner != Some(claimant) {
-                    if let Some(other) = kept.owner {
-                        return if other == owner { Response::None } else { Response::Moved(other) };
+                    match kept.owner {
+                        Some(other) if other != owner => return Response::Moved(other),
+                        Some(_) if !disowned => return Response::None,
+                        _ => {}
                     }
                     kept.claim += 1;
                     kept.owner = Some(claimant);
