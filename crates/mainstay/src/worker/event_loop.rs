@@ -52,7 +52,8 @@ impl Reactor {
         let mut count = 0;
         for event in &self.events {
             count += 1;
-            let (key, side) = (event.token().0 / SIDES, event.token().0 % SIDES);
+            let key = event.token().0 / SIDES;
+            let side = event.token().0 - key * SIDES;
             if let Some(entry) = tasks.get_mut(key) {
                 entry.readiness[side].add(event);
                 entry.enqueue(key as u32, queue);

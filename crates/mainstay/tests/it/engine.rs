@@ -1,5 +1,6 @@
 //! What answers where an engine should be, and is none, or does what no real one does. Real engines: `tests/engine`.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -112,26 +113,34 @@ async fn fails(engine: Engine, words: &str, permanent: bool) {
 struct Node {
     driver: Driver,
     reports: UnboundedReceiver<Report>,
+    /// What came while a response was awaited.
+    events: VecDeque<EngineEvent>,
 }
 
 impl Node {
     fn start(engine: Engine) -> Self {
         let (sender, reports) = unbounded_channel();
-        Self { driver: start(engine, "test", move |report| _ = sender.send(report)), reports }
+        let driver = start(engine, "test", move |report| _ = sender.send(report));
+        Self { driver, reports, events: VecDeque::new() }
     }
 
     async fn event(&mut self) -> EngineEvent {
+        if let Some(event) = self.events.pop_front() {
+            return event;
+        }
         match self.reports.recv().await.unwrap() {
             Report::Event(event) => event,
             Report::Response(id, response) => panic!("{id:?} {response:?}"),
         }
     }
 
+    /// Returns the response. Events that come before it are kept.
     async fn ask(&mut self, request: Request) -> Response {
         self.driver.send(RequestId(1), request);
         loop {
-            if let Report::Response(_, response) = self.reports.recv().await.unwrap() {
-                return response;
+            match self.reports.recv().await.unwrap() {
+                Report::Response(_, response) => return response,
+                Report::Event(event) => self.events.push_back(event),
             }
         }
     }
