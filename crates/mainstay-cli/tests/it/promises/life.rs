@@ -101,8 +101,8 @@ async fn r9_a_session_has_one_connection_to_its_backend_and_dials_when_the_old_o
         assert_eq!(backend.text().await, Some(round.to_string()));
         // A message that the backend confirmed is not written again.
         backend.confirm(round + 1).await;
-        // There is no second connection while this one lives.
-        let second = tokio::time::timeout(SECOND / 5, listener.accept()).await;
+        // There is no second connection while this one lives. (A probe of the backend sends no request.)
+        let second = tokio::time::timeout(SECOND / 5, Frames::serve(&listener)).await;
         assert!(second.is_err(), "a second connection beside one that lives");
         backend.write(CLOSE, &1012_u16.to_be_bytes()).await;
         while backend.read().await.is_ok() {}
