@@ -69,7 +69,7 @@ impl Stage {
             title: "Three nodes: all connections are cut",
             about: "`ss -K` resets all connections of all servers at once. Each attempt of a client goes to a server at random, as\n\
                     behind a load balancer, and the engine is Debian's Redis on the same machine. Socket.IO gets fewer clients: of\n\
-                    2,000, not all were back after 90 s here.",
+                    2,000, not all were back after 90 s here. Whether another setup of it does better was not tried.",
             columns: self.columns(&[
                 &|| self.play_cut("Mainstay, three nodes", ours, 3),
                 &|| self.play_cut("Mainstay, one node", ours, 1),
