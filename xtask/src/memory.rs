@@ -17,7 +17,7 @@ use crate::run::{Background, cargo, free_address, output};
 use crate::{Outcome, Result};
 
 const MAINSTAY: &str = "target/release/mainstay";
-const RELAY_CLIENT: &str = "target/debug/relay_client";
+const RELAY_CLIENT: &str = "target/release/relay_client";
 /// The number of clients. Both ends of each connection need a descriptor, in two processes.
 const CLIENTS: u32 = 10_000;
 
