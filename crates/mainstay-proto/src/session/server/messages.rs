@@ -64,10 +64,8 @@ impl ServerSession {
     /// Returns the next message or gap for the application, in order. Its delivery counts as its acknowledgement,
     /// except in manual mode.
     pub fn deliver(&mut self, now: Instant) -> Option<Delivery> {
-        if self.hold != Hold::No {
-            return None;
-        }
-        if !self.delivers() {
+        let may_deliver = self.is_open() || matches!(self.life, Life::EndReceived { .. });
+        if self.hold != Hold::No || !may_deliver {
             return None;
         }
         let delivery = self.flow.deliver(now);
