@@ -64,7 +64,7 @@ pub(crate) const EDITS: &[Edit] = &[
         "                if !is_open && !BACK {
                     lane.read += 1;",
     ),
-    edit("NothingIsDeliveredAfterEnd", "if !self.delivers() {", "if !self.delivers() && !BACK {"),
+    edit("NothingIsDeliveredAfterEnd", "|| !may_deliver {", "|| !(may_deliver || BACK) {"),
     edit(
         "DataEstablishesNothing",
         "                return self.flow.read_message(lane, message);",
