@@ -1,11 +1,9 @@
 //! A process and its successor on the same addresses.
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use crate::frames::Frames;
-use crate::support::{Gateway, connect, mainstay, until};
+use crate::support::{Callers, Gateway, connect, mainstay, until};
 
 fn free() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
@@ -20,25 +18,13 @@ async fn a_successor_inherits_both_listeners_while_the_old_process_drains_and_no
     let address = old.address();
     // Two plain clients, which are drained one after the other, so that the drain takes some seconds.
     let clients = (Frames::connect(address, "/echo", "").await, Frames::connect(address, "/echo", "").await);
-    let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients_thread = std::thread::spawn({
-        let (done, served) = (Arc::clone(&done), Arc::clone(&served));
-        move || {
-            while !done.load(Relaxed) {
-                let status = connect(address).unwrap();
-                assert!(status == "101" || status == "503", "{status}");
-                served.fetch_add(usize::from(status == "101"), Relaxed);
-            }
-        }
-    });
-    until("new clients are served", || served.load(Relaxed) > 3).await;
+    let callers = Callers::start(address);
+    callers.are_served("before").await;
     old.signal("TERM");
     until("the old process drains", || old.log().contains("draining")).await;
     let new = Gateway::at(&addresses);
-    let before = served.load(Relaxed);
-    until("new clients are served again", || served.load(Relaxed) > before + 3).await;
-    done.store(true, Relaxed);
-    clients_thread.join().unwrap();
+    callers.are_served("again").await;
+    callers.finish();
     // Each process serves its own metrics.
     assert_eq!((new.metric("draining"), new.admin), (0.0, old.admin));
     let elsewhere = || old.log().lines().find_map(|line| line.split_once("address=")?.1.parse().ok());

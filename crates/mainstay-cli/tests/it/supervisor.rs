@@ -4,15 +4,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use mainstay::client::Event;
 use mainstay::{Client, Message};
 
 use crate::frames::Frames;
-use crate::support::{Gateway, connect, mainstay, until, without_variables};
+use crate::support::{Callers, Gateway, mainstay, without_variables};
 
 /// `mainstay serve` with these arguments and this socket as descriptor 3, as a supervisor passes it.
 fn activated(socket: impl Into<OwnedFd>, arguments: &[&str]) -> Command {
@@ -36,26 +34,13 @@ async fn no_connection_is_refused_between_two_processes_that_a_supervisor_gives_
     let mut old = Gateway::begin(activated(listener.try_clone().unwrap(), &[]));
     assert_eq!(old.address(), address);
     let client = Frames::connect(address, "/echo", "").await;
-    let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let clients = std::thread::spawn({
-        let (done, served) = (Arc::clone(&done), Arc::clone(&served));
-        move || {
-            while !done.load(Relaxed) {
-                // 503: the old process had accepted the connection, and drained before it read the request.
-                let status = connect(address).unwrap();
-                assert!(status == "101" || status == "503", "{status}");
-                served.fetch_add(usize::from(status == "101"), Relaxed);
-            }
-        }
-    });
-    until("clients are served", || served.load(Relaxed) > 3).await;
+    let callers = Callers::start(address);
+    callers.are_served("before").await;
     old.signal("TERM");
     assert_eq!(old.ended().await, Some(0));
-    let before = served.load(Relaxed);
     let new = Gateway::begin(activated(listener.try_clone().unwrap(), &[]));
-    until("clients are served again", || served.load(Relaxed) > before + 3).await;
-    done.store(true, Relaxed);
-    clients.join().unwrap();
+    callers.are_served("again").await;
+    callers.finish();
     drop((new, client));
 }
 

@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
@@ -186,6 +187,43 @@ pub(crate) fn connect(address: SocketAddr) -> std::io::Result<String> {
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     Ok(String::from_utf8_lossy(&status[9..]).into_owned())
+}
+
+/// Clients that connect one after the other, in a thread of their own. None may be refused or reset.
+pub(crate) struct Callers {
+    done: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+impl Callers {
+    pub(crate) fn start(address: SocketAddr) -> Self {
+        let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let thread = std::thread::spawn({
+            let (done, served) = (Arc::clone(&done), Arc::clone(&served));
+            move || {
+                while !done.load(Relaxed) {
+                    // 503: the old process had accepted the connection, and drained before it read the request.
+                    let status = connect(address).unwrap();
+                    assert!(status == "101" || status == "503", "{status}");
+                    served.fetch_add(usize::from(status == "101"), Relaxed);
+                }
+            }
+        });
+        Self { done, served, thread }
+    }
+
+    /// Waits until more clients are served.
+    pub(crate) async fn are_served(&self, when: &str) {
+        let before = self.served.load(Relaxed);
+        until(&format!("clients are served {when}"), || self.served.load(Relaxed) > before + 3).await;
+    }
+
+    /// Stops, and fails if a client was refused or reset.
+    pub(crate) fn finish(self) {
+        self.done.store(true, Relaxed);
+        self.thread.join().unwrap();
+    }
 }
 
 /// Returns the number in the text of a message.

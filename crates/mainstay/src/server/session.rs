@@ -200,9 +200,10 @@ impl Session {
         self.core.with_session(|session| session.saved().cloned()).flatten()
     }
 
-    /// Whether the session leaves this server: [`recv`](Self::recv) returned `None` because of that, and the session goes on
-    /// elsewhere once the handler has returned. What the handler sends until then moves along. Only
-    /// [`close`](Self::close) and [`abort`](Self::abort) still end it.
+    /// Whether the session leaves this server: [`recv`](Self::recv) returned `None` because of that. Once the handler has
+    /// returned, a [movable](super::SessionUpgrade::movable) session goes on elsewhere, and what the handler sends until then
+    /// moves along; only [`close`](Self::close) and [`abort`](Self::abort) still end it. One in manual mode that may not move ends
+    /// with its account, which counts what the handler acknowledges until then.
     #[cfg(feature = "cluster")]
     #[must_use]
     pub fn is_leaving(&self) -> bool {

@@ -236,6 +236,9 @@ impl SessionUpgrade {
 
     /// Lets the handler acknowledge messages, with [`Session::ack`]. Default: a message that [`Session::recv`] returns is
     /// acknowledged.
+    ///
+    /// When a node of a cluster drains, [`Session::recv`] returns `None`, and the handler has 5 s to acknowledge what it has
+    /// finished and to return. After that the session ends with its account, or moves if it is `movable`.
     pub fn manual_ack(mut self) -> Self {
         self.options.manual = true;
         self
