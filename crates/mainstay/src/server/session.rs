@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// Whether the session leaves this server: [`recv`](Self::recv) returned `None` because of that. Once the handler has
-    /// returned, a [movable](super::SessionUpgrade::movable) session goes on elsewhere, and what the handler sends until then
+    /// returned, a [movable](crate::SessionUpgrade::movable) session goes on elsewhere, and what the handler sends until then
     /// moves along; only [`close`](Self::close) and [`abort`](Self::abort) still end it. One in manual mode that may not move ends
     /// with its account, which counts what the handler acknowledges until then.
     #[cfg(feature = "cluster")]
