@@ -12,10 +12,10 @@ use mainstay_proto::ws::handshake::Offer;
 
 use crate::forward::{self, Scheme};
 use crate::limits;
-use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::profiles::BackendLoss;
 use crate::request_body::Upload;
+use crate::route::Route;
 
 /// A client's opening handshake, prepared for the backend.
 pub(crate) struct ClientRequest {
@@ -30,8 +30,8 @@ impl ClientRequest {
     ///
     /// # Errors
     /// The path cannot be forwarded.
-    pub(crate) fn of(head: &http::request::Parts, config: &LinkConfig) -> Result<Self, String> {
-        let forwarding = &config.proxy.forwarding;
+    pub(crate) fn of(head: &http::request::Parts, route: &Route) -> Result<Self, String> {
+        let forwarding = &route.proxy.forwarding;
         let url = forwarding.url(&head.uri)?;
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
@@ -72,20 +72,20 @@ impl ClientRequest {
     pub(crate) fn link(
         self,
         subprotocols: &[String],
-        config: &LinkConfig,
+        route: &Route,
         continues: bool,
     ) -> Result<Link, String> {
-        Ok(self.builder(subprotocols, config, false)?.continues(continues).connect())
+        Ok(self.builder(subprotocols, route, false)?.continues(continues).connect())
     }
 
     /// Configures a link with the client's path, query, fields and these subprotocols.
     pub(crate) fn builder(
         self,
         subprotocols: &[String],
-        config: &LinkConfig,
+        route: &Route,
         is_plain: bool,
     ) -> Result<Builder<Plain>, String> {
-        let settings = &config.settings;
+        let settings = &route.settings;
         let ends_on = match settings.on_backend_loss {
             BackendLoss::Renew => EndsOn::Connection,
             BackendLoss::Keep if is_plain && !settings.closes.keep_plain => EndsOn::Close,
@@ -93,18 +93,18 @@ impl ClientRequest {
         };
         let mut builder = Link::builder(&self.url.to_string())
             .map_err(|error| error.to_string())?
-            .connector(config.connector.clone())
-            .answer_timeout(config.proxy.upstream.answer_timeout)
+            .connector(route.connector.clone())
+            .answer_timeout(route.proxy.upstream.answer_timeout)
             .map_err(|error| error.to_string())?
-            .deflate(config.deflate_upstream.is_some())
+            .deflate(route.deflate_upstream.is_some())
             .ends_on(ends_on)
             .keep_response(false)
             // A near backend may stall for seconds; when it ends, its connection ends visibly.
             .probes_unconfirmed(false)
             .reads_while_closing(true)
-            .heartbeat(config.heartbeats.for_path(&self.path))
-            .limits(config.limits)
-            .budget(config.server.budget().clone())
+            .heartbeat(route.heartbeats.for_path(&self.path))
+            .limits(route.limits)
+            .budget(route.server.budget().clone())
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
             .read_ahead(limits::READ_AHEAD)
@@ -116,7 +116,7 @@ impl ClientRequest {
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
         }
-        if let Some(answers) = config.links.answers_pings() {
+        if let Some(answers) = route.links.answers_pings() {
             builder = builder.expects_pongs(answers);
         }
         Ok(builder)
@@ -133,11 +133,11 @@ pub(crate) struct BackendRefusal {
 pub(crate) async fn accepted(
     link: &Link,
     monitor: &mut LinkMonitor,
-    config: &LinkConfig,
+    route: &Route,
 ) -> Result<(), BackendRefusal> {
     while let Some(event) = link.event().await {
         monitor.observe(&event);
-        limits::handle_event(&event, &config.server);
+        limits::handle_event(&event, &route.server);
         match event {
             Event::Attached { .. } => return Ok(()),
             Event::Ended(end) => {

@@ -23,12 +23,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::backend_end::{BackendEnd, ClientEnd};
 use crate::limits;
-use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
 use crate::moving::{Restored, Underway, leave};
 use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
+use crate::route::Route;
 
 /// How long the messages of a client that is gone may take to enter the link's queue.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,16 +53,16 @@ pub(crate) async fn exchange(
     mut link: Link,
     mut monitor: LinkMonitor,
     entry: AccessEntry,
-    config: Arc<LinkConfig>,
+    route: Arc<Route>,
     restored: Restored,
 ) {
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
     let Restored { mut unsent, prologue } = restored;
-    let (away, filter) = (Notify::new(), MessageFilter::new(&config, prologue));
+    let (away, filter) = (Notify::new(), MessageFilter::new(&route, prologue));
     let (mut forwarded, mut confirmed, mut end) = (Forwarded::default(), 0, BackendEnd::default());
-    let wait = is_plain.then_some(config.upstream_wait);
-    let watching = watch(link.events(), &config, &mut monitor, wait, &away, &mut end);
+    let wait = is_plain.then_some(route.upstream_wait);
+    let watching = watch(link.events(), &route, &mut monitor, wait, &away, &mut end);
     let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded);
     let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
     let why = tokio::select! {
@@ -82,12 +82,12 @@ pub(crate) async fn exchange(
         End::Leaves => {
             let underway = Underway { sent: forwarded.sent, acknowledged: confirmed, unsent, end };
             // Boxed: every exchange would be as large as this end of few.
-            let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, &config, underway));
+            let leaving = Box::pin(leave(&session, link, &filter, &mut monitor, &route, underway));
             match leaving.await {
                 None => entry.ended(EndedBy::Gateway, None, "the session leaves this node"),
                 Some(end) => {
                     entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
-                    end_session(&session, &end, &config, forwarded.sent, confirmed);
+                    end_session(&session, &end, &route, forwarded.sent, confirmed);
                 }
             }
         }
@@ -104,10 +104,10 @@ pub(crate) async fn exchange(
                 let _ = to_client.try_send(message);
             }
             entry.ended(EndedBy::Backend, end.close_code(), &end.cause());
-            end_session(&session, &end, &config, forwarded.sent, confirmed);
+            end_session(&session, &end, &route, forwarded.sent, confirmed);
         }
         End::Away => {
-            config.links.refused_unreachable();
+            route.links.refused_unreachable();
             entry.ended(EndedBy::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
             session.close(CloseCode::TRY_AGAIN, &retry_after::close_reason());
             finish(link, None, &filter, &mut monitor).await;
@@ -222,13 +222,13 @@ async fn send_waiting(to_client: &ToClient, unsent: &mut VecDeque<Message>) {
 }
 
 /// Ends the client's session as the backend's end requires.
-fn end_session(session: &Session, end: &BackendEnd, config: &LinkConfig, sent: u64, confirmed: u64) {
+fn end_session(session: &Session, end: &BackendEnd, route: &Route, sent: u64, confirmed: u64) {
     if let Some(error) = end.replay_error() {
-        config.links.count_failed_prologue();
+        route.links.count_failed_prologue();
         let session = access_log::session_name(session.id());
         tracing::warn!(%session, %error, "the prologue could not be replayed; the client has to start again");
     }
-    match end.client_end(&config.settings, session.peer().resumable) {
+    match end.client_end(&route.settings, session.peer().resumable) {
         ClientEnd::Close(code, reason) => session.close(code, &reason),
         ClientEnd::Renew => {
             let (delivered, unknown) = end.fates(sent);
@@ -271,7 +271,7 @@ async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter
 /// `end` says how.
 async fn watch(
     events: Events,
-    config: &LinkConfig,
+    route: &Route,
     monitor: &mut LinkMonitor,
     wait: Option<Duration>,
     away: &Notify,
@@ -296,7 +296,7 @@ async fn watch(
         };
         let Some(event) = event else { return };
         monitor.observe(&event);
-        limits::handle_event(&event, &config.server);
+        limits::handle_event(&event, &route.server);
         match &event {
             // A random part keeps clients of the same backend from being closed at the same moment.
             Event::Detached { .. } => {

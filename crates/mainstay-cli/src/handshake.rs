@@ -27,72 +27,82 @@ use crate::client_request::ClientRequest;
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
-use crate::link_config::LinkConfig;
 use crate::moving::Restored;
 use crate::retry_after;
+use crate::route::Route;
+use crate::routes::Routes;
 use crate::session;
 use crate::upstream::UpstreamIo;
 use crate::upstream_error::UpstreamError;
 use crate::values;
 
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
-pub(crate) async fn respond(request: Request, server: &Server, config: Arc<LinkConfig>) -> Response {
+pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
+    let Some(route) = routes.find(host(&request), request.uri().path()) else {
+        return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
+    };
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
-        return config.proxy.forward(request).await;
+        return route.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
     let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
         // Boxed, or the future of every request would be as large as this one.
-        Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&config))).await,
+        Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&route))).await,
         Err(rejection) => rejection.into_response(),
     };
-    config.links.responded(response.status());
+    route.links.responded(response.status());
     response
+}
+
+/// Returns the host that a request is for: that of its target, else its Host header (RFC 9112 section 3.2.2).
+fn host(request: &Request) -> &str {
+    let header = || request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    request.uri().authority().map(|authority| authority.as_str()).or_else(header).unwrap_or_default()
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
 async fn forward_handshake(
     upgrade: SessionUpgrade,
     mut head: http::request::Parts,
-    config: Arc<LinkConfig>,
+    route: Arc<Route>,
 ) -> Response {
-    let request = match ClientRequest::of(&head, &config) {
+    let request = match ClientRequest::of(&head, &route) {
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(config.heartbeats.for_path(&request.path));
+    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
     if upgrade.is_resumable() {
-        let principal = config.principal.of(upgrade.headers());
-        let upgrade = if config.movable { upgrade.movable() } else { upgrade };
+        let principal = route.principal.of(upgrade.headers());
+        let upgrade = if route.movable { upgrade.movable() } else { upgrade };
         return upgrade
             .principal(principal)
             .manual_ack()
-            .on_session(move |session| session::serve_session(session, request, config));
+            .on_session(move |session| session::serve_session(session, request, route));
     }
-    let Some(offer) = Offer::of_request(&head.headers, config.deflate_upstream) else {
+    let Some(offer) = Offer::of_request(&head.headers, route.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
     };
     // The client's spelling of its field names is in the extensions.
     let spelling = std::mem::take(&mut head.extensions);
     let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
-    let upstream = &config.proxy.upstream;
-    let (response, connection) = match upstream.upgrade(config.upstream_wait, asked).await {
+    let upstream = &route.proxy.upstream;
+    let (response, connection) = match upstream.upgrade(route.upstream_wait, asked).await {
         Ok(response) => response,
         Err(error) if error.may_pass() => {
-            config.links.refused_unreachable();
+            route.links.refused_unreachable();
             return backend_unreachable();
         }
         Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        config.links.refused(response.status());
+        route.links.refused(response.status());
         return http_proxy::forward_response(response, connection, upstream);
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
         Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
     };
-    accept_client(upgrade, request, accepted, config)
+    accept_client(upgrade, request, accepted, route)
 }
 
 /// Accepts a plain client as the backend did, and exchanges messages.
@@ -100,7 +110,7 @@ fn accept_client(
     upgrade: SessionUpgrade,
     request: ClientRequest,
     (mut fields, spelling, upgraded): Accepted,
-    config: Arc<LinkConfig>,
+    route: Arc<Route>,
 ) -> Response {
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
@@ -111,14 +121,14 @@ fn accept_client(
         .map(str::to_owned)
         .collect();
     let path = request.path.clone();
-    let link = match request.builder(&offered, &config, true) {
+    let link = match request.builder(&offered, &route, true) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let monitor = config.links.open(link.sender(), None);
+    let monitor = route.links.open(link.sender(), None);
     upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
-        exchange(session, link, monitor, entry, config, Restored::default())
+        exchange(session, link, monitor, entry, route, Restored::default())
     })
 }
 

@@ -14,9 +14,9 @@ use mainstay::{Confirm, Kept, Link, Message};
 use tokio::time::{Instant, sleep_until};
 
 use crate::graphql::Mutations;
-use crate::link_config::LinkConfig;
 use crate::links::Links;
 use crate::prologue::{Prologue, ReplayError, Verdict};
+use crate::route::Route;
 use crate::saved::Writer;
 
 /// See the module.
@@ -40,14 +40,14 @@ struct Memory {
 
 impl MessageFilter {
     /// Creates the filter before the first message. `restored`: the prologue of a session that moved here.
-    pub(crate) fn new(config: &LinkConfig, restored: Option<Box<Prologue>>) -> Self {
-        let (settings, links) = (&config.settings, config.links.clone());
+    pub(crate) fn new(route: &Route, restored: Option<Box<Prologue>>) -> Self {
+        let (settings, links) = (&route.settings, route.links.clone());
         let prologue =
             restored.map(|prologue| *prologue).or_else(|| settings.prologue.clone().map(Prologue::new));
         let operations = settings.answers_mutations.then(Mutations::default);
         let is_active = prologue.is_some() || operations.is_some();
         let memory = is_active.then(|| {
-            let kept = config.server.budget().keep();
+            let kept = route.server.budget().keep();
             let mut memory = Memory { prologue, operations, replacement: 0, kept, counted_bytes: 0 };
             memory.count(&links);
             Mutex::new(memory)

@@ -21,10 +21,10 @@ use mainstay::{CloseCode, Guarantee, Link, Message, SendError, Session};
 use tokio::time::{Instant, sleep_until};
 
 use crate::backend_end::BackendEnd;
-use crate::link_config::LinkConfig;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
 use crate::prologue::{Prologue, Rules};
+use crate::route::Route;
 use crate::saved::{Malformed, Reader, Writer};
 
 /// How long the backend has to answer the Close of a session that leaves.
@@ -87,7 +87,7 @@ pub(crate) async fn leave(
     mut link: Link,
     filter: &MessageFilter,
     monitor: &mut LinkMonitor,
-    config: &LinkConfig,
+    route: &Route,
     underway: Underway,
 ) -> Option<BackendEnd> {
     let Underway { sent, acknowledged, mut unsent, mut end } = underway;
@@ -96,9 +96,9 @@ pub(crate) async fn leave(
     let mut is_backends = false;
     while let Some(event) = link.event().await {
         // What was not confirmed comes again from the client: no message is missing for that.
-        let comes_again = config.movable
+        let comes_again = route.movable
             && match &event {
-                Event::Report(Report::Unknown(_)) => config.settings.guarantee == Guarantee::AtLeastOnce,
+                Event::Report(Report::Unknown(_)) => route.settings.guarantee == Guarantee::AtLeastOnce,
                 Event::Report(Report::NotDelivered(_)) => true,
                 _ => false,
             };
@@ -114,9 +114,9 @@ pub(crate) async fn leave(
         return Some(end);
     }
     let (delivered, unknown) = end.fates(sent);
-    let passed_on = match config.settings.guarantee {
+    let passed_on = match route.settings.guarantee {
         // No message goes out a second time. (A session that ends here reports what is unknown.)
-        Guarantee::AtMostOnce if config.movable => delivered + unknown,
+        Guarantee::AtMostOnce if route.movable => delivered + unknown,
         _ => delivered,
     };
     let settled = passed_on.max(acknowledged);

@@ -25,10 +25,11 @@ use crate::admin::Token;
 use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
-use crate::link_config::LinkConfig;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
+use crate::route::Route;
+use crate::routes::{MatchRule, Routes};
 use crate::signals::{self, Stops};
 use crate::successor::{Found, Predecessor};
 use crate::{
@@ -175,7 +176,7 @@ impl Arguments {
 #[derive(Clone)]
 struct Gateway {
     server: Server,
-    link: Arc<LinkConfig>,
+    routes: Arc<Routes>,
 }
 
 pub(crate) async fn run(arguments: Arguments, activated: Activated) -> ExitCode {
@@ -336,7 +337,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     served.map_err(|error| error.to_string().into())
 }
 
-/// Returns the routes that forward every request to the backend.
+/// Returns the router that forwards every request to the backend of its route.
 fn gateway(
     arguments: &Arguments,
     upstream: &Place,
@@ -346,7 +347,9 @@ fn gateway(
     links: &Links,
     server: &Server,
 ) -> Router {
-    let link = LinkConfig {
+    let route = Route {
+        name: "default".into(),
+        rule: MatchRule::default(),
         proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, links),
         connector,
         upstream_wait: arguments.upstream_wait,
@@ -362,8 +365,9 @@ fn gateway(
         server: server.clone(),
         movable: arguments.cluster.movable,
     };
-    let _ = link.proxy.upstream.server.set(server.clone());
-    let gateway = Gateway { server: server.clone(), link: Arc::new(link) };
+    let _ = route.proxy.upstream.server.set(server.clone());
+    let routes = Arc::new(Routes::new(vec![Arc::new(route)]));
+    let gateway = Gateway { server: server.clone(), routes };
     Router::new().fallback(any(respond)).with_state(gateway)
 }
 
@@ -384,7 +388,7 @@ fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
 }
 
 async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
-    handshake::respond(request, &gateway.server, gateway.link).await
+    handshake::respond(request, &gateway.server, &gateway.routes).await
 }
 
 /// A listener, and where it is from.

@@ -10,17 +10,17 @@ use tokio::time::sleep;
 use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::client_request::{BackendRefusal, ClientRequest, accepted};
 use crate::exchange::{FORWARD_TIMEOUT, exchange};
-use crate::link_config::LinkConfig;
 use crate::moving::Restored;
+use crate::route::Route;
 
 /// Opens a link for a session and exchanges messages. The backend must agree on the subprotocol that the client already received.
 /// Until it does, the client's messages wait in the session, unacknowledged. A session that moved here brings along what the
 /// link has to continue.
-pub(crate) async fn serve_session(session: Session, request: ClientRequest, config: Arc<LinkConfig>) {
+pub(crate) async fn serve_session(session: Session, request: ClientRequest, route: Arc<Route>) {
     let subprotocol = session.peer().subprotocol.as_deref().map(str::to_owned);
     let entry = AccessEntry::new(&session, request.path.clone());
     let saved = session.restored();
-    let restored = saved.as_ref().map(|saved| Restored::read(saved, config.settings.prologue.as_ref()));
+    let restored = saved.as_ref().map(|saved| Restored::read(saved, route.settings.prologue.as_ref()));
     let restored = match restored.transpose() {
         Ok(restored) => restored.unwrap_or_default(),
         Err(error) => {
@@ -30,14 +30,14 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
             return session.renew(0);
         }
     };
-    let link = match request.link(subprotocol.as_slice(), &config, saved.is_some()) {
+    let link = match request.link(subprotocol.as_slice(), &route, saved.is_some()) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
-    let mut monitor = config.links.open(link.sender(), session.id());
+    let mut monitor = route.links.open(link.sender(), session.id());
     let to_client = session.sender();
     let answered = tokio::select! {
-        answered = accepted(&link, &mut monitor, &config) => answered,
+        answered = accepted(&link, &mut monitor, &route) => answered,
         // A client that closed meanwhile may have sent messages: the backend has this long to accept them.
         () = async { to_client.closed().await; sleep(FORWARD_TIMEOUT).await } => {
             return entry.ended(EndedBy::Client, None, "closed before the backend responded");
@@ -61,6 +61,6 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, conf
             session.close(CloseCode::POLICY, &reason);
             entry.ended(EndedBy::Gateway, Some(CloseCode::POLICY), &reason);
         }
-        (Ok(()), _) => exchange(session, link, monitor, entry, config, restored).await,
+        (Ok(()), _) => exchange(session, link, monitor, entry, route, restored).await,
     }
 }

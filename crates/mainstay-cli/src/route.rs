@@ -1,4 +1,7 @@
-//! The configuration of all links to the backend.
+//! A route: which requests it takes, and everything that is done with them.
+//!
+//! Each request, link and session holds the route that it came by. After a reload the next requests find another table of
+//! routes, and what is open goes on as it began.
 
 use std::time::Duration;
 
@@ -11,9 +14,15 @@ use crate::http_proxy::HttpProxy;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
+use crate::routes::MatchRule;
 
-/// The configuration of all links.
-pub(crate) struct LinkConfig {
+/// A route and its settings.
+pub(crate) struct Route {
+    /// Its name in the log, in metrics and in the configuration.
+    #[allow(dead_code)] // The log and the metrics name it.
+    pub(crate) name: Box<str>,
+    /// The requests that it takes.
+    pub(crate) rule: MatchRule,
     /// Forwards requests and opening handshakes.
     pub(crate) proxy: HttpProxy,
     /// Opens connections to the backend.

@@ -1,0 +1,147 @@
+//! The table of routes: which route takes a request, by its host and its path.
+//!
+//! The rule with the most specific host wins (a name before a wildcard, a wildcard before any host); among those an exact path
+//! wins, then the longest prefix.
+
+use std::cmp::Reverse;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::route::Route;
+
+/// The requests that a route takes. The default takes all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct MatchRule {
+    /// The hosts, without a port; empty: any host.
+    pub(crate) hosts: Vec<HostPattern>,
+    pub(crate) path: PathPattern,
+    #[allow(dead_code)] // `Forwarding` removes it.
+    /// The matching part of the path is removed before the request is forwarded.
+    pub(crate) strips_path: bool,
+}
+
+/// A host in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code)] // The configuration file names them.
+pub(crate) enum HostPattern {
+    Exact(Box<str>),
+    /// `*.example.com`: all names below a name, which is held without the `*.`.
+    Below(Box<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code)] // The configuration file names them.
+pub(crate) enum PathPattern {
+    /// This path and everything below it. Whole segments are compared.
+    Prefix(Box<str>),
+    Exact(Box<str>),
+}
+
+impl Default for PathPattern {
+    fn default() -> Self {
+        Self::Prefix("/".into())
+    }
+}
+
+impl HostPattern {
+    /// Returns whether a host matches, and how specific the pattern is.
+    fn rank(&self, host: &str) -> Option<usize> {
+        match self {
+            Self::Exact(name) => name.eq_ignore_ascii_case(host).then_some(usize::MAX),
+            Self::Below(name) => {
+                let (head, tail) = host.split_at_checked(host.len().checked_sub(name.len())?)?;
+                (head.ends_with('.') && tail.eq_ignore_ascii_case(name)).then_some(name.len())
+            }
+        }
+    }
+}
+
+impl PathPattern {
+    /// Returns whether a path matches, and how specific the pattern is.
+    fn rank(&self, path: &str) -> Option<usize> {
+        match self {
+            Self::Exact(own) => (**own == *path).then_some(usize::MAX),
+            Self::Prefix(own) => {
+                let own = own.trim_end_matches('/');
+                let rest = path.strip_prefix(own)?;
+                (rest.is_empty() || rest.starts_with('/')).then_some(own.len())
+            }
+        }
+    }
+}
+
+impl MatchRule {
+    /// Returns how specific the match is, host before path; `None`: the rule does not take the request.
+    fn rank(&self, host: &str, path: &str) -> Option<(usize, usize)> {
+        let host = match self.hosts.as_slice() {
+            [] => Some(0),
+            hosts => hosts.iter().filter_map(|pattern| pattern.rank(host)).max(),
+        };
+        Some((host?, self.path.rank(path)?))
+    }
+}
+
+/// The table in force. A reload replaces it as a whole.
+pub(crate) struct Routes(RwLock<Arc<[Arc<Route>]>>);
+
+impl Routes {
+    pub(crate) fn new(routes: Vec<Arc<Route>>) -> Self {
+        Self(RwLock::new(routes.into()))
+    }
+
+    /// Returns the route of a request. `host` may have a port. The first of two equal rules wins.
+    pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
+        let (host, table) = (without_port(host), self.all());
+        let ranked = table.iter().filter_map(|route| Some((route.rule.rank(host, path)?, route)));
+        ranked.min_by_key(|(rank, _)| Reverse(*rank)).map(|(_, route)| Arc::clone(route))
+    }
+
+    /// Returns all routes, in the order of the configuration.
+    pub(crate) fn all(&self) -> Arc<[Arc<Route>]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rank(hosts: &[HostPattern], path: PathPattern, asked: (&str, &str)) -> Option<(usize, usize)> {
+        let rule = MatchRule { hosts: hosts.to_vec(), path, strips_path: false };
+        rule.rank(without_port(asked.0), asked.1)
+    }
+
+    #[test]
+    fn a_host_matches_by_its_name_or_below_a_wildcard_whatever_its_port_and_case() {
+        let exact = [HostPattern::Exact("example.com".into())];
+        let below = [HostPattern::Below("example.com".into())];
+        let matches =
+            |hosts: &[HostPattern], host| rank(hosts, PathPattern::default(), (host, "/")).is_some();
+        for host in ["example.com", "EXAMPLE.com:8080", "example.com:"] {
+            assert!(matches(&exact, host) && !matches(&below, host), "{host}");
+        }
+        for host in ["a.example.com", "b.a.Example.Com:1"] {
+            assert!(matches(&below, host) && !matches(&exact, host), "{host}");
+        }
+        for host in ["aexample.com", ".com", "", "[::1]:80", "é.com"] {
+            assert!(!matches(&below, host) && !matches(&exact, host) && matches(&[], host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_path_matches_whole_segments_and_the_more_specific_rule_has_the_higher_rank() {
+        let path = |pattern: PathPattern, path| rank(&[], pattern, ("h", path));
+        let prefix = |own: &str| PathPattern::Prefix(own.into());
+        assert_eq!(path(prefix("/a"), "/ab"), None);
+        assert!(path(prefix("/a/"), "/a").is_some() && path(prefix("/a"), "/a/b").is_some());
+        assert!(path(PathPattern::Exact("/a".into()), "/a/").is_none());
+        assert!(path(PathPattern::Exact("/a".into()), "/a") > path(prefix("/a"), "/a"));
+        assert!(path(prefix("/a"), "/a") > path(prefix("/"), "/a"));
+        let host = rank(&[HostPattern::Exact("h".into())], PathPattern::default(), ("h", "/a"));
+        assert!(host > path(PathPattern::Exact("/a".into()), "/a"), "the host comes before the path");
+    }
+}
