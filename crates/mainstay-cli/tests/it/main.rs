@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod config;
 mod connect;
 mod flags;
 mod frames;
@@ -20,6 +21,7 @@ mod profiles;
 mod promises;
 mod restart;
 mod resume;
+mod routes;
 mod smuggling;
 mod supervisor;
 mod support;
