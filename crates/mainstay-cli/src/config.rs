@@ -42,7 +42,6 @@ pub(crate) use self::command::{AFTER_HELP, Arguments, run};
 pub(crate) use self::load::{Loaded, Sources};
 pub(crate) use self::problem::Problem;
 pub(crate) use self::route::RouteSection;
-pub(crate) use self::text::Text;
 
 /// All settings of `mainstay serve`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -21,9 +21,9 @@ struct Snapshot {
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
-    /// Of all routes together.
+    /// All routes together.
     links: Figures,
-    /// Of each route, with its label: `route="chat"`, or nothing if only flags describe it.
+    /// Each route with its label: `route="chat"`, or nothing if only flags describe it.
     routes: Vec<(String, Figures)>,
     unrouted: u64,
     reloads: Reloads,

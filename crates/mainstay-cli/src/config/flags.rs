@@ -4,10 +4,9 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use serde_json::{Map, Value};
 
-use super::guess::node_at;
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, joined, split};
-use super::schema::{Kind, Node};
+use super::schema::{Kind, Node, node_at};
 use crate::variables;
 
 /// Stands for the name of the route that a flag is about.
