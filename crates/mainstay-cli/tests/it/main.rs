@@ -10,6 +10,7 @@ mod handshake;
 mod hostile;
 mod http;
 mod limits;
+mod listeners;
 mod loss;
 mod losses;
 mod moving;
