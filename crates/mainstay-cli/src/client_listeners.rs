@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::serve::Listener;
 use mainstay::Server;
-use mainstay::server::MakeService;
+use mainstay::server::{MakeService, ProxyProtocol, Tls};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -45,9 +45,10 @@ impl Prepared {
         self.predecessor.take().into_iter().for_each(Predecessor::stop_accepting);
     }
 
-    /// Returns what a client connects to.
-    pub(crate) fn url(&self) -> String {
+    /// Returns what a client connects to. `speaks_tls`: there are certificates.
+    pub(crate) fn url(&self, speaks_tls: bool) -> String {
         match &self.place {
+            Place::Tcp(address) if speaks_tls && self.address.may_speak_tls() => format!("wss://{address}"),
             Place::Tcp(address) => format!("ws://{address}"),
             unix => unix.to_string(),
         }
@@ -100,6 +101,10 @@ pub(crate) struct Serving {
     pub(crate) drain: Duration,
     /// Whether the spelling of each field name is kept, for a backend.
     pub(crate) keeps_spelling: bool,
+    /// For the listeners that speak TLS.
+    pub(crate) tls: Option<Tls>,
+    /// The proxies whose PROXY header names the client.
+    pub(crate) proxies: Option<ProxyProtocol>,
 }
 
 impl Serving {
@@ -119,7 +124,8 @@ impl Serving {
     }
 
     async fn serve(self, listener: Prepared) -> Result<(), String> {
-        let Prepared { socket, place, file, passed, .. } = listener;
+        let Prepared { socket, address, place, file, passed, .. } = listener;
+        let tls = self.tls.clone().filter(|_| address.may_speak_tls());
         let is_passed = Arc::new(AtomicBool::new(false));
         let noticed = Arc::clone(&is_passed);
         let passed = async move {
@@ -127,8 +133,8 @@ impl Serving {
             noticed.store(true, Ordering::Relaxed);
         };
         let served = match socket {
-            Socket::Tcp(listener) => self.run(listener, passed).await,
-            Socket::Unix(listener) => self.run(listener, passed).await,
+            Socket::Tcp(listener) => self.run(listener, tls, passed).await,
+            Socket::Unix(listener) => self.run(listener, tls, passed).await,
         };
         if !is_passed.load(Ordering::Relaxed) {
             file.into_iter().for_each(SocketFile::remove);
@@ -139,16 +145,25 @@ impl Serving {
     async fn run<L>(
         self,
         listener: L,
+        tls: Option<Tls>,
         passed: impl Future<Output = ()> + Send + 'static,
     ) -> std::io::Result<()>
     where
         L: Listener<Addr: 'static>,
         Router: MakeService<L::Addr>,
     {
-        let server = mainstay::serve(listener, self.app, &self.server)
+        let mut server = mainstay::serve(listener, self.app, &self.server)
             .head_limits(MAX_HEAD, MAX_FIELDS)
             .keep_alive(KEEP_ALIVE);
-        let server = if self.keeps_spelling { server.preserve_header_case() } else { server };
+        if self.keeps_spelling {
+            server = server.preserve_header_case();
+        }
+        if let Some(tls) = tls {
+            server = server.tls(tls);
+        }
+        if let Some(proxies) = self.proxies {
+            server = server.proxy_protocol(proxies);
+        }
         server.with_graceful_shutdown(drains(self.draining), self.drain).with_successor(passed).await
     }
 }

@@ -13,6 +13,7 @@ mod bench;
 mod builtin;
 mod client_listeners;
 mod client_request;
+mod client_tls;
 mod cluster;
 mod connect;
 mod descriptors;

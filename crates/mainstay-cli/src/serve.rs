@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::activation::{self, Activated};
 use crate::admin::Token;
+use crate::client_tls::{CertificateFiles, ClientTls, TlsSection};
 use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
@@ -72,6 +73,13 @@ pub(crate) struct Arguments {
     /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
     #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: Vec<ListenAddress>,
+    /// Speak TLS with this certificate: a file (PEM) with its chain, taken into use again when it changes. Listeners on Unix
+    /// sockets, and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The private key of --tls-certificate, a file (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
     /// page that shows a live connection and lets you break it.
@@ -163,6 +171,13 @@ impl Arguments {
         activation::Flags { listen, admin: self.admin }
     }
 
+    /// Returns the settings of TLS towards clients.
+    fn client_tls(&self) -> TlsSection {
+        let files = self.tls_certificate.iter().zip(&self.tls_key);
+        let files = files.map(|(chain, key)| CertificateFiles { chain: chain.clone(), key: key.clone() });
+        TlsSection { certificates: files.collect(), ..TlsSection::default() }
+    }
+
     /// Replaces the default address, unless there is nothing in its place.
     pub(crate) fn listen_instead(&mut self, addresses: Vec<ListenAddress>) {
         if !addresses.is_empty() {
@@ -213,6 +228,8 @@ struct Checked {
     settings: Settings,
     connector: Option<Connector>,
     cluster: Option<ClusterConfig>,
+    /// TLS towards clients.
+    tls: Option<ClientTls>,
 }
 
 impl Checked {
@@ -223,7 +240,9 @@ impl Checked {
         let cluster = arguments.cluster.config(&purpose)?;
         let connector =
             arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        Ok(Self { token, settings, connector, cluster })
+        let tls = arguments.client_tls();
+        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose()?;
+        Ok(Self { token, settings, connector, cluster, tls })
     }
 }
 
@@ -277,7 +296,7 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
 
 /// Serves until the drain is over.
 async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
-    let Checked { token, settings, connector, cluster } = checked;
+    let Checked { token, settings, connector, cluster, tls } = checked;
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
@@ -318,7 +337,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         return Err(Failed { line, code });
     }
     clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
-    let urls: Vec<String> = clients.iter().map(client_listeners::Prepared::url).collect();
+    let urls: Vec<String> = clients.iter().map(|client| client.url(tls.is_some())).collect();
     let admin = admin.map(|Listening { socket, predecessor, .. }| {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
         socket
@@ -342,7 +361,12 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         draining,
         drain: arguments.drain,
         keeps_spelling: arguments.upstream.is_some(),
+        tls: tls.as_ref().map(|tls| tls.tls.clone()),
+        proxies: None,
     };
+    if let Some(tls) = tls {
+        tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
+    }
     let served = serving.serve_all(clients).await;
     warn_about_unconfirmed(&links);
     served.map_err(Failed::from)

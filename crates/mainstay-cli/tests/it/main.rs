@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod client_tls;
 mod connect;
 mod flags;
 mod frames;
