@@ -248,7 +248,7 @@ async fn what_is_no_tls_is_closed_and_counted_and_takes_no_processor_and_no_neig
     session.recv().await.unwrap();
     let empty_records = [22, 3, 1, 0, 0].repeat(1000);
     let renegotiation = [&hello()[..], &hello()].concat();
-    let huge = [&[22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &[0; 0x3ffb]].concat();
+    let huge = [&[22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &[0; 0x3ffc]].concat();
     let inputs: [&[u8]; 6] = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\0\0\0\0\0\0\0\0",
