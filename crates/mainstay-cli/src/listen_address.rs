@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::config::text::{Expected, Written};
+
 /// Where a listener is: what names it to its predecessor and to clients.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
@@ -69,17 +71,11 @@ impl FromStr for ListenAddress {
     }
 }
 
-impl TryFrom<String> for ListenAddress {
-    type Error = String;
+impl Written for ListenAddress {
+    const EXPECTED: Expected = Expected { kind: "address to listen on", example: "127.0.0.1:8080" };
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, String> {
         text.parse()
-    }
-}
-
-impl From<ListenAddress> for String {
-    fn from(address: ListenAddress) -> Self {
-        address.to_string()
     }
 }
 

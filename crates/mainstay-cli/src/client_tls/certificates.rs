@@ -90,15 +90,15 @@ fn load(
     provider: &CryptoProvider,
 ) -> Result<(CertifiedKey, Vec<String>, i64), String> {
     let (chain_file, key_file) = (files.chain.display(), files.key.display());
-    let chain = read(&files.chain, "tls.certificates")?;
+    let chain = read(&files.chain, "certificates")?;
     let (names, not_after) = chain
         .first()
         .and_then(|certificate| describe(certificate))
-        .ok_or_else(|| format!("tls.certificates {chain_file}: its first certificate cannot be read"))?;
+        .ok_or_else(|| format!("certificates {chain_file}: its first certificate cannot be read"))?;
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| format!("tls.certificates {key_file}: no private key found: {error}"))?;
+        .map_err(|error| format!("certificates {key_file}: no private key found: {error}"))?;
     let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
-        format!("tls.certificates {chain_file}: {error}; {key_file} must be the key of its first certificate")
+        format!("certificates {chain_file}: {error}; {key_file} must be the key of its first certificate")
     })?;
     Ok((certified, names, not_after))
 }

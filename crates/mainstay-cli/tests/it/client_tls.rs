@@ -125,14 +125,14 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_open_connections_st
     // A moment of neither: the chain is new and the key is old.
     std::fs::write(folder.path("chain.pem"), new.pem()).unwrap();
     until("the pair that does not fit is refused", || {
-        gateway.metric("tls_reloads_total{outcome=\"refused\"}") == 1.0
+        gateway.metric("config_reloads_total{outcome=\"refused\"}") == 1.0
     })
     .await;
     assert_eq!(leaf(&request(to, &trusting(&old), "localhost").unwrap().0), *old.der());
-    let complaint = gateway.log().lines().filter(|line| line.contains("refused")).count();
+    let complaint = gateway.log().lines().filter(|line| line.contains("key.pem must be the key")).count();
     assert_eq!(complaint, 1, "{}", gateway.log());
     std::fs::write(folder.path("key.pem"), new.key().serialize_pem()).unwrap();
-    until("the pair is in use", || gateway.metric("tls_reloads_total{outcome=\"applied\"}") == 1.0).await;
+    until("the pair is in use", || gateway.metric("config_reloads_total{outcome=\"done\"}") == 1.0).await;
     assert_eq!(leaf(&request(to, &trusting(&new), "localhost").unwrap().0), *new.der());
     session.send("after").await.unwrap();
     assert_eq!(session.recv().await, Some(Message::text("after")));

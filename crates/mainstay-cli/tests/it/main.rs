@@ -20,6 +20,7 @@ mod packaging;
 mod page;
 mod profiles;
 mod promises;
+mod proxy_protocol;
 mod restart;
 mod resume;
 mod smuggling;
