@@ -11,7 +11,9 @@ mod backend_end;
 mod backend_health;
 mod bench;
 mod builtin;
+mod client_listeners;
 mod client_request;
+mod client_tls;
 mod cluster;
 mod config;
 mod connect;
@@ -26,6 +28,8 @@ mod http_proxy;
 mod idle_timeout;
 mod limits;
 mod links;
+mod listen_address;
+mod listeners;
 mod log;
 mod manual;
 mod match_rule;
@@ -213,10 +217,9 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
 /// Returns the listeners that a supervisor passed, compared with the configuration.
 fn activated_for(loaded: &Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
     let activated = activated?;
-    let listen = loaded.config.listen.first().filter(|_| loaded.is_set("listen"));
     let address = |text: &String| values::address(text).ok();
-    activated.check(activation::Flags {
-        listen: listen.and_then(address),
+    activated.check(&activation::Flags {
+        listen: loaded.is_set("listen").then(|| loaded.config.addresses()),
         admin: loaded.config.admin.listen.as_ref().and_then(address),
     })?;
     Ok(activated)

@@ -17,6 +17,7 @@ use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::client_tls::{ClientTls, Prepared};
 use crate::config::{Loaded, Problem, Sources};
 use crate::routes::Routes;
 use crate::{supervisor, table};
@@ -28,6 +29,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Live {
     pub(crate) server: Server,
     pub(crate) routes: Arc<Routes>,
+    /// TLS towards clients.
+    pub(crate) tls: Option<ClientTls>,
     /// The supervisor's line about this process.
     pub(crate) status: String,
 }
@@ -37,11 +40,26 @@ impl Live {
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
         let routes = table::build(loaded, &self.server, &before)?;
+        let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
         table::start_probing(&routes);
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
+        tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
+    }
+
+    /// Reads certificates and keys again.
+    fn prepare_tls(&self, loaded: &Loaded) -> Result<Option<(&ClientTls, Prepared)>, Problem> {
+        let section = &loaded.config.tls;
+        let prepared = match &self.tls {
+            Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
+            None if section.is_on() => {
+                Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
+            }
+            None => Ok(None),
+        };
+        prepared.map_err(|what| loaded.problem_in("tls", &what))
     }
 }
 
@@ -81,7 +99,6 @@ impl Reloads {
 /// Reloads until the process ends.
 pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
     let mut state = State { live, sources, in_force: first };
-    state.live.routes.reloads.count_read();
     let mut changes = watch(&state, HashMap::new());
     loop {
         let cause = tokio::select! {

@@ -15,8 +15,10 @@ const ROUTE: &str = "*";
 pub(super) const DEFAULT_ROUTE: &str = "default";
 
 /// Each flag by its id, and the key that it sets.
-const FLAGS: [(&str, &str); 54] = [
+const FLAGS: [(&str, &str); 56] = [
     ("listen", "listen"),
+    ("tls_certificate", "tls.certificate"),
+    ("tls_key", "tls.key"),
     ("drain", "drain"),
     ("state_dir", "state-dir"),
     ("admin", "admin.listen"),

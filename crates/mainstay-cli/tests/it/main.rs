@@ -3,6 +3,8 @@
 
 mod admin;
 mod bench;
+
+mod client_tls;
 mod config;
 mod connect;
 mod flags;
@@ -11,6 +13,7 @@ mod handshake;
 mod hostile;
 mod http;
 mod limits;
+mod listeners;
 mod loss;
 mod losses;
 mod moving;
@@ -19,6 +22,7 @@ mod packaging;
 mod page;
 mod profiles;
 mod promises;
+mod proxy_protocol;
 mod restart;
 mod resume;
 mod routes;
