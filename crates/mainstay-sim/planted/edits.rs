@@ -288,6 +288,11 @@ pub(crate) const EDITS: &[Edit] = &[
         "        if nodes.has_adopted(self.session) {",
         "        if nodes.has_adopted(self.session) && !BACK {",
     ),
+    edit(
+        "ANodeGivesNoSessionAwayThatItAdopted",
+        "Some(route) if through_peer && self.has_adopted(route.session) =>",
+        "Some(route) if through_peer && self.has_adopted(route.session) && !BACK =>",
+    ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
         "ARelayReadsNoFurtherWhileBytesWait",
@@ -317,5 +322,6 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "ALeavingSessionDeliversNothing",
     "ALeavingSessionHasNoConnection",
     "ANodeClaimsNoSessionThatItAdopted",
+    "ANodeGivesNoSessionAwayThatItAdopted",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

@@ -40,7 +40,7 @@ const TABLE_RESTORED: Duration = Duration::from_secs(15);
 
 /// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
 /// notice that it has ended. It is the longest time that a server gives such a client.
-const STUCK: Duration = Duration::from_secs(480);
+pub(super) const STUCK: Duration = Duration::from_secs(480);
 
 /// What the nodes of a run share.
 pub(super) struct Cluster {
@@ -324,10 +324,8 @@ impl World {
         self.member_events(node)?;
         self.end_lost_relays(node)?;
         let waits = |(key, wire): (&Key, &Wire)| {
-            let routes = matches!(
-                wire.server,
-                ServerEnd::Routing(_) | ServerEnd::Peer(..) | ServerEnd::Moving(..)
-            );
+            let routes =
+                matches!(wire.server, ServerEnd::Routing(_) | ServerEnd::Peer(..) | ServerEnd::Moving(..));
             (wire.node == node && routes).then_some(*key)
         };
         let keys: Vec<_> = self.wires.iter().filter_map(waits).collect();
@@ -544,7 +542,9 @@ impl World {
                 }
                 self.attach(key, &hello, principal, answer)?;
             }
-            Resumed::Lost(_) if !key.is_outer() && self.gave_accounts(node) && self.knows(node, &hello, who) => {
+            Resumed::Lost(_)
+                if !key.is_outer() && self.gave_accounts(node) && self.knows(node, &hello, who) =>
+            {
                 self.answer_once_released(key, &hello);
             }
             Resumed::Lost(account) => self.route_lost(key, account)?,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use mainstay_proto::cluster::ReleaseOutcome;
 use mainstay_proto::cluster::peer::{Leave, PeerAnswer};
-use mainstay_proto::session::{ConnectionId, Transmit};
 use mainstay_proto::session::message::{Delay, SessionId};
+use mainstay_proto::session::{ConnectionId, Transmit};
 use rand::RngExt;
 
 use super::World;
@@ -112,7 +112,8 @@ impl World {
             let Some(member) = &mut self.servers[node].member else { continue };
             let Some(&(slot, key)) = member.asked.get(&to) else { continue };
             let block = Leave { from: member.id, to, key, within }.encode();
-            let leg = Key { client: Key::LEAVES, life: 0, connection: ConnectionId(0), leg: self.cluster.next_leg };
+            let leg =
+                Key { client: Key::LEAVES, life: 0, connection: ConnectionId(0), leg: self.cluster.next_leg };
             self.connect_to_peer(leg, node, slot);
             self.note(|| format!("node {node} tells node {owner} that it leaves, over leg {}", leg.leg));
             self.write(leg, true, Packet::Block(block));
@@ -131,9 +132,8 @@ impl World {
     pub(super) fn handle_leave(&mut self, leg: Key, leave: &Leave) {
         let Some(node) = self.wires.get(&leg).map(|wire| wire.node) else { return };
         let (now, delay) = (self.now, Delay { min: Duration::ZERO, max: leave.within });
-        let is_from = |entry: usize| {
-            self.servers[entry].member.as_ref().is_some_and(|member| member.id == leave.from)
-        };
+        let is_from =
+            |entry: usize| self.servers[entry].member.as_ref().is_some_and(|member| member.id == leave.from);
         let relayed: Vec<_> = self
             .wires
             .values()
@@ -229,7 +229,8 @@ impl World {
         let Some(released) = released else { return };
         self.note(|| format!("session {session} is released by claim {}", released.claim));
         let head = released.record.head.as_ref();
-        let name = |from: usize| head.get(from..).and_then(|head| head.first_chunk()).copied().unwrap_or_default();
+        let name =
+            |from: usize| head.get(from..).and_then(|head| head.first_chunk()).copied().unwrap_or_default();
         let names = [name(0), name(16)];
         let hosted = &mut self.sessions.hosted[session];
         hosted.left = Some(Left { names, keep: released.keep, stored: None });

@@ -117,7 +117,8 @@ impl World {
         let hosted = hosted.filter(|session| session.machine.is_some());
         // An application that may receive, and runs, has received what there is.
         let (now, runs) = (self.now, server.runs(self.now));
-        let takes = hosted.clone().filter_map(move |session| session.next_take.filter(|at| *at > now || !runs));
+        let takes =
+            hosted.clone().filter_map(move |session| session.next_take.filter(|at| *at > now || !runs));
         let takes = takes.chain(hosted.filter_map(|session| session.confirms_at));
         let sends = (!self.healing).then_some(server.next_send);
         let auths = server.auths.iter().map(|(at, ..)| *at);

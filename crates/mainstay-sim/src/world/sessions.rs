@@ -93,7 +93,8 @@ impl Arena {
     /// Leaves out what is over: the run never looks at it again.
     pub(super) fn sweep(&mut self) {
         let hosted = &self.hosted;
-        self.active.retain(|session| hosted[*session].machine.is_some() || hosted[*session].released.is_some());
+        self.active
+            .retain(|session| hosted[*session].machine.is_some() || hosted[*session].released.is_some());
     }
 
     /// Returns the sessions that are not over, and perhaps some that are, the oldest first.
