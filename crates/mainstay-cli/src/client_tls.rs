@@ -66,6 +66,12 @@ pub(crate) struct CertificateFiles {
     pub(crate) key: PathBuf,
 }
 
+/// A certificate, and the settings that name its two files.
+struct Named {
+    settings: [&'static str; 2],
+    files: CertificateFiles,
+}
+
 /// Whether a client must present a certificate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -84,10 +90,13 @@ impl TlsSection {
     }
 
     /// Returns all certificates, in the order in which they are chosen.
-    fn all(&self) -> Vec<CertificateFiles> {
-        let first = self.certificate.iter().zip(&self.key);
-        let first = first.map(|(chain, key)| CertificateFiles { chain: chain.clone(), key: key.clone() });
-        first.chain(self.certificates.iter().cloned()).collect()
+    fn all(&self) -> Vec<Named> {
+        let first = self.certificate.iter().zip(&self.key).map(|(chain, key)| Named {
+            settings: ["certificate", "key"],
+            files: CertificateFiles { chain: chain.clone(), key: key.clone() },
+        });
+        let others = self.certificates.iter().cloned();
+        first.chain(others.map(|files| Named { settings: ["certificates"; 2], files })).collect()
     }
 
     /// Checks what can be checked without the files.
@@ -127,7 +136,7 @@ impl TlsSection {
 
     /// Returns the files whose change is taken into use.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let certificates = self.all().into_iter().flat_map(|files| [files.chain, files.key]);
+        let certificates = self.all().into_iter().flat_map(|named| [named.files.chain, named.files.key]);
         let others = [&self.client_ca, &self.client_crl, &self.ticket_keys].into_iter().flatten();
         certificates.chain(others.cloned()).collect()
     }
@@ -155,7 +164,7 @@ impl TlsSection {
                 };
                 let built = verifier.build();
                 builder.with_client_cert_verifier(
-                    built.map_err(|error| format!("client-ca {}: {error}", file.display()))?,
+                    built.map_err(|error| format!("client-ca: {}: {error}", file.display()))?,
                 )
             }
         };
@@ -183,7 +192,7 @@ impl TlsSection {
     fn client_files(&self) -> Result<Vec<u8>, String> {
         let files = self.client_ca.iter().chain(&self.client_crl);
         let read = files.map(|file| {
-            std::fs::read(file).map_err(|error| format!("client-ca {}: {error}", file.display()))
+            std::fs::read(file).map_err(|error| format!("client-ca: {}: {error}", file.display()))
         });
         Ok(read.collect::<Result<Vec<_>, _>>()?.concat())
     }
@@ -192,10 +201,10 @@ impl TlsSection {
         let Some(file) = &self.client_crl else { return Ok(Vec::new()) };
         let read = CertificateRevocationListDer::pem_file_iter(file)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let lists = read.map_err(|error| format!("client-crl {}: {error}", file.display()))?;
+        let lists = read.map_err(|error| format!("client-crl: {}: {error}", file.display()))?;
         match lists.is_empty() {
             true => Err(format!(
-                "client-crl {}: no revocation list found (-----BEGIN X509 CRL-----)",
+                "client-crl: {}: no revocation list found (-----BEGIN X509 CRL-----)",
                 file.display()
             )),
             false => Ok(lists),
@@ -232,7 +241,7 @@ fn trusted(file: &Path) -> Result<Vec<TrustAnchor<'static>>, String> {
     let anchors = certificates::read(file, "client-ca")?;
     let mut roots = RootCertStore::empty();
     for anchor in anchors {
-        roots.add(anchor).map_err(|error| format!("client-ca {}: {error}", file.display()))?;
+        roots.add(anchor).map_err(|error| format!("client-ca: {}: {error}", file.display()))?;
     }
     Ok(roots.roots)
 }
