@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
-use mainstay::client::{Connector, FailureKind};
+use mainstay::client::FailureKind;
 use mainstay_proto::ws::DeflateParams;
 
 use crate::forward::{self, Forwarding, Network, Scheme};
@@ -21,7 +21,8 @@ use crate::links::Links;
 use crate::request_body::{Broken, Upload};
 use crate::response_body::Download;
 use crate::retry_after;
-use crate::upstream::{PooledConnection, Upstream};
+use crate::stickiness::Stickiness;
+use crate::upstream::{Address, PooledConnection, Upstream};
 use crate::upstream_error::UpstreamError;
 use crate::values;
 
@@ -57,20 +58,23 @@ impl Arguments {
     /// Builds the proxy that these flags describe.
     pub(crate) fn proxy(
         &self,
-        upstream: &Uri,
-        connector: &Connector,
+        addresses: Vec<Address>,
+        stickiness: Stickiness,
         trusted_proxies: &[Network],
         links: &Links,
     ) -> HttpProxy {
         let (answer_timeout, links) = (self.upstream_answer_timeout, links.clone());
+        // All addresses have the same path, and the fallback for a request without a Host is the first one's.
+        let first = addresses.first().map(|address| address.url.clone());
         HttpProxy {
+            stickiness,
             forwarding: Forwarding {
-                upstream: upstream.clone(),
+                upstream: first.unwrap_or_default(),
                 host: self.upstream_host.clone(),
                 fields: self.upstream_headers.clone(),
                 trusted_proxies: trusted_proxies.to_vec(),
             },
-            upstream: Upstream::new(upstream.clone(), connector.clone(), answer_timeout, links.clone()),
+            upstream: Upstream::new(addresses, answer_timeout, links.clone()),
             max_body: self.max_request_body,
             links,
         }
@@ -80,6 +84,8 @@ impl Arguments {
 /// Forwards requests to the backend.
 pub(crate) struct HttpProxy {
     pub(crate) forwarding: Forwarding,
+    /// Which clients go to the same address.
+    pub(crate) stickiness: Stickiness,
     pub(crate) upstream: Arc<Upstream>,
     /// Maximum size of a request's body.
     pub(crate) max_body: Option<u64>,
@@ -107,13 +113,14 @@ impl HttpProxy {
         if self.max_body.is_some_and(|most| body.size_hint().lower() > most) {
             return UpstreamError::Client(Broken::TooLarge).into_response();
         }
+        let key = self.stickiness.key(&head);
         let expects = head.headers.contains_key(header::EXPECT);
         let (upload, progress) = Upload::new(body, self.max_body, expects);
         let first = self.outgoing(&mut head, target.clone(), upload);
         let may_repeat =
             progress.is_none() && matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let again = || may_repeat.then(|| self.outgoing(&mut head, target.clone(), Upload::empty()));
-        match self.upstream.send(first, progress.clone(), again).await {
+        match self.upstream.send(key, first, progress.clone(), again).await {
             Ok((response, _)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 UpstreamError::BadResponse("the backend switched protocols unasked".to_owned())
                     .into_response()

@@ -9,7 +9,7 @@ use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
 use crate::backend_health::Reason;
-use crate::links::{Figures, Links};
+use crate::links::{AddressFigures, Figures, Links};
 use crate::{log, process_metrics};
 
 /// Everything that is served, at one moment.
@@ -54,6 +54,7 @@ impl Snapshot {
         self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
+        self.addresses(&mut families);
         if let Some(cluster) = &self.cluster {
             cluster.render(&mut families);
         }
@@ -209,6 +210,8 @@ impl Snapshot {
             "Attempts to reach the backend or to open a WebSocket that failed, probes included, by reason.";
         to.family("link_attempts_failed_total", "counter", help, &failed);
         to.counter("links_lost_total", "Connections to the backend that were lost.", links.lost);
+        let help = "Connections to the backend that were closed because their client was idle.";
+        to.counter("links_hibernated_total", help, links.rested);
         to.family(
             "link_messages_total",
             "counter",
@@ -236,6 +239,32 @@ impl Snapshot {
         to.counter("http_unanswered_total", help, links.unanswered);
         let help = "Links that found that the backend answers no Ping.";
         to.counter("links_pings_unanswered_total", help, links.pings_unanswered);
+    }
+
+    /// The figures of each address, where there are several.
+    fn addresses(&self, to: &mut Families) {
+        let addresses = &self.links.addresses;
+        if addresses.is_empty() {
+            return;
+        }
+        let mut family = |name: &str, kind: &str, help: &str, value: fn(&AddressFigures) -> u64| {
+            let samples: Vec<_> = addresses
+                .iter()
+                .map(|address| (format!("{{address=\"{}\"}}", escaped(&address.name)), value(address)))
+                .collect();
+            let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+            to.family(name, kind, help, &samples);
+        };
+        let help = "1 if the latest attempt reached this address of the backend, 0 if not.";
+        family("backend_address_up", "gauge", help, |address| address.up.into());
+        let help = "1 while this address is not used because it failed repeatedly.";
+        family("backend_address_ejected", "gauge", help, |address| address.ejected.into());
+        let help = "Links, requests and attempts that use this address now.";
+        family("backend_address_uses", "gauge", help, |address| address.uses);
+        let help = "Attempts at this address that failed, probes included.";
+        family("backend_address_failures_total", "counter", help, |address| address.failures);
+        let help = "Times that this address was ejected.";
+        family("backend_address_ejections_total", "counter", help, |address| address.ejections);
     }
 
     fn process(&self, to: &mut Families) {
@@ -351,6 +380,11 @@ impl Cluster {
     }
 }
 
+/// Returns the value of a label as the format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// The text, one family after the other.
 #[derive(Default)]
 struct Families {
@@ -400,7 +434,16 @@ mod tests {
             kept_for_clients: 5,
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
-            links: Figures { lost: 3, unknown: 2, ..Figures::default() },
+            links: Figures {
+                lost: 3,
+                unknown: 2,
+                addresses: vec![AddressFigures {
+                    name: "ws://a\"b".into(),
+                    uses: 9,
+                    ..AddressFigures::default()
+                }],
+                ..Figures::default()
+            },
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             ..Snapshot::default()
         };
@@ -413,6 +456,7 @@ mod tests {
         for sample in [
             "mainstay_links_lost_total 3\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
+            "mainstay_backend_address_uses{address=\"ws://a\\\"b\"} 9\n",
             "mainstay_queue_bytes{leg=\"client\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
             "mainstay_budget_bytes{kind=\"links\"} 0\n",
@@ -436,6 +480,12 @@ mod tests {
     fn a_gateway_without_a_cluster_serves_no_figures_of_one() {
         let alone = Snapshot::default().render();
         assert!(!alone.contains("engine_up") && !alone.contains("relays"), "{alone}");
+    }
+
+    #[test]
+    fn a_gateway_with_one_address_serves_no_figures_of_single_addresses() {
+        let alone = Snapshot::default().render();
+        assert!(!alone.contains("backend_address"), "{alone}");
     }
 
     #[test]

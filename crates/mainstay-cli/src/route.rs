@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use mainstay::client::Connector;
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
 
@@ -15,6 +14,7 @@ use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
 use crate::routes::MatchRule;
+use crate::when_down::WhenDown;
 
 /// A route and its settings.
 pub(crate) struct Route {
@@ -25,12 +25,14 @@ pub(crate) struct Route {
     pub(crate) rule: MatchRule,
     /// Forwards requests and opening handshakes.
     pub(crate) proxy: HttpProxy,
-    /// Opens connections to the backend.
-    pub(crate) connector: Connector,
     /// The compression to offer to the backend.
     pub(crate) deflate_upstream: Option<DeflateParams>,
     /// How long a plain client is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
+    /// What waits meanwhile.
+    pub(crate) when_down: WhenDown,
+    /// The link of a client that carried no message for this long is closed until the next one.
+    pub(crate) hibernate_after: Option<Duration>,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) limits: Limits,
     /// The settings of the backend's protocol.

@@ -13,7 +13,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
-use mainstay::client::{Connector, Place};
+use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins, Sessions};
 use mainstay::{ConfigError, Limits, Server};
@@ -26,14 +26,18 @@ use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::links::Links;
+use crate::pool::PoolConfig;
 use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::route::Route;
 use crate::routes::{MatchRule, Routes};
 use crate::signals::{self, Stops};
 use crate::successor::{Found, Predecessor};
+use crate::upstream::Address;
+use crate::when_down::WhenDown;
 use crate::{
-    admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, supervisor, tls, values,
+    admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, supervisor, tls,
+    upstream_addresses, upstream_probe, values,
 };
 
 /// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
@@ -83,9 +87,10 @@ pub(crate) struct Arguments {
     listen: SocketAddr,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
-    /// page that shows a live connection and lets you break it.
+    /// page that shows a live connection and lets you break it. May be repeated: each is an address of the same backend, and new
+    /// connections go to the one with the fewest.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
-    upstream: Option<Place>,
+    upstream: Vec<Place>,
     #[command(flatten)]
     tls: tls::Arguments,
     /// How long a plain client is kept while the backend cannot be reached. A client that speaks mainstay.v1 is kept as long
@@ -166,6 +171,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Returns whether requests are forwarded, not served by the demonstration.
+    fn has_backend(&self) -> bool {
+        !self.upstream.is_empty()
+    }
+
     /// Returns the addresses to listen on; `--listen` only if it was given.
     pub(crate) fn addresses(&self, is_listen_given: bool) -> activation::Flags {
         activation::Flags { listen: is_listen_given.then_some(self.listen), admin: self.admin }
@@ -212,19 +222,19 @@ impl From<String> for Failed {
 struct Checked {
     token: Option<Token>,
     settings: Settings,
-    connector: Option<Connector>,
+    addresses: Vec<Address>,
     cluster: Option<ClusterConfig>,
 }
 
 impl Checked {
     fn new(arguments: &Arguments) -> Result<Self, String> {
         let (token, settings) = (admin_token(arguments)?, arguments.profile.settings()?);
-        arguments.cluster.check(arguments.upstream.is_some(), &settings)?;
-        let purpose = arguments.upstream.as_ref().map_or_else(String::new, ToString::to_string);
-        let cluster = arguments.cluster.config(&purpose)?;
-        let connector =
-            arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        Ok(Self { token, settings, connector, cluster })
+        arguments.cluster.check(arguments.has_backend(), &settings)?;
+        let purpose: Vec<String> = arguments.upstream.iter().map(ToString::to_string).collect();
+        let cluster = arguments.cluster.config(&purpose.join(" "))?;
+        let connectors = arguments.tls.connectors(&arguments.upstream)?;
+        let addresses = upstream_addresses::addresses(&arguments.upstream, connectors)?;
+        Ok(Self { token, settings, addresses, cluster })
     }
 }
 
@@ -244,9 +254,9 @@ fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
 /// Returns the configuration of the library.
 fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
     let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
-        let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
-        let ports = over_tcp.and_then(|_| descriptors::local_ports());
-        descriptors::max_sessions(files, arguments.upstream.is_some(), ports)
+        let is_over_tcp = arguments.upstream.iter().any(|place| place.socket.is_none());
+        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        descriptors::max_sessions(files, arguments.has_backend(), ports)
     });
     let admission = AdmissionConfig {
         connections: Some(arguments.max_connections.unwrap_or(most)),
@@ -278,22 +288,21 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
 
 /// Serves until the drain is over.
 async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
-    let Checked { token, settings, connector, cluster } = checked;
+    let Checked { token, settings, addresses, cluster } = checked;
     let files = descriptors::raise_limit();
-    let most = descriptors::max_connections(files, arguments.upstream.is_some());
+    let most = descriptors::max_connections(files, arguments.has_backend());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
     let config = config(&arguments, limits, files, most)?;
     let mainstay = Server::new(match cluster {
         Some(cluster) => config.cluster(cluster),
         None => config,
     });
-    let links = Links::default();
-    let app = match &arguments.upstream {
-        None => builtin::router(arguments.cluster.movable),
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default();
-            gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
-        }
+    let links = upstream_addresses::links(&addresses, PoolConfig::default(), None);
+    let app = if arguments.has_backend() {
+        gateway(&arguments, addresses, settings, limits, &links, &mainstay)
+    } else {
+        links.reached(0);
+        builtin::router(arguments.cluster.movable)
     };
     let clients = listen(activated.clients, arguments.listen, "--listen")?;
     let admin = arguments.admin.map(|address| listen(activated.admin, address, "--admin")).transpose()?;
@@ -303,14 +312,6 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     let Listening { listener, predecessor, is_activated } = clients;
     let draining = Arc::new(Notify::new());
     let passed = passed_on(&listener, is_activated, &mainstay, &draining);
-    match &arguments.upstream {
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
-            let connector = connector.map_err(|error| error.to_string())?;
-            tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
-        }
-        None => links.reached(),
-    }
     if let Err(error) = mainstay.join().await {
         let (line, code) = arguments.cluster.explain(&error);
         return Err(Failed { line, code });
@@ -327,7 +328,7 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     }
     let server =
         mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
-    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
+    let server = if arguments.has_backend() { server.preserve_header_case() } else { server };
     supervisor::ready(&format!("serving clients at {address}"));
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, links.clone(), mainstay.clone());
@@ -340,19 +341,20 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
 /// Returns the router that forwards every request to the backend of its route.
 fn gateway(
     arguments: &Arguments,
-    upstream: &Place,
-    connector: Connector,
+    addresses: Vec<Address>,
     settings: Settings,
     limits: Limits,
     links: &Links,
     server: &Server,
 ) -> Router {
+    let stickiness = settings.stickiness.clone();
     let route = Route {
         name: "default".into(),
         rule: MatchRule::default(),
-        proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, links),
-        connector,
+        proxy: arguments.proxy.proxy(addresses, stickiness, &arguments.trusted_proxy, links),
         upstream_wait: arguments.upstream_wait,
+        when_down: WhenDown::default(),
+        hibernate_after: None,
         deflate_upstream: arguments.proxy.deflate(),
         heartbeats: arguments.heartbeats.clone(),
         limits,
@@ -366,13 +368,11 @@ fn gateway(
         movable: arguments.cluster.movable,
     };
     let _ = route.proxy.upstream.server.set(server.clone());
+    upstream_probe::Prober::default().start(&route.proxy.upstream, links);
     let routes = Arc::new(Routes::new(vec![Arc::new(route)]));
     let gateway = Gateway { server: server.clone(), routes };
     Router::new().fallback(any(respond)).with_state(gateway)
 }
-
-/// How long a probe of the backend may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Builds the lifetime limits. The parsers of the flags checked each bound.
 fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
@@ -448,13 +448,13 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predeces
 /// Prints the listen address, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
 fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>, server: &Server) {
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
-    lines.push(match &arguments.upstream {
-        Some(upstream) => format!("  forwarding to {upstream}"),
-        None => {
-            "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours".into()
-        }
+    let upstreams: Vec<String> = arguments.upstream.iter().map(ToString::to_string).collect();
+    lines.push(if arguments.has_backend() {
+        format!("  forwarding to {}", upstreams.join(" "))
+    } else {
+        "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours".into()
     });
-    if arguments.upstream.is_none() {
+    if !arguments.has_backend() {
         lines.push(format!("  a live connection to watch and break: http://{address}/"));
     }
     if let Some(status) = server.cluster() {
@@ -463,7 +463,7 @@ fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpLi
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }
-    let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
+    let path = if arguments.has_backend() { "/" } else { "/echo" };
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
     lines.push(String::new());
     let banner = lines.join("\n");

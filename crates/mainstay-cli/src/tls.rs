@@ -36,16 +36,13 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Builds the connector to the backend at `place`.
-    pub(crate) fn connector(&self, place: &Place) -> Result<Connector, String> {
+    /// Builds the connector to each of these places. They share one configuration of TLS.
+    pub(crate) fn connectors(&self, places: &[Place]) -> Result<Vec<Connector>, String> {
         let mut connector = Connector::default();
-        if let Some(socket) = &place.socket {
-            connector = connector.unix(socket);
-        }
         let identity = self.upstream_cert.as_deref().zip(self.upstream_key.as_deref());
         let is_configured =
             self.upstream_ca.is_some() || identity.is_some() || self.upstream_server_name.is_some();
-        if is_configured && place.url.scheme_str() != Some("wss") {
+        if is_configured && !places.iter().all(|place| place.url.scheme_str() == Some("wss")) {
             return Err("--upstream-ca, --upstream-cert, --upstream-key and --upstream-server-name require a backend \
                         that speaks TLS: write --upstream wss://..."
                 .to_owned());
@@ -58,7 +55,11 @@ impl Arguments {
             let config = config(self.upstream_ca.as_deref(), identity);
             connector = connector.tls(config.map_err(|error| format!("--upstream-{error}"))?);
         }
-        Ok(connector)
+        let at = |place: &Place| match &place.socket {
+            Some(socket) => connector.clone().unix(socket),
+            None => connector.clone(),
+        };
+        Ok(places.iter().map(at).collect())
     }
 }
 
