@@ -14,8 +14,8 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::FailureKind;
-use mainstay_proto::ws::DeflateParams;
 
+use crate::config::RouteSection;
 use crate::forward::{self, Forwarding, Network, Scheme};
 use crate::links::Links;
 use crate::request_body::{Broken, Upload};
@@ -49,38 +49,6 @@ pub(crate) struct Arguments {
     max_request_body: Option<u64>,
 }
 
-impl Arguments {
-    /// Returns the compression to offer to the backend.
-    pub(crate) fn deflate(&self) -> Option<DeflateParams> {
-        self.upstream_deflate.then(DeflateParams::default)
-    }
-
-    /// Builds the proxy that these flags describe.
-    pub(crate) fn proxy(
-        &self,
-        addresses: Vec<Address>,
-        stickiness: Stickiness,
-        trusted_proxies: &[Network],
-        links: &Links,
-    ) -> HttpProxy {
-        let (answer_timeout, links) = (self.upstream_answer_timeout, links.clone());
-        // All addresses have the same path, and the fallback for a request without a Host is the first one's.
-        let first = addresses.first().map(|address| address.url.clone());
-        HttpProxy {
-            stickiness,
-            forwarding: Forwarding {
-                upstream: first.unwrap_or_default(),
-                host: self.upstream_host.clone(),
-                fields: self.upstream_headers.clone(),
-                trusted_proxies: trusted_proxies.to_vec(),
-            },
-            upstream: Upstream::new(addresses, answer_timeout, links.clone()),
-            max_body: self.max_request_body,
-            links,
-        }
-    }
-}
-
 /// Forwards requests to the backend.
 pub(crate) struct HttpProxy {
     pub(crate) forwarding: Forwarding,
@@ -93,6 +61,33 @@ pub(crate) struct HttpProxy {
 }
 
 impl HttpProxy {
+    /// Builds the proxy of a route to these addresses.
+    pub(crate) fn new(
+        route: &RouteSection,
+        addresses: Vec<Address>,
+        stickiness: Stickiness,
+        trusted_proxies: Vec<Network>,
+        links: &Links,
+    ) -> Self {
+        let section = &route.upstream;
+        let rule = route.rule();
+        // All addresses have the same path, and a request without a Host gets the first one's.
+        let first = addresses.first().map(|address| address.url.clone());
+        HttpProxy {
+            stickiness,
+            forwarding: Forwarding {
+                upstream: first.unwrap_or_default(),
+                strips: rule.stripped(),
+                host: section.host.as_ref().map(|host| host.0.clone()),
+                fields: section.fields(),
+                trusted_proxies,
+            },
+            upstream: Upstream::new(addresses, section.answer_timeout, links.clone()),
+            max_body: route.limits.request_body,
+            links: links.clone(),
+        }
+    }
+
     /// Forwards a request and returns the response.
     pub(crate) async fn forward(&self, request: Request) -> Response {
         let response = self.respond(request).await;

@@ -16,6 +16,7 @@ use http::StatusCode;
 use mainstay::client::{Sender, State};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
+use tokio::task::AbortHandle;
 
 pub(crate) use self::addresses::{AddressFigures, DueProbes, Lease, hash};
 use self::addresses::{Addresses, Health};
@@ -34,8 +35,10 @@ pub(crate) struct Links(Arc<Shared>);
 
 struct Shared {
     addresses: Addresses,
-    figures: Counters,
-    open: Mutex<Slab<Sender>>,
+    /// The tasks that probe the addresses.
+    probing: Mutex<Vec<AbortHandle>>,
+    figures: Arc<Counters>,
+    open: Arc<Mutex<Slab<Sender>>>,
 }
 
 #[derive(Default)]
@@ -122,6 +125,39 @@ pub(crate) struct Figures {
     pub(crate) unanswered: u64,
 }
 
+impl Figures {
+    /// Adds the figures of several links up. The backends are up if each is.
+    pub(crate) fn sum(all: impl Iterator<Item = Self>) -> Self {
+        all.fold(Self { up: true, ..Self::default() }, |sum, one| Self {
+            up: sum.up && one.up,
+            addresses: Vec::new(),
+            attached: sum.attached + one.attached,
+            failed: added(sum.failed, one.failed),
+            refused: added(sum.refused, one.refused),
+            unreached: sum.unreached + one.unreached,
+            lost: sum.lost + one.lost,
+            rested: sum.rested + one.rested,
+            dead_silent: sum.dead_silent + one.dead_silent,
+            dead_frozen: sum.dead_frozen + one.dead_frozen,
+            dead_stalled: sum.dead_stalled + one.dead_stalled,
+            unknown: sum.unknown + one.unknown,
+            not_delivered: sum.not_delivered + one.not_delivered,
+            undeliverable: sum.undeliverable + one.undeliverable,
+            prologues: sum.prologues + one.prologues,
+            prologues_failed: sum.prologues_failed + one.prologues_failed,
+            pings_unanswered: sum.pings_unanswered + one.pings_unanswered,
+            kept_bytes: sum.kept_bytes + one.kept_bytes,
+            unread_bytes: sum.unread_bytes + one.unread_bytes,
+            requests: added(sum.requests, one.requests),
+            unanswered: sum.unanswered + one.unanswered,
+        })
+    }
+}
+
+fn added<const N: usize>(one: [u64; N], other: [u64; N]) -> [u64; N] {
+    std::array::from_fn(|at| one.get(at).zip(other.get(at)).map_or(0, |(one, other)| one + other))
+}
+
 impl Default for Links {
     /// Links to the only address.
     fn default() -> Self {
@@ -133,7 +169,42 @@ impl Links {
     /// Links to these addresses, one at least. `interval`: of probes while an address is up.
     pub(crate) fn new(addresses: &[Box<str>], pool: PoolConfig, interval: Option<Duration>) -> Self {
         let addresses = Addresses::new(Instant::now(), addresses, pool, interval);
-        Self(Arc::new(Shared { addresses, figures: Counters::default(), open: Mutex::default() }))
+        let (probing, figures, open) = (Mutex::default(), Arc::default(), Arc::default());
+        Self(Arc::new(Shared { addresses, probing, figures, open }))
+    }
+
+    /// Lets these links continue the figures of others, which went to other addresses.
+    pub(crate) fn continuing(self, others: &Self) -> Self {
+        let figures = Arc::clone(&others.0.figures);
+        let open = Arc::clone(&others.0.open);
+        match Arc::try_unwrap(self.0) {
+            Ok(shared) => Self(Arc::new(Shared { figures, open, ..shared })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// Returns whether these links and others report to the same backend's health.
+    pub(crate) fn are(&self, others: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &others.0)
+    }
+
+    /// Returns whether these links and others have one set of figures.
+    pub(crate) fn share_figures(&self, others: &Self) -> bool {
+        Arc::ptr_eq(&self.0.figures, &others.0.figures)
+    }
+
+    /// Starts the tasks that probe the addresses. Does nothing if they run.
+    pub(crate) fn start_probing(&self, start: impl FnOnce() -> Vec<AbortHandle>) {
+        let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        if probing.is_empty() {
+            *probing = start();
+        }
+    }
+
+    /// Ends the probes.
+    pub(crate) fn stop_probing(&self) {
+        let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        probing.drain(..).for_each(|task| task.abort());
     }
 
     /// Counts one more link until its monitor is dropped. Call it before the link dials. `dialled`: its addresses, if there are

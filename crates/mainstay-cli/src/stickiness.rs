@@ -13,7 +13,6 @@ use crate::links::hash;
 use crate::principal;
 
 /// What a client sticks by.
-#[allow(dead_code)] // The configuration file names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Stickiness {
     /// Nothing: each request goes to the address with the fewest uses.
@@ -32,7 +31,6 @@ impl Stickiness {
     ///
     /// # Errors
     /// It is none of them, or the name is none.
-    #[allow(dead_code)] // The configuration file names it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || "write off, address, cookie:NAME or query:NAME, for example cookie:io".to_owned();
         match (text, text.split_once(':')) {

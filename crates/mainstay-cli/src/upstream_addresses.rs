@@ -2,8 +2,6 @@
 
 use mainstay::client::{Connector, Place};
 
-use crate::links::Links;
-use crate::pool::PoolConfig;
 use crate::upstream::Address;
 
 /// Maximum number of addresses of one backend.
@@ -12,19 +10,23 @@ const MAX_ADDRESSES: usize = 256;
 /// Pairs each place with its connector.
 ///
 /// # Errors
-/// The places cannot be addresses of one backend: a path or a scheme differs, or one of them is there twice.
-pub(crate) fn addresses(places: &[Place], connectors: Vec<Connector>) -> Result<Vec<Address>, String> {
-    if places.len() > MAX_ADDRESSES {
-        return Err(format!("--upstream: at most {MAX_ADDRESSES} addresses; these are {}", places.len()));
+/// Begins with the field. The places cannot be addresses of one backend: a path or a scheme differs, or one of them is there
+/// twice.
+pub(crate) fn addresses<'a>(
+    places: impl Iterator<Item = &'a Place>,
+    connectors: Vec<Connector>,
+) -> Result<Vec<Address>, String> {
+    if connectors.len() > MAX_ADDRESSES {
+        return Err(format!("addresses: must be at most {MAX_ADDRESSES}; these are {}", connectors.len()));
     }
-    let mut addresses: Vec<Address> = Vec::with_capacity(places.len());
-    for (place, connector) in places.iter().zip(connectors) {
+    let mut addresses: Vec<Address> = Vec::with_capacity(connectors.len());
+    for (place, connector) in places.zip(connectors) {
         let address = Address { name: place.to_string().into(), url: place.url.clone(), connector };
         if let Some(first) = addresses.first() {
             check(first, &address)?;
         }
         if addresses.iter().any(|other| other.name == address.name) {
-            return Err(format!("--upstream {}: is there twice; remove one", address.name));
+            return Err(format!("addresses: {} is there twice; remove one", address.name));
         }
         addresses.push(address);
     }
@@ -35,20 +37,12 @@ pub(crate) fn addresses(places: &[Place], connectors: Vec<Connector>) -> Result<
 fn check(first: &Address, other: &Address) -> Result<(), String> {
     let (one, another) = (&first.name, &other.name);
     if first.url.path() != other.url.path() {
-        return Err(format!("--upstream {another}: must have the same path as {one}"));
+        return Err(format!("addresses: {another} must have the same path as {one}"));
     }
     if first.url.scheme() != other.url.scheme() {
-        return Err(format!("--upstream {another}: must have TLS if {one} has it, and none otherwise"));
+        return Err(format!("addresses: {another} must have TLS if {one} has it, and none otherwise"));
     }
     Ok(())
-}
-
-/// Returns the links to these addresses.
-pub(crate) fn links(addresses: &[Address], pool: PoolConfig, interval: Option<std::time::Duration>) -> Links {
-    match addresses.iter().map(|address| address.name.clone()).collect::<Vec<_>>().as_slice() {
-        [] => Links::default(),
-        names => Links::new(names, pool, interval),
-    }
 }
 
 #[cfg(test)]
@@ -57,7 +51,7 @@ mod tests {
 
     fn check(places: &[&str]) -> Result<usize, String> {
         let places: Vec<Place> = places.iter().map(|place| crate::values::upstream(place).unwrap()).collect();
-        addresses(&places, vec![Connector::default(); places.len()]).map(|addresses| addresses.len())
+        addresses(places.iter(), vec![Connector::default(); places.len()]).map(|addresses| addresses.len())
     }
 
     #[test]
@@ -66,7 +60,7 @@ mod tests {
         assert_eq!(check(&["ws://a:1/x", "ws://a:2/x", "http://b:1/x"]), Ok(3));
         assert_eq!(check(&["ws://a:1", "unix:/run/app.sock"]), Ok(2));
         for (places, words) in [
-            (&["ws://a/x", "ws://b/y"][..], "ws://b/y: must have the same path as ws://a/x"),
+            (&["ws://a/x", "ws://b/y"][..], "ws://b/y must have the same path as ws://a/x"),
             (&["ws://a", "wss://b"], "must have TLS if ws://a/ has it"),
             (&["ws://a", "ws://b", "ws://a"], "is there twice; remove one"),
         ] {

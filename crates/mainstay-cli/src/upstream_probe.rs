@@ -3,7 +3,6 @@
 //! A probe by TCP opens a connection, with TLS for wss://, and closes it: without a byte of HTTP. One by HTTP or WebSocket
 //! asks the backend itself, for one that accepts connections while it cannot serve.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,7 +20,6 @@ use crate::links::Links;
 use crate::upstream::Upstream;
 
 /// What a probe asks for.
-#[allow(dead_code)] // The configuration file names it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// A connection.
@@ -51,23 +49,27 @@ impl Default for Prober {
 }
 
 impl Prober {
-    /// Probes every address whenever that is due, in a task for each, until the backend's route is gone.
-    pub(crate) fn start(&self, upstream: &Arc<Upstream>, links: &Links) {
-        for number in 0..links.count() {
-            let Some(address) = upstream.address(number) else { continue };
-            let Ok(connector) = address.connector.clone().timeout(self.timeout) else { continue };
-            let probe = Probe { prober: self.clone(), url: address.url.clone(), connector };
-            let due = links.probes(number);
-            tokio::spawn(async move {
-                while let Some(links) = due.next().await {
-                    probe.run(&links, number).await;
-                }
-            });
-        }
+    /// Probes every address whenever that is due, in a task for each. Does nothing if they are probed already.
+    pub(crate) fn start(&self, upstream: &Upstream, links: &Links) {
+        links.start_probing(|| {
+            let probe = |number| {
+                let address = upstream.address(number)?;
+                let connector = address.connector.clone().timeout(self.timeout).ok()?;
+                let probe = Probe { prober: self.clone(), url: address.url.clone(), connector };
+                let (due, links) = (links.probes(number), links.clone());
+                let probing = async move {
+                    loop {
+                        due.next().await;
+                        probe.run(&links, number).await;
+                    }
+                };
+                Some(tokio::spawn(probing).abort_handle())
+            };
+            (0..links.count()).filter_map(probe).collect()
+        });
     }
 }
 
-#[derive(Clone)]
 struct Probe {
     prober: Prober,
     url: Uri,

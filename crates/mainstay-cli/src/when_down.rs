@@ -6,8 +6,11 @@
 use std::time::{Duration, Instant};
 
 /// What happens while no address of the backend can be reached.
-#[allow(dead_code)] // The configuration file names it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 pub(crate) enum Policy {
     /// Clients and their messages wait.
     #[default]

@@ -1,12 +1,12 @@
 //! The addresses of one backend: the health of each, and the pool that chooses among them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use tokio::sync::Notify;
 
-use super::{Links, Shared, is_unavailable};
+use super::{Links, is_unavailable};
 use crate::backend_health::{self, BackendHealth, Failure, Line};
 use crate::pool::{Fault, Pool, PoolConfig, PoolEvent};
 
@@ -53,9 +53,9 @@ impl Lease {
     }
 }
 
-/// The probes of one address that are due. It does not keep the links.
+/// The probes of one address that are due.
 pub(crate) struct DueProbes {
-    links: Weak<Shared>,
+    links: Links,
     changed: Arc<Notify>,
     address: usize,
 }
@@ -63,20 +63,18 @@ pub(crate) struct DueProbes {
 impl DueProbes {
     pub(super) fn new(links: &Links, address: usize) -> Self {
         let changed = links.0.addresses.changed.get(address).cloned().unwrap_or_default();
-        Self { links: Arc::downgrade(&links.0), changed, address }
+        Self { links: links.clone(), changed, address }
     }
 
-    /// Waits for the next probe that is due. `None`: the links are gone.
-    pub(crate) async fn next(&self) -> Option<Links> {
+    /// Waits for the next probe that is due.
+    pub(crate) async fn next(&self) {
         loop {
             let due = {
-                let links = Links(self.links.upgrade()?);
-                let now = Instant::now();
-                let is_due = |health: &mut Health| Some(health.backend(self.address)?.poll_probe(now));
-                if is_due(&mut links.0.addresses.health())? {
-                    return Some(links);
+                let mut health = self.links.0.addresses.health();
+                if health.backend(self.address).is_some_and(|backend| backend.poll_probe(Instant::now())) {
+                    return;
                 }
-                links.0.addresses.health().next_probe(self.address)
+                health.next_probe(self.address)
             };
             let due = async {
                 match due {
@@ -89,12 +87,6 @@ impl DueProbes {
                 () = self.changed.notified() => {}
             }
         }
-    }
-}
-
-impl Drop for Addresses {
-    fn drop(&mut self) {
-        self.changed.iter().for_each(|changed| changed.notify_one());
     }
 }
 
