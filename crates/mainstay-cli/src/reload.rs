@@ -119,16 +119,15 @@ pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals
     state.live.routes.reloads.count_read();
     let (mut changes, mut watched) = watch(&state);
     loop {
-        tokio::select! {
+        let cause = tokio::select! {
             signal = signals.0.recv() => match signal {
-                Some(()) => supervisor::reloading(),
+                Some(()) => "SIGHUP",
                 None => return,
             },
-            Some(()) = changes.recv() => {
-                tracing::info!("a file of the configuration has changed");
-            }
-        }
-        state = match tokio::task::spawn_blocking(|| state.reload()).await {
+            Some(()) = changes.recv() => "a file has changed",
+        };
+        supervisor::reloading();
+        state = match tokio::task::spawn_blocking(|| state.reload(cause)).await {
             Ok(state) => state,
             // The panic is in the log.
             Err(_) => return,
@@ -149,7 +148,7 @@ struct State {
 
 impl State {
     /// Reads the configuration and puts it in force, or keeps the one before.
-    fn reload(mut self) -> Self {
+    fn reload(mut self, cause: &'static str) -> Self {
         let started = Instant::now();
         let figures = &self.live.routes.reloads;
         let applied = self.sources.load().and_then(|loaded| {
@@ -165,14 +164,14 @@ impl State {
             Err(problems) => {
                 figures.count_refused();
                 for problem in problems.iter().take(MAX_LINES) {
-                    tracing::error!(%problem, "the configuration is wrong, and the one before stays in force");
+                    tracing::error!(cause, %problem, "the configuration is wrong, and the one before stays in force");
                 }
                 return self;
             }
         };
         figures.count_done();
         let millis = started.elapsed().as_millis() as u64;
-        tracing::info!(added, changed, removed, millis, "the configuration was reloaded");
+        tracing::info!(cause, added, changed, removed, millis, "the configuration was reloaded");
         let mut waiting = loaded.changed_for_restart(&self.in_force);
         if !is_possible {
             waiting.push("the first or the last of the routes".to_owned());

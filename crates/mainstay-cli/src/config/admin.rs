@@ -19,11 +19,11 @@ impl Section {
     pub(crate) fn check(&self) -> Result<(), String> {
         match &self.listen {
             Some(listen) => values::address(listen).map(drop).map_err(|error| format!("listen: {listen:?}: {error}")),
-            None if self.token_file.is_some() => {
-                Err("token-file: needs <admin.listen>: without it there is no /metrics; add <admin.listen>, or remove \
-                     <admin.token-file>"
-                    .to_owned())
-            }
+            None if self.token_file.is_some() => Err(
+                "token-file: needs <admin.listen>: without it there is no /metrics; add <admin.listen>, or remove \
+                 <admin.token-file>"
+                    .to_owned(),
+            ),
             None => Ok(()),
         }
     }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use mainstay::cluster::Engine;
 
-use super::Config;
 use super::text::{Expected, Text, Written};
 use crate::{cluster, values};
 
@@ -59,8 +58,8 @@ impl Section {
         ];
         match without_engine.into_iter().find(|(_, is_set)| *is_set && self.engine.is_none()) {
             Some((field, _)) => Err(format!(
-                "{field}: needs <cluster.engine>: without it <cluster.{field}> has no effect; add <cluster.engine>, or \
-                 remove <cluster.{field}>"
+                "{field}: needs <cluster.engine>: without it it has no effect; add <cluster.engine>, or remove \
+                 <cluster.{field}>"
             )),
             None => Ok(()),
         }
@@ -68,19 +67,6 @@ impl Section {
 
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         self.password_file.iter().cloned().collect()
-    }
-
-    /// Checks the cluster against the rest of the configuration. Returns a mistake with its key.
-    pub(super) fn check_with(&self, config: &Config) -> Result<(), (&'static str, String)> {
-        if config.state_dir.is_some() && self.engine.is_some() {
-            return Err((
-                "state-dir",
-                "<state-dir> contradicts <cluster.engine>: in a cluster another node continues the sessions at once, and a \
-                 session in a file would wait for this node; remove one of them"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
     }
 }
 

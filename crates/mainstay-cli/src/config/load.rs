@@ -12,7 +12,8 @@ use super::guess::{node_at, unknown, unknown_keys};
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, split};
 use super::schema::{Kind, Node};
-use super::{Config, NEEDS_RESTART};
+use super::{Config, NEEDS_RESTART, RouteSection};
+use crate::profiles::BackendLoss;
 use crate::variables::{self, UnknownVariable};
 
 /// Where settings come from. The file is read again for a reload; the rest is as it was when the process started.
@@ -218,22 +219,45 @@ impl Loaded {
         wrong
     }
 
+    /// Returns what the sections contradict in each other.
     fn contradictions(&self) -> Vec<Problem> {
+        let (config, has_backend) = (&self.config, !self.is_demonstration());
         let mut wrong = Vec::new();
-        if let Err((key, what)) = self.config.cluster.check_with(&self.config) {
-            wrong.push(self.problem(split(key), &what));
+        if config.state_dir.is_some() && config.cluster.engine.is_some() {
+            let what = "<state-dir> contradicts <cluster.engine>: in a cluster another node continues the sessions at \
+                        once, and a session in a file would wait for this node; remove one of them";
+            wrong.push(self.problem_at("state-dir", what));
         }
-        if !self.is_demonstration() {
-            let routes = self.config.routes.iter();
-            for (name, _) in routes.filter(|(_, route)| route.upstream.addresses.is_empty()) {
-                let key = flags::in_route("routes.*.upstream.addresses", name);
-                wrong.push(
-                    self.problem(key, "is missing; name a backend, for example [\"ws://127.0.0.1:3000\"]"),
-                );
+        for (name, route) in &config.routes {
+            let problem =
+                |key: &str, what: &str| self.problem(flags::in_route(&format!("routes.*.{key}"), name), what);
+            if has_backend && route.upstream.addresses.is_empty() {
+                let what = "is missing; name a backend, for example [\"ws://127.0.0.1:3000\"]";
+                wrong.push(problem("upstream.addresses", what));
             }
+            wrong.extend(self.cannot_move(route, has_backend).map(|what| problem("session.movable", what)));
         }
         wrong.extend(self.same_rules());
         wrong
+    }
+
+    /// Returns why the sessions of a route cannot move, if they are said to.
+    fn cannot_move(&self, route: &RouteSection, has_backend: bool) -> Option<&'static str> {
+        let has_place = self.config.cluster.engine.is_some() || self.config.state_dir.is_some();
+        let keeps = || {
+            let settings = route.profile.settings();
+            settings.is_ok_and(|settings| settings.on_backend_loss == BackendLoss::Keep)
+        };
+        match route.session.movable {
+            true if !has_place => Some(
+                "<session.movable> requires a place for the sessions: add <cluster.engine> URL, or <state-dir> DIR for one node",
+            ),
+            true if has_backend && !keeps() => Some(
+                "<session.movable> requires <profile.on-backend-loss> keep, or a profile with it: a session that moves gets a \
+                 new connection to the backend, and with renew its client would start again anyway",
+            ),
+            _ => None,
+        }
     }
 
     /// Returns the routes that take exactly what another one takes.

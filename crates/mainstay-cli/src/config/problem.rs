@@ -41,19 +41,24 @@ pub(crate) struct Problem {
 }
 
 impl fmt::Display for Problem {
+    /// Writes the place and the key before the text, unless the text begins with them.
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.origin {
-            // The line of a setting that is missing is nowhere.
-            Origin::Default => {}
-            _ => write!(to, "{}: ", self.origin)?,
-        }
-        // A flag or a variable names its setting already.
-        let names_key = matches!(self.origin, Origin::Default | Origin::File { .. });
-        if names_key && !self.key.is_empty() {
-            write!(to, "{}: ", joined(&self.key))?;
-        }
         let words = self.what.split_whitespace().collect::<Vec<_>>().join(" ");
-        write!(to, "{words}")
+        let (place, key) = (self.origin.to_string(), joined(&self.key));
+        match self.origin {
+            // The place of a setting that is missing is nowhere.
+            Origin::Default => {}
+            // A flag or a variable stands for its key.
+            Origin::Flag(_) | Origin::Variable(_) if words.starts_with(&place) => {
+                return to.write_str(&words);
+            }
+            Origin::Flag(_) | Origin::Variable(_) => return write!(to, "{place}: {words}"),
+            Origin::File { .. } => write!(to, "{place}: ")?,
+        }
+        match key.is_empty() || words.starts_with(&key) {
+            true => to.write_str(&words),
+            false => write!(to, "{key}: {words}"),
+        }
     }
 }
 
