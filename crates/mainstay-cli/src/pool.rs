@@ -70,6 +70,28 @@ pub(crate) enum PoolEvent {
     Returned { address: usize, after: Duration },
 }
 
+impl PoolEvent {
+    pub(crate) fn address(self) -> usize {
+        match self {
+            Self::Ejected { address, .. } | Self::Returned { address, .. } => address,
+        }
+    }
+}
+
+/// Writes an event to the log.
+pub(crate) fn log(event: PoolEvent, address: Option<&str>) {
+    match event {
+        PoolEvent::Ejected { within, failures, .. } => {
+            let seconds = within.as_secs_f64();
+            tracing::warn!(address, failures, seconds, "an address of the backend is not used for a while");
+        }
+        PoolEvent::Returned { after, .. } => {
+            let seconds = (after.as_secs_f64() * 10.0).round() / 10.0;
+            tracing::info!(address, seconds, "an address of the backend is used again");
+        }
+    }
+}
+
 /// The machine; see the module.
 #[derive(Debug)]
 pub(crate) struct Pool {

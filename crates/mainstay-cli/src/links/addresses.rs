@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::{Links, is_unavailable};
 use crate::backend_health::{self, BackendHealth, Failure, Line};
-use crate::pool::{Fault, Pool, PoolConfig, PoolEvent};
+use crate::pool::{self, Fault, Pool, PoolConfig, PoolEvent};
 
 /// The addresses, in the order of the configuration.
 pub(super) struct Addresses {
@@ -145,21 +145,7 @@ impl Addresses {
         let name = |address: usize| self.names.get(address).filter(|_| self.count() > 1).map(|name| &**name);
         lines.into_iter().for_each(|line| backend_health::log(line, name(address)));
         for event in events {
-            match event {
-                PoolEvent::Ejected { address, within, failures } => {
-                    let (address, seconds) = (name(address), within.as_secs_f64());
-                    tracing::warn!(
-                        address,
-                        failures,
-                        seconds,
-                        "an address of the backend is not used for a while"
-                    );
-                }
-                PoolEvent::Returned { address, after } => {
-                    let (address, seconds) = (name(address), after.as_secs_f64());
-                    tracing::info!(address, seconds, "an address of the backend is used again");
-                }
-            }
+            pool::log(event, name(event.address()));
         }
         result
     }

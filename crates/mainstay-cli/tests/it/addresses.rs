@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use mainstay::client::{Event, ReasonCode};
@@ -135,7 +135,7 @@ async fn connect(gateway: &Gateway) -> Link {
     Link::builder(&gateway.url).unwrap().connect_once().await.unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_are_spread_over_the_addresses_and_each_request_over_http_too() {
     let [a, b] = [Address::start("a").await, Address::start("b").await];
     let gateway = gateway(&[&a, &b], "", "");
@@ -168,7 +168,7 @@ async fn clients_are_spread_over_the_addresses_and_each_request_over_http_too() 
     assert_eq!(names, ['a', 'a', 'b', 'b']);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_cannot_reach_an_address_goes_to_the_next_at_once() {
     let [a, b] = [Address::down("a").await, Address::start("b").await];
     let gateway = gateway(&[&a, &b], "", "");
@@ -241,7 +241,7 @@ async fn a_session_whose_address_stops_goes_on_at_another_without_a_loss() {
 async fn an_address_that_refuses_handshakes_is_ejected_although_it_accepts_connections() {
     let [a, b] = [Address::start("a").await, Address::start("b").await];
     a.health.store(503, Relaxed);
-    let gateway = gateway(&[&a, &b], "health.ejection = \"1h\"", "");
+    let gateway = gateway(&[&a, &b], "health = { ejection = \"1h\", longest-ejection = \"1h\" }", "");
     let mut clients = Vec::new();
     for _ in 0..12 {
         let mut client = connect(&gateway).await;
@@ -252,7 +252,7 @@ async fn an_address_that_refuses_handshakes_is_ejected_although_it_accepts_conne
     }
     gateway.wait_for_metric(&of("backend_address_ejected", &a), 1.0).await;
     assert_eq!(gateway.metric(&of("backend_address_up", &a)), 1.0, "it can be reached");
-    assert_eq!(gateway.metric("refused_total{route=\"r\",reason=\"backend_5xx\"}"), 0.0);
+    assert_eq!(gateway.metric("refused_total{reason=\"backend_5xx\"}"), 0.0);
 }
 
 #[tokio::test]
@@ -274,7 +274,7 @@ async fn a_probe_by_http_or_websocket_ejects_an_address_and_returns_it_without_a
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_with_one_key_get_one_address() {
     let [a, b] = [Address::start("a").await, Address::start("b").await];
     let gateway = gateway(&[&a, &b], "sticky = \"query:sid\"", "");
@@ -312,12 +312,12 @@ async fn a_new_client_is_refused_at_once_where_nothing_waits() {
         let [a, b] = [Address::down("a").await, Address::down("b").await];
         let gateway = gateway(&[&a, &b], &format!("when-down = \"{policy}\"\nwait = \"1h\""), "");
         let (head, _) = Frames::connect(gateway.address(), "/", "").await;
-        assert!(head.starts_with("HTTP/1.1 503") && head.contains("retry-after: "), "{head}");
+        assert!(head.starts_with("HTTP/1.1 503") && head.contains("Retry-After: "), "{head}");
         let session = Client::builder(&gateway.url).unwrap().connect();
         let (code, reason) = end(&session).await;
         assert_eq!(code, Some(1013), "{reason}");
         assert!(reason.contains("the backend cannot be reached"), "{reason}");
-        assert_eq!(gateway.metric("refused_total{route=\"r\",reason=\"unreachable\"}"), 2.0);
+        assert_eq!(gateway.metric("refused_total{reason=\"unreachable\"}"), 2.0);
     }
 }
 
@@ -440,7 +440,6 @@ fn wrong_settings_are_one_line_that_says_what_to_write() {
         (&format!("{one}queue-age = \"1ms\""), "queue-age: must be between 10ms and 1h"),
         (&format!("{one}when-down = \"close\"\nqueue-age = \"1s\""), "contradicts when-down"),
         (&format!("{one}hibernate-after = \"1s\""), "requires"),
-        (&format!("{one}hibernate-after = \"1ms\""), "hibernate-after: must be between 1s and 1week"),
         (&format!("{one}health.failures = 0"), "health.failures: must be between 1 and 1000"),
         (&format!("{one}health.max-ejected-percent = 101"), "must be at most 100"),
         (&format!("{one}health.path = \"x\""), "a path begins with /"),
@@ -454,6 +453,7 @@ fn wrong_settings_are_one_line_that_says_what_to_write() {
     ] {
         check(settings, "", words);
     }
+    check(&format!("{one}hibernate-after = \"1ms\""), KEEP, "hibernate-after: must be between 1s and 1week");
     check(
         &format!("{one}hibernate-after = \"5m\""),
         "[routes.r.profile]\nprotocol = \"phoenix\"",
@@ -473,5 +473,4 @@ async fn several_flags_are_several_addresses() {
         metrics.contains(&format!("mainstay_backend_address_uses{{address=\"{}/\"}} 1", a.url())),
         "{metrics}"
     );
-    let _ = HeaderMap::new();
 }
