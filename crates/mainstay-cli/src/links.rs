@@ -6,11 +6,12 @@ mod monitor;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
 use mainstay::client::{Connector, Sender, State};
+use mainstay::server::timeline::{self, ClientName, Timeline};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -32,6 +33,19 @@ struct Shared {
     changed: Notify,
     figures: Counters,
     open: Mutex<Slab<Sender>>,
+    /// The backend's address, for the operator.
+    address: OnceLock<String>,
+    /// Where the links of sessions are noted.
+    timeline: OnceLock<Timeline>,
+}
+
+/// The state of a backend, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendStatus {
+    pub(crate) address: String,
+    pub(crate) is_up: bool,
+    /// Why the latest attempt failed, while the backend is down.
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Default)]
@@ -119,12 +133,36 @@ impl Default for Links {
             changed: Notify::new(),
             figures: Counters::default(),
             open: Mutex::default(),
+            address: OnceLock::new(),
+            timeline: OnceLock::new(),
         };
         Self(Arc::new(shared))
     }
 }
 
 impl Links {
+    /// Sets what the operator sees: the backend's address, and the timeline in which lost links are noted. Call it once,
+    /// before the first link.
+    pub(crate) fn show(&self, address: String, timeline: Timeline) {
+        let _ = self.0.address.set(address);
+        let _ = self.0.timeline.set(timeline);
+    }
+
+    /// Returns the state of each backend; empty for the built-in one.
+    pub(crate) fn backends(&self) -> Vec<BackendStatus> {
+        let health = self.health();
+        let (is_up, error) = (health.is_up(), health.failure().map(|failure| failure.why.clone()));
+        let address = self.0.address.get().cloned();
+        address.into_iter().map(|address| BackendStatus { address, is_up, error: error.clone() }).collect()
+    }
+
+    /// Notes an event of a session's link.
+    fn note(&self, session: Option<SessionId>, event: timeline::Event) {
+        if let (Some(timeline), Some(session)) = (self.0.timeline.get(), session) {
+            timeline.note(Some(ClientName::Session(session)), event);
+        }
+    }
+
     /// Counts one more link until its monitor is dropped. Call it before the link dials.
     pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> LinkMonitor {
         let slot = self.list().insert(sender);

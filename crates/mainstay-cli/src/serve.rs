@@ -21,13 +21,14 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 
 use crate::activation::{self, Activated};
-use crate::admin::Token;
+use crate::admin::{DrainOrder, Operated, Token};
 use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
+use crate::refusals::Refusals;
 use crate::route::Route;
 use crate::routes::{MatchRule, Routes};
 use crate::signals::{self, Stops};
@@ -273,6 +274,7 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
         .admission(admission)
         .lifetime(lifetime(arguments)?)
         .budget(arguments.limits.budget(arguments.max_message))
+        .timeline(if arguments.admin.is_some() { admin::TIMELINE } else { 0 })
         .origins(origins))
 }
 
@@ -288,6 +290,10 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         None => config,
     });
     let links = Links::default();
+    if let Some(upstream) = &arguments.upstream {
+        links.show(upstream.to_string(), mainstay.timeline().clone());
+    }
+    let drain_order = DrainOrder::default();
     let app = match &arguments.upstream {
         None => builtin::router(arguments.cluster.movable),
         Some(upstream) => {
@@ -323,14 +329,16 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
     let address = listener.local_addr().unwrap_or(arguments.listen);
     print_banner(&arguments, address, admin.as_ref(), &mainstay);
     if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+        let (server, links, drain) = (mainstay.clone(), links.clone(), drain_order.clone());
+        let operated = Operated { server, links, drain, refusals: Refusals::default() };
+        tokio::spawn(admin::serve(admin, operated, token));
     }
     let server =
         mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
     let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
     supervisor::ready(&format!("serving clients at {address}"));
     tokio::spawn(supervisor::keep_watchdog());
-    let stop = termination(stops, links.clone(), mainstay.clone());
+    let stop = termination(stops, drain_order, links.clone(), mainstay.clone());
     let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
     let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
     warn_about_unconfirmed(&links);
@@ -461,7 +469,7 @@ fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpLi
         lines.push(format!("  {}", arguments.cluster.banner(&status)));
     }
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
-        lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
+        lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics /sessions"));
     }
     let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
@@ -502,11 +510,15 @@ async fn announced(stop: impl Future<Output = ()>, server: Server, draining: Arc
     supervisor::stopping(drain, &format!("draining {open} sessions and connections"));
 }
 
-/// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, links: Links, server: Server) {
-    let stop = stops.next().await;
+/// Completes at the first signal or the operator's order, which drains. Ends the process at the next signal.
+async fn termination(mut stops: Stops, order: DrainOrder, links: Links, server: Server) {
+    let stop = tokio::select! {
+        stop = stops.next() => Some(stop),
+        () = order.given() => None,
+    };
     let Sessions { attached, parked, .. } = server.sessions();
-    tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
+    let signal = stop.map(tracing::field::debug);
+    tracing::info!(signal, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
         warn_about_unconfirmed(&links);

@@ -8,6 +8,7 @@ use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{Answer, ConnectionId, Control, RefuseReason, Transmit};
+use mainstay_proto::timeline::{Attach, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams};
 use tokio::time::Instant;
 
@@ -49,12 +50,15 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
     let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
+            let refused = Event::Refused { why, address: cores.info.address };
+            cores.shared.timeline.note(None, refused);
             refuse(stats, wire, &answer, why).await;
             None
         }
         Answer::Attached { session: core, created, lost, evicted, fenced } => {
             if let Some(evicted) = evicted {
                 Counters::add(&stats.evicted, 1);
+                evicted.note(|_| Event::Evicted(Resource::Place));
                 evicted.notify();
             }
             let counter = match (created, lost) {
@@ -66,6 +70,7 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
             core.begin_epoch(options.authenticate.clone());
             if created {
                 Counters::add(&stats.connections, 1);
+                core.note_attached(cores.info.address, if lost { Attach::AfterLoss } else { Attach::New });
                 options.apply(&core);
                 return Some((connection, core, Some(wire)));
             }

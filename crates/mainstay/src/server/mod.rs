@@ -45,9 +45,11 @@ mod inner;
 #[cfg(feature = "cluster")]
 mod leave;
 mod limits;
+mod list;
 mod open;
 #[cfg(feature = "cluster")]
 mod owner;
+mod paths;
 mod peer;
 mod room;
 #[cfg(feature = "cluster")]
@@ -60,6 +62,7 @@ mod spelling;
 mod stats;
 mod target;
 mod task;
+pub mod timeline;
 pub(crate) mod upgrade;
 mod write_timeout;
 
@@ -76,7 +79,8 @@ pub use self::auth::AuthError;
 pub use self::changes::Changes;
 pub use self::config::Config;
 pub use self::handle::Sessions;
-pub use self::peer::{PeerInfo, SessionState};
+pub use self::list::{ClientInfo, Page};
+pub use self::peer::{PeerInfo, Presence, SessionState};
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
 pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
