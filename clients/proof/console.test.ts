@@ -75,7 +75,7 @@ test("console.html is up to date with its sources", async () => {
 test("the operator watches a cut, finds the session, reads why it reconnected, and ends it", async () => {
   const server = await start();
   const cable = await new Cable(() => server.port).open();
-  const visitor = await visit(cable);
+  const live = await visit(cable);
   const { page, complaints } = await open(server);
   await page.bringToFront();
   await shows(page, "#attached", /^2$/);
@@ -87,8 +87,8 @@ test("the operator watches a cut, finds the session, reads why it reconnected, a
   await shows(page, "#longest", /^[0-9a-f]{16} \d/);
   const id = (await text(page, "#longest button")).trim();
   cable.refuse(false);
-  await visitor.bringToFront();
-  await visitor.waitForFunction(() => Number(document.querySelector("#epoch")!.textContent) >= 2, BOUND);
+  await live.bringToFront();
+  await live.waitForFunction(() => Number(document.querySelector("#epoch")!.textContent) >= 2, BOUND);
   await page.bringToFront();
   await shows(page, "#resumes", /^1$/);
   await shows(page, "#losses", /\d/);
@@ -120,7 +120,7 @@ test("the operator watches a cut, finds the session, reads why it reconnected, a
   await shows(page, "#timeline", /an operator ended it, with code 4500/);
   assert.deepEqual(complaints, [], "no request to other servers, none that its policy forbids, no error");
   await page.close();
-  await visitor.close();
+  await live.close();
   await cable.close();
   await server.kill();
 });
@@ -168,7 +168,7 @@ test("what a client sends is text on the page: the page has no means to make mar
 test("axe reports no violation, in the light and in the dark theme, and the page fits a phone", async () => {
   const server = await start();
   const cable = await new Cable(() => server.port).open();
-  const visitor = await visit(cable);
+  const live = await visit(cable);
   const { page } = await open(server, { width: 320, height: 640 });
   await page.bringToFront();
   await shows(page, "#attached", /^2$/);
@@ -189,7 +189,7 @@ test("axe reports no violation, in the light and in the dark theme, and the page
   }
   assert.equal(backgrounds.size, 2);
   await page.close();
-  await visitor.close();
+  await live.close();
   await cable.close();
   await server.kill();
 });
