@@ -18,6 +18,7 @@ mod words;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -37,8 +38,8 @@ pub(crate) use self::access::Token;
 use self::access::{Access, CameBy};
 pub(crate) use self::drain::DrainOrder;
 use crate::descriptors::{self, Spare};
-use crate::links::Links;
 use crate::refusals::Refusals;
+use crate::routes::Routes;
 use crate::{metrics, successor};
 
 /// Maximum number of open connections. Supervisors, scrapers and operators are few.
@@ -46,14 +47,11 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many events of clients are kept: 1.25 MiB.
-pub(crate) const TIMELINE: usize = 16_384;
-
 /// What the operator looks at and changes. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Operated {
     pub(crate) server: Server,
-    pub(crate) links: Links,
+    pub(crate) routes: Arc<Routes>,
     pub(crate) drain: DrainOrder,
     pub(crate) refusals: Refusals,
 }
@@ -141,6 +139,6 @@ fn router(operated: Operated, token: Option<Token>) -> Router {
 
 async fn serve_metrics(State(operated): State<Operated>, headers: HeaderMap) -> Response {
     let format = metrics::Format::preferred(headers.get(header::ACCEPT));
-    let text = metrics::render(&operated.server, &operated.links, &operated.refusals, format);
+    let text = metrics::render(&operated.server, &operated.routes, &operated.refusals, format);
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }

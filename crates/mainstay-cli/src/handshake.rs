@@ -11,6 +11,7 @@
 //! the backend refuses, the client receives END.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -39,13 +40,15 @@ use crate::values;
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
 pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
+        routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
         return route.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
-    let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
+    let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
+    let response = match upgrade.and_then(|upgrade| upgrade.origins(&route.origins)) {
         // Boxed, or the future of every request would be as large as this one.
         Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&route))).await,
         Err(rejection) => rejection.into_response(),
@@ -70,7 +73,9 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path));
     if upgrade.is_resumable() {
         let principal = route.principal.of(upgrade.headers());
         let upgrade = if route.movable { upgrade.movable() } else { upgrade };

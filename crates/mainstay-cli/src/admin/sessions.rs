@@ -65,8 +65,18 @@ fn subject(client: &ClientInfo) -> Option<String> {
     }
 }
 
+/// Returns the route and the path of a client, as its handshake listed them. The demonstration has no routes.
+fn place(client: &ClientInfo) -> (Option<String>, Option<String>) {
+    let Some(listed) = client.path() else { return (None, None) };
+    match listed.split_once(' ') {
+        Some((route, path)) => (Some(route.to_owned()), Some(path.to_owned())),
+        None => (None, Some(listed.to_string())),
+    }
+}
+
 /// Returns a client as an object.
 pub(super) fn client(client: &ClientInfo) -> Value {
+    let (route, path) = place(client);
     json!({
         "id": client.name.to_string(),
         "resumable": client.peer().resumable,
@@ -77,7 +87,8 @@ pub(super) fn client(client: &ClientInfo) -> Value {
         "rtt_seconds": client.rtt.map(|rtt| rtt.as_secs_f64()),
         "queue_bytes": { "client": client.kept_bytes, "backend": client.unread_bytes },
         "address": client.address().map(|address| address.to_string()),
-        "path": client.path().as_deref(),
+        "route": route,
+        "path": path,
         "subject": subject(client),
         "subprotocol": client.peer().subprotocol.as_deref(),
     })

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -16,6 +17,7 @@ use super::Operated;
 use super::query::Query;
 use super::sessions::{answer, client};
 use super::words::{Calendar, object, why};
+use crate::route::{BackendStatus, Route};
 
 /// Lost connections are summed by evidence over this time.
 const LOSSES_OVER: Duration = Duration::from_secs(600);
@@ -26,17 +28,34 @@ const LONGEST_PARKED: usize = 8;
 
 /// `GET /readyz`: one line for each reason.
 pub(super) async fn ready(State(operated): State<Operated>) -> (StatusCode, String) {
-    let reasons = not_ready(&operated);
-    if reasons.is_empty() {
-        return (StatusCode::OK, format!("ready{}\n", engine_away(&operated.server)));
+    let Readiness { is_ready, reasons } = readiness(&operated);
+    let lines: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
+    if is_ready {
+        return (StatusCode::OK, format!("ready{}\n{lines}", engine_away(&operated.server)));
     }
-    (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n")
+    (StatusCode::SERVICE_UNAVAILABLE, lines)
 }
 
-/// Returns why no client should be sent here.
-fn not_ready(operated: &Operated) -> Vec<String> {
+struct Readiness {
+    is_ready: bool,
+    /// Why not, or which backends were not reached yet.
+    reasons: Vec<String>,
+}
+
+/// Ready from the moment at which one backend was reached until the drain: a backend that is down must not keep clients away
+/// from the others.
+fn readiness(operated: &Operated) -> Readiness {
+    let routes = operated.routes.all();
+    let is_named = routes.len() > 1;
+    let not_reached = routes.iter().filter_map(|route| {
+        let why = route.links.not_ready()?;
+        Some(if is_named { format!("route {}: {why}", route.name) } else { why })
+    });
+    let not_reached: Vec<String> = not_reached.collect();
+    let has_backend = routes.is_empty() || not_reached.len() < routes.len();
     let draining = (!operated.server.is_ready()).then(|| "draining".to_owned());
-    draining.into_iter().chain(operated.links.not_ready()).collect()
+    let is_ready = draining.is_none() && has_backend;
+    Readiness { is_ready, reasons: draining.into_iter().chain(not_reached).collect() }
 }
 
 /// Returns what to add while the engine does not answer. The node stays ready: its own sessions need no engine.
@@ -50,13 +69,11 @@ pub(super) async fn status(State(operated): State<Operated>, request: Request) -
     answer(Query::of(&request, &[]).map(|_| {
         let (server, calendar) = (&operated.server, Calendar::now());
         let (sessions, stats) = (server.sessions(), server.stats());
-        let reasons = not_ready(&operated);
-        let state = if !server.is_ready() {
-            "draining"
-        } else if reasons.is_empty() {
-            "ready"
-        } else {
-            "not ready"
+        let Readiness { is_ready, reasons } = readiness(&operated);
+        let state = match is_ready {
+            true => "ready",
+            false if server.is_ready() => "not ready",
+            false => "draining",
         };
         let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -69,11 +86,7 @@ pub(super) async fn status(State(operated): State<Operated>, request: Request) -
                 "parked": sessions.parked,
                 "draining": sessions.draining,
             },
-            "backends": operated.links.backends().iter().map(|backend| json!({
-                "address": backend.address,
-                "up": backend.is_up,
-                "error": backend.error,
-            })).collect::<Vec<_>>(),
+            "backends": backends(&operated),
             "longest_parked": longest_parked(server).iter().map(client).collect::<Vec<_>>(),
             "cluster": cluster_of(server),
         });
@@ -82,6 +95,20 @@ pub(super) async fn status(State(operated): State<Operated>, request: Request) -
         status["losses"] = recent.losses;
         status
     }))
+}
+
+/// Returns the addresses of all routes' backends, with the latest error of those that are down.
+fn backends(operated: &Operated) -> Vec<Value> {
+    let routes = operated.routes.all();
+    let of_route = |route: &Arc<Route>| {
+        let name = route.name.clone();
+        let backends = route.backends().into_iter();
+        let objects = backends.map(|BackendStatus { address, is_up, error }| {
+            json!({ "route": &*name, "address": address, "up": is_up, "error": error })
+        });
+        objects.collect::<Vec<_>>()
+    };
+    routes.iter().flat_map(of_route).collect()
 }
 
 /// What the newest events add up to.

@@ -22,6 +22,8 @@ use crate::driver::Wire;
 pub(super) struct SessionOptions {
     /// The path where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
+    /// What lists show as its path, if that is something else.
+    pub(super) label: Option<Box<str>>,
     pub(super) principal: Bytes,
     pub(super) authenticate: Option<Authenticate>,
     pub(super) heartbeat: HeartbeatConfig,
@@ -114,6 +116,11 @@ pub(super) async fn refuse_with(mut wire: Wire, refuse: &Control, code: CloseCod
 }
 
 impl SessionOptions {
+    /// What lists show as its path.
+    pub(super) fn label(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.path)
+    }
+
     pub(super) async fn principal(
         &self,
         credentials: Option<Bytes>,

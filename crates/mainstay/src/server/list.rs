@@ -77,7 +77,8 @@ impl ClientInfo {
         self.core.info.address
     }
 
-    /// The path that its session was opened at, cut to 256 bytes; `None` without [`Config::timeline`](super::Config::timeline).
+    /// The path that its session was opened at, or what [`SessionUpgrade::listed_as`](crate::SessionUpgrade::listed_as) set
+    /// in its place, cut to 256 bytes; `None` without [`Config::timeline`](super::Config::timeline).
     #[must_use]
     pub fn path(&self) -> Option<Arc<str>> {
         self.core.shared.paths.get(self.core.info.path)

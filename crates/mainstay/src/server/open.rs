@@ -95,7 +95,8 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 info.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), shared.sessions_with(options.heartbeat), connection.0);
                 let peer = Peer::Plain(Box::new(plain));
-                let core = Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(&options.path));
+                let core =
+                    Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
                 core.begin_epoch(None);
                 Some((connection, core, Some(wire)))
             }
@@ -126,7 +127,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(principal) => {
             info.principal = principal.as_ref().into();
             wire.begin_session(limits);
-            let path = shared.timeline.is_on().then(|| options.path.clone());
+            let path = shared.timeline.is_on().then(|| options.label().into());
             let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat, path };
             let opened = Opened {
                 connection,

@@ -15,8 +15,8 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
 use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
+use mainstay_proto::ws::{DeflateParams, Origins};
 
 use super::attach::SessionOptions;
 use super::auth::AuthError;
@@ -160,6 +160,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
             options: SessionOptions {
                 path,
+                label: None,
                 principal: Bytes::new(),
                 authenticate: None,
                 heartbeat,
@@ -234,6 +235,21 @@ impl SessionUpgrade {
         self
     }
 
+    /// Judges the request by the origins of its route, in addition to [`Config::origins`](super::Config::origins). Default: no
+    /// further judgement.
+    ///
+    /// # Errors
+    /// The page may not open a WebSocket here.
+    pub fn origins(self, origins: &Origins) -> Result<Self, UpgradeRejection> {
+        match origins.check(&self.headers) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                Counters::add(&self.server.shared.stats.refused_origin, 1);
+                Err(UpgradeRejection::Request(error))
+            }
+        }
+    }
+
     /// Lets the handler acknowledge messages, with [`Session::ack`]. Default: a message that [`Session::recv`] returns is
     /// acknowledged.
     ///
@@ -275,6 +291,13 @@ impl SessionUpgrade {
     /// It changes nothing for a plain peer, to which no gap can be reported.
     pub fn drop_oldest(mut self) -> Self {
         self.options.drops_oldest = true;
+        self
+    }
+
+    /// Sets what [`ClientInfo::path`](super::ClientInfo::path) shows for this session, for example the route that a gateway
+    /// chose in front of the path. Default: the path of the request.
+    pub fn listed_as(mut self, label: impl Into<Box<str>>) -> Self {
+        self.options.label = Some(label.into());
         self
     }
 
