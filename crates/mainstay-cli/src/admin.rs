@@ -17,7 +17,9 @@ mod status;
 mod words;
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,13 +33,16 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mainstay::Server;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 
 pub(crate) use self::access::Token;
 use self::access::{Access, CameBy};
 pub(crate) use self::drain::DrainOrder;
 use crate::descriptors::{self, Spare};
+use crate::listen_address::Place;
+use crate::listeners::Socket;
 use crate::refusals::Refusals;
 use crate::routes::Routes;
 use crate::{metrics, successor};
@@ -58,23 +63,17 @@ pub(crate) struct Operated {
 
 /// Serves until the process ends. When a successor inherits the listener, this process continues on another port of the
 /// same address.
-pub(crate) async fn serve(listener: TcpListener, operated: Operated, token: Option<Token>) {
-    let passed = successor::pass_listener(&listener, operated.server.clone());
-    let address = listener.local_addr();
+pub(crate) async fn serve(listener: Socket, place: Place, operated: Operated, token: Option<Token>) {
+    let passed = successor::pass_listener(listener.as_fd(), place.clone(), operated.server.clone());
     let app = router(operated, token);
     tokio::select! {
         never = accept(listener, app.clone()) => match never {},
         () = passed => {}
     }
-    let elsewhere = address.and_then(|address| {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.bind(SocketAddr::new(address.ip(), 0))?;
-        socket.listen(MAX_CONNECTIONS as u32)
-    });
-    match elsewhere.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+    match elsewhere(&place) {
         Ok((address, listener)) => {
             tracing::info!(%address, "a successor inherited the --admin address; this process serves its metrics here until it ends");
-            match accept(listener, app).await {}
+            match accept(Socket::Tcp(listener), app).await {}
         }
         Err(error) => {
             tracing::error!(%error, "a successor inherited the --admin address, and no other port is available");
@@ -82,12 +81,21 @@ pub(crate) async fn serve(listener: TcpListener, operated: Operated, token: Opti
     }
 }
 
-async fn accept(listener: TcpListener, app: Router) -> std::convert::Infallible {
+/// Listens on another port of the same address. A Unix socket has none.
+fn elsewhere(place: &Place) -> io::Result<(SocketAddr, TcpListener)> {
+    let Place::Tcp(address) = place else { return Err(io::ErrorKind::Unsupported.into()) };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(address.ip(), 0))?;
+    let listener = socket.listen(MAX_CONNECTIONS as u32)?;
+    Ok((listener.local_addr()?, listener))
+}
+
+async fn accept(listener: Socket, app: Router) -> std::convert::Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut spare = Spare::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match accept_one(&listener).await {
+            Ok(stream) => {
                 open.retain(|connection| !connection.is_finished());
                 if open.len() >= MAX_CONNECTIONS
                     && let Some(oldest) = open.pop_front()
@@ -104,18 +112,42 @@ async fn accept(listener: TcpListener, app: Router) -> std::convert::Infallible 
     }
 }
 
+/// A connection to this listener.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn accept_one(listener: &Socket) -> io::Result<Stream> {
+    Ok(match listener {
+        Socket::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
+        Socket::Unix(listener) => Stream::Unix(listener.accept().await?.0),
+    })
+}
+
 /// Serves the requests of one connection.
-async fn serve_connection(stream: TcpStream, app: Router) {
-    let came_by = CameBy::tcp(stream.local_addr().ok(), stream.peer_addr().ok());
-    let app = app.layer(axum::Extension(came_by));
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
-        .await;
+async fn serve_connection(stream: Stream, app: Router) {
+    let served = match stream {
+        Stream::Tcp(stream) => {
+            let came_by = CameBy::tcp(stream.local_addr().ok(), stream.peer_addr().ok());
+            serve_requests(stream, app.layer(axum::Extension(came_by))).await
+        }
+        Stream::Unix(stream) => serve_requests(stream, app.layer(axum::Extension(CameBy::Unix))).await,
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "a connection of the admin listener ended with an error");
     }
+}
+
+async fn serve_requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    app: Router,
+) -> Result<(), hyper::Error> {
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app))
+        .await
 }
 
 fn router(operated: Operated, token: Option<Token>) -> Router {

@@ -16,6 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::backend_health::Reason;
+use crate::client_tls::{self, Expiry};
 use crate::links::{Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
@@ -78,6 +79,8 @@ struct Snapshot {
     events: (u64, u64),
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
+    /// When the certificates in use expire, and how often files were reloaded.
+    tls: (Vec<Expiry>, client_tls::Reloads),
 }
 
 /// How the latest reloads of the configuration went.
@@ -113,6 +116,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
         cluster: server.cluster().map(Cluster::from),
+        tls: client_tls::figures(),
     };
     snapshot.render(format)
 }
@@ -148,6 +152,7 @@ impl Collector for Snapshot {
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
         self.connections(&mut families);
+        self.listeners(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
         if let Some(cluster) = &self.cluster {
@@ -232,6 +237,35 @@ impl Snapshot {
                 ("{outcome=\"lost\"}", s.attached_lost),
                 ("{outcome=\"refused\"}", s.attach_refused),
             ],
+        );
+    }
+
+    /// What comes before HTTP on a client's connection.
+    fn listeners(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.family(
+            "tls_handshakes_total",
+            "counter",
+            "TLS handshakes with clients, by outcome.",
+            &[
+                ("{outcome=\"full\"}", s.tls_full),
+                ("{outcome=\"resumed\"}", s.tls_resumed),
+                ("{outcome=\"failed\"}", s.tls_failed),
+                ("{outcome=\"timeout\"}", s.tls_timed_out),
+            ],
+        );
+        let (expiries, reloads) = &self.tls;
+        to.family(
+            "tls_reloads_total",
+            "counter",
+            "Changed files of TLS, by whether they were taken into use.",
+            &[("{outcome=\"applied\"}", reloads.applied), ("{outcome=\"refused\"}", reloads.refused)],
+        );
+        to.days_left(expiries);
+        to.counter(
+            "proxy_headers_refused_total",
+            "Connections of trusted proxies closed without a valid PROXY header.",
+            s.proxy_headers_refused,
         );
     }
 
@@ -536,6 +570,18 @@ impl Families<'_> {
                     MetricType::Counter => sample.encode_counter::<NoLabelSet, _, u64>(value, None)?,
                     _ => sample.encode_gauge(value)?,
                 }
+            }
+            Ok(())
+        });
+    }
+
+    /// One sample for each certificate in use.
+    fn days_left(&mut self, expiries: &[Expiry]) {
+        let help = "Days until a certificate in use expires; negative once it has.";
+        self.write("mainstay_tls_certificate_days_left", MetricType::Gauge, help, |encoder| {
+            for expiry in expiries {
+                let labels = [("chain", expiry.chain.display().to_string())];
+                encoder.encode_family(&labels)?.encode_gauge(&expiry.days_left())?;
             }
             Ok(())
         });

@@ -32,6 +32,8 @@ pub(super) const INTENT: &str = "x-mainstay-admin";
 pub(super) enum CameBy {
     /// Over TCP: the address that it came in by, and that of the peer.
     Tcp { local: Option<IpAddr>, peer: Option<IpAddr> },
+    /// Over a Unix socket.
+    Unix,
 }
 
 impl CameBy {
@@ -72,12 +74,13 @@ impl Access {
             let line = "the request needs one valid Host, and a path or a URL as its target";
             return refuse(None, StatusCode::BAD_REQUEST, line);
         };
-        let CameBy::Tcp { local, peer } =
-            request.extensions().get().copied().unwrap_or(CameBy::Tcp { local: None, peer: None });
+        let nowhere = CameBy::Tcp { local: None, peer: None };
+        let came_by = request.extensions().get().copied().unwrap_or(nowhere);
         let is_open = matches!(request.uri().path(), "/healthz" | "/readyz" | "/");
         if let Some(token) = &self.token {
-            return if is_open { Ok(()) } else { self.judge_token(token, request.headers(), peer) };
+            return if is_open { Ok(()) } else { self.judge_token(token, request.headers(), came_by) };
         }
+        let CameBy::Tcp { local, .. } = came_by else { return Ok(()) };
         if !names.iter().all(|name| is_local(name.host(), local)) {
             let line = "the Host of this request is not a local name: use localhost or this listener's address, or \
                         start with --admin-token-file to accept any name";
@@ -96,8 +99,12 @@ impl Access {
         &self,
         token: &Token,
         headers: &HeaderMap,
-        peer: Option<IpAddr>,
+        came_by: CameBy,
     ) -> Result<(), (Option<Refusal>, Box<Response>)> {
+        let peer = match came_by {
+            CameBy::Tcp { peer, .. } => peer,
+            CameBy::Unix => None,
+        };
         let (now, address) = (Instant::now(), peer.unwrap_or(IpAddr::from([0; 4])).to_canonical());
         let mut guesses = self.guesses.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(wait) = guesses.wait(now, address) {

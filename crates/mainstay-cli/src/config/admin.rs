@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::values;
+use super::text::Text;
+use crate::listen_address::ListenAddress;
 
 /// Settings of the admin listener.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {
-    /// Address to serve health checks, metrics, the console and its API on. Default: off.
-    pub(crate) listen: Option<String>,
+    /// Address to serve health checks, metrics, the console and its API on: 127.0.0.1:9090, or unix:/run/mainstay-admin.sock,
+    /// whose mode decides who may connect (`?mode=600`). Default: off.
+    pub(crate) listen: Option<Text<ListenAddress>>,
     /// A file with the token that everything but health checks requires there, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
     /// Required if the address is not a loopback address.
     pub(crate) token_file: Option<PathBuf>,
@@ -33,7 +35,10 @@ impl Section {
             );
         }
         match &self.listen {
-            Some(listen) => values::address(listen).map(drop).map_err(|error| format!("listen: {listen:?}: {error}")),
+            Some(listen) if listen.is_plain => {
+                Err("listen: this listener never speaks TLS; write the address without plain:".to_owned())
+            }
+            Some(_) => Ok(()),
             None if self.token_file.is_some() => Err(
                 "token-file: needs <admin.listen>: without it there is no /metrics; add <admin.listen>, or remove \
                  <admin.token-file>"

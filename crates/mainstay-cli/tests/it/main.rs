@@ -3,6 +3,8 @@
 
 mod admin;
 mod bench;
+mod client_tls;
+mod config;
 mod connect;
 mod flags;
 mod frames;
@@ -10,6 +12,7 @@ mod handshake;
 mod hostile;
 mod http;
 mod limits;
+mod listeners;
 mod loss;
 mod losses;
 mod moving;
@@ -21,6 +24,7 @@ mod profiles;
 mod promises;
 mod restart;
 mod resume;
+mod routes;
 mod smuggling;
 mod supervisor;
 mod support;

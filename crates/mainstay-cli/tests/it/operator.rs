@@ -378,3 +378,35 @@ async fn queued_bytes_are_in_the_list() {
     until("it is kept", || kept() >= 11).await;
     drop(one);
 }
+
+/// Sends a request over a Unix socket; returns the status.
+fn ask_over(path: &std::path::Path, method: &str, target: &str, host: &str) -> u16 {
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    write!(
+        stream,
+        "{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_admin_listener_may_be_a_unix_socket_whose_mode_decides_who_may_connect() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(format!("mainstay-admin-{}.sock", std::process::id()));
+    let mut gateway = Gateway::start(&["--admin", &format!("unix:{}?mode=600", path.display())]);
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    for target in ["/healthz", "/metrics", "/sessions", "/"] {
+        assert_eq!(ask_over(&path, "GET", target, "any.example"), 200, "no page reaches a socket: {target}");
+    }
+    let place = format!("unix:{}", path.display());
+    let health = || crate::support::run(&["health", &place], b"").status.code();
+    assert_eq!(health(), Some(0));
+    assert_eq!(ask_over(&path, "POST", "/drain?confirm=drain", "localhost"), 202);
+    assert_eq!(gateway.ended().await, Some(0));
+    assert!(!path.exists(), "the process removes its file");
+    assert_eq!(health(), Some(1));
+}
