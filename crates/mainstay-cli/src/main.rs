@@ -37,11 +37,13 @@ mod match_rule;
 mod message_filter;
 mod metrics;
 mod moving;
+mod page_policy;
 mod pool;
 mod principal;
 mod process_metrics;
 mod profiles;
 mod prologue;
+mod refusals;
 mod reload;
 mod reload_figures;
 mod request_body;
@@ -223,10 +225,9 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
 /// Returns the listeners that a supervisor passed, compared with the configuration.
 fn activated_for(loaded: &Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
     let activated = activated?;
-    let address = |text: &String| values::address(text).ok();
     activated.check(&activation::Flags {
         listen: loaded.is_set("listen").then(|| loaded.config.addresses()),
-        admin: loaded.config.admin.listen.as_ref().and_then(address),
+        admin: loaded.config.admin.listen.as_ref().map(|listen| listen.place.clone()),
     })?;
     Ok(activated)
 }

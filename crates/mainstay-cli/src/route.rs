@@ -107,6 +107,7 @@ impl Route {
             Some(before) => links().continuing(&before.links),
             None => links(),
         };
+        links.note_in(server.timeline());
         let settings = section.profile.settings().map_err(|error| format!("profile.{error}"))?;
         let stickiness = upstream.stickiness().unwrap_or_else(|| settings.stickiness.clone());
         let proxy = HttpProxy::new(section, addresses, stickiness, inputs.trusted_proxies.clone(), &links);
@@ -132,8 +133,25 @@ impl Route {
         }))
     }
 
+    /// Returns the state of each address of the backend.
+    pub(crate) fn backends(&self) -> Vec<BackendStatus> {
+        let addresses = self.inputs.section.upstream.addresses.iter().zip(self.links.backends());
+        addresses
+            .map(|(address, (is_up, error))| BackendStatus { address: address.to_string(), is_up, error })
+            .collect()
+    }
+
     /// Probes the backend for as long as the route is in the table.
     pub(crate) fn start_probing(&self) {
         self.prober.start(&self.proxy.upstream, &self.links);
     }
+}
+
+/// The state of one address of a backend, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendStatus {
+    pub(crate) address: String,
+    pub(crate) is_up: bool,
+    /// Why the latest attempt failed, while it is down.
+    pub(crate) error: Option<String>,
 }

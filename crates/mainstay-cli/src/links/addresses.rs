@@ -166,6 +166,15 @@ impl Addresses {
         self.health().backends.iter().any(|backend| backend.health.is_up())
     }
 
+    /// Returns for each whether it is up, and why the latest attempt failed.
+    pub(super) fn states(&self) -> Vec<(bool, Option<String>)> {
+        let state = |backend: &Backend| {
+            let failure = backend.health.failure().map(|failure| failure.why.clone());
+            (backend.health.is_up(), failure)
+        };
+        self.health().backends.iter().map(state).collect()
+    }
+
     pub(super) fn figures(&self) -> Vec<AddressFigures> {
         if self.count() == 1 {
             return Vec::new();

@@ -19,6 +19,7 @@ mod loss;
 mod losses;
 mod moving;
 mod operate;
+mod operator;
 mod packaging;
 mod page;
 mod profiles;
