@@ -369,7 +369,10 @@ export class ClientSession {
 
   /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Partial<Account>): Fate {
-    const { acknowledged, written, last } = this.flow.outbox;
+    const { outbox: { acknowledged, written, last }, inbox } = this.flow;
+    const { firstLost = 0, count = 0 } = account ?? {};
+    // The account counts from what HELLO stated; what the old connection brought after that, and was delivered, is not lost.
+    const first = Math.max(firstLost, inbox.delivered + 1);
     // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
@@ -377,7 +380,7 @@ export class ClientSession {
       unknown: Math.max(Math.min(account?.delivered ?? written, written), delivered),
       last,
       resent: false,
-      lost: account?.count ? { first: account.firstLost!, count: account.count } : undefined,
+      lost: firstLost + count > first ? { first, count: firstLost + count - first } : undefined,
       cause: CAUSES[account?.cause ?? 0]!,
     };
   }
