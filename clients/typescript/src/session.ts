@@ -61,7 +61,7 @@ export type SessionEvent =
   /** An attempt was refused; another may succeed, after the delay. */
   | { type: "refused"; code: number; delay: Delay }
   /** The server asks the client to leave the connection after the delay; nothing is lost. */
-  | { type: "goAway"; delay: Delay; closeInMs: number }
+  | { type: "goAway"; delay: Delay; closeInMs: number; endpoint?: string | undefined }
   /** The session is lost and a new one follows. */
   | { type: "gap"; fate: Fate }
   | { type: "volatile"; data: Data }
@@ -232,7 +232,7 @@ export class ClientSession {
       outbox.acknowledge(frame.acknowledged);
       outbox.peer = frame.window ?? outbox.peer;
     } else if (frame.type === Type.Gap) flow.readGap(current, frame.first, frame.count);
-    else if (frame.type === Type.GoAway) this.events.push({ type: "goAway", delay: frame.delay, closeInMs: frame.closeInMs });
+    else if (frame.type === Type.GoAway) this.events.push({ ...frame, type: "goAway" });
     else if (frame.type === Type.Volatile) this.events.push({ type: "volatile", data: frame.data });
     else if (frame.type === Type.AuthResult && current.judging) this.judged(current, frame.accepted);
     else if (frame.type === Type.Replaced) this.readReplaced(current, frame);
