@@ -13,6 +13,7 @@
 //! says what each round must count: nothing is lost without a report, nothing comes twice, nothing at all is lost where nodes
 //! are drained and sessions may move, and every reported gap is one that docs/CLUSTER.md names.
 
+mod libraries;
 mod rounds;
 mod rows;
 mod stage;
@@ -49,6 +50,7 @@ const ROUNDS: &[(&str, Play)] = &[
     ("refused", |program, _| startup::refused(program)),
     ("later", startup::engine_comes_later),
     ("two", startup::two_clusters),
+    ("libraries", |program, _| libraries::libraries(program)),
 ];
 
 /// What is played on Valkey, too.
