@@ -9,13 +9,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::peer::{ANSWER_TIME, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{Step, lookup};
 use mainstay_proto::session::message::{Hello, SessionId};
 use mainstay_proto::session::registry::Resumed;
-use mainstay_proto::session::{Answer, Presenter, Route, ServerSession, Sessions};
+use mainstay_proto::session::{Answer, Presenter, RefuseReason, Route, ServerSession, Sessions};
 use mainstay_proto::ws::{Connection, Role};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::attach::resume;
 use super::core::{CoreRef, Cores, Shared};
@@ -34,7 +34,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport
     let limits = shared.config.limits;
     let codec = Connection::new(Role::Server, before_hello(limits), head.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
-    let deadline = Instant::now() + BLOCK_TIME;
+    let (deadline, answer_by) = (Instant::now() + BLOCK_TIME, Instant::now() + ANSWER_TIME);
     // Not a HELLO: the entry node has read one in the same bytes, so this is no node.
     let Ok(hello) = wait_for_hello(&shared.stats, &mut wire, |_| {}, deadline).await else { return };
     wire.begin_session(limits);
@@ -65,25 +65,29 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport
             }
             Resumed::Lost(None) if !is_known(&shared, &head, &hello) => break lost(node, &head, &hello),
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
-            Resumed::Lost(account) => match was_released(node, &hello).await {
-                true => break PeerAnswer::Released,
-                false => break PeerAnswer::Lost(account),
+            Resumed::Lost(account) => match timeout_at(answer_by, was_released(node, &hello)).await {
+                Ok(true) => break PeerAnswer::Released,
+                Ok(false) => break PeerAnswer::Lost(account),
+                Err(_) => break moving(),
             },
-            Resumed::Released => match was_released(node, &hello).await {
-                true => break PeerAnswer::Released,
+            Resumed::Released => match timeout_at(answer_by, was_released(node, &hello)).await {
+                Ok(true) => break PeerAnswer::Released,
                 // It ends with its exact account, and is asked once more.
-                false => end_released(&shared, &hello),
+                Ok(false) => end_released(&shared, &hello),
+                Err(_) => break moving(),
             },
             Resumed::Leaving(session) => {
                 session.leave();
-                session.left().await;
+                if timeout_at(answer_by, session.left()).await.is_err() {
+                    break moving();
+                }
             }
         }
     };
     Figures::add(&node.figures.answered, 1);
     let _ = wire.write_first(answer.encode()).await;
-    // An entry node gives a question up after that time, and its client asks again.
-    let is_received = Instant::now() + BLOCK_TIME / 2 < deadline;
+    // An entry node gives a question up a little later, and its client asks again.
+    let is_received = Instant::now() <= answer_by;
     if let (true, PeerAnswer::Lost(_), Some(session)) = (is_received, &answer, named(&hello)) {
         node.note_accounted(session);
     }
@@ -104,6 +108,11 @@ fn lost(node: &Node, head: &Head, hello: &Hello) -> PeerAnswer {
         Step::Wait => PeerAnswer::Refused(lookup::wait()),
         _ => PeerAnswer::Lost(None),
     }
+}
+
+/// The session takes its time to leave: its client comes back.
+fn moving() -> PeerAnswer {
+    PeerAnswer::Refused(RefuseReason::Moving.refuse())
 }
 
 /// Waits until the engine has the session, or its account. Returns `false` if it certainly never will.
