@@ -21,7 +21,7 @@ import { until } from "../typescript/test/support.js";
 import { shareDocument } from "../typescript/test/yjs-server.js";
 import { Cable } from "./cable.js";
 
-const { MAINSTAY: program = "mainstay", MAINSTAY_ENGINE: engine = "" } = process.env;
+const { MAINSTAY: program = "mainstay", ENGINE_URL: engine = "" } = process.env;
 const LIMIT = { timeout: 90_000 };
 
 /** One `mainstay serve`. */
@@ -65,7 +65,7 @@ class Node {
 
 /** Two nodes of one cluster that know each other, and a cable that leads to either. */
 async function two(t: TestContext, name: string, flags: string[]) {
-  assert.ok(engine, "MAINSTAY_ENGINE is the URL of an engine: cargo xtask cluster libraries");
+  assert.ok(engine, "ENGINE_URL is the URL of an engine: cargo xtask cluster libraries");
   const made = [0, 1].map(() => new Node(["--cluster-name", name, ...flags]));
   t.after(() => made.forEach((node) => node.kill()));
   const [first, second] = (await Promise.all(made.map((node) => node.ready()))) as [Node, Node];

@@ -43,6 +43,7 @@ const ROUNDS: &[(&str, Play)] = &[
     ("engine", rounds::engine_faults),
     ("deploy", rounds::deploy),
     ("movable", rounds::deploy_movable),
+    ("encrypted", rounds::encrypted),
     ("kill", rounds::kill),
     ("pause", rounds::pause),
     ("file", |_, size| rounds::restart_with_file(size)),

@@ -19,6 +19,6 @@ pub(super) fn libraries(program: &Program) -> Result<()> {
     let mut node = Command::new("node");
     node.args(["--import", "tsx", "--test", "--test-timeout=120000", "proof/nodes.ts"]);
     node.env("MAINSTAY", env::current_dir()?.join(cluster::MAINSTAY))
-        .env("MAINSTAY_ENGINE", engine.server()?.url());
+        .env("ENGINE_URL", engine.server()?.url());
     check(node.current_dir("clients")).map(drop)
 }

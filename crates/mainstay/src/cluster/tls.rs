@@ -22,7 +22,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, ServerConfig,
     SignatureScheme,
 };
 use tokio::net::TcpStream;
@@ -201,10 +201,26 @@ pub(super) fn words(error: &Error) -> String {
         Error::InvalidCertificate(
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
         ) => "the extended key usage of the certificate must allow both serverAuth and clientAuth".to_owned(),
+        Error::InvalidCertificate(CertificateError::Other(why))
+            if is_about(why, "UnsupportedCertVersion") =>
+        {
+            "the certificate is of version 1 of X.509, and 3 is needed; sign it with an extension, such as \
+             basicConstraints=CA:FALSE"
+                .to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::Other(why)) if is_about(why, "CaUsedAsEndEntity") => {
+            "the certificate is an authority's (CA:TRUE); a node needs one of its own, signed by that"
+                .to_owned()
+        }
         Error::InconsistentKeys(_) => "the key is not that of the certificate".to_owned(),
         Error::NoCertificatesPresented => "it presents no certificate".to_owned(),
         other => other.to_string(),
     }
+}
+
+/// Whether an error without a name of its own is this one of webpki.
+fn is_about(why: &OtherError, name: &str) -> bool {
+    why.to_string().contains(name)
 }
 
 /// Returns the error of TLS that failed a handshake; `None`: the connection was lost, which says nothing about TLS.
@@ -330,6 +346,10 @@ pub(super) mod tests {
         check("", &key, &signer.pem(), "the certificate: no certificate found");
         check(&certificate, "", &signer.pem(), "the key: no private key found");
         check(&certificate, &key, &key, "the authority: no certificate found");
+        let mut authority = named();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let (above, above_key) = signer.sign(authority);
+        check(&above, &above_key, &signer.pem(), "is an authority's (CA:TRUE)");
         let mut expired = named();
         expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
         let (old, old_key) = signer.sign(expired);
