@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::peer::{ANSWER_TIME, Admit, BLOCK_TIME, First, Head, PeerAnswer};
 use mainstay_proto::cluster::{
-    Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
+    COMPLETE_AFTER, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
 use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
@@ -1064,10 +1064,19 @@ impl World {
         let node = &self.servers[hosted.node];
         let silent = node.process.was_hampered(recent) || hampered(self.cluster.peers_hampered_until);
         let unseen = node.process.was_hampered(recent) || hampered(self.cluster.engine_hampered_until);
-        if (silent && unseen) || self.clients[client].is_foreign() {
+        if (silent && unseen) || self.is_unlisted(hosted.node) || self.clients[client].is_foreign() {
             return Ok(());
         }
         Err(format!("client {client} lost session {lost}, which lives at node {}", hosted.node))
+    }
+
+    /// Whether the engine has lost the field of this node, which could not write it again for so long that a node that
+    /// started since takes it for gone.
+    fn is_unlisted(&self, node: usize) -> bool {
+        let Some(listed_by) = self.cluster.engine_forgot.map(|at| at + COMPLETE_AFTER) else { return false };
+        let reached = self.cluster.engine.reached_since(node);
+        let was_away = reached.is_none_or(|since| since > listed_by && since + COMPLETE_AFTER > self.now);
+        was_away && listed_by <= self.now
     }
 }
 

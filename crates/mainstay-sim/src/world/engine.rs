@@ -42,7 +42,8 @@ pub(super) struct Kept {
 /// A node's connection to the engine.
 #[derive(Default)]
 struct Line {
-    is_up: bool,
+    /// Since when it is there.
+    up_since: Option<Instant>,
     cut_until: Option<Instant>,
     /// Requests without an answer.
     waiting: BTreeSet<RequestId>,
@@ -186,7 +187,7 @@ impl Engine {
         let answers = self.answers(now, node);
         let Some(line) = self.lines.get_mut(&node) else { return };
         line.waiting.insert(id);
-        if !line.is_up {
+        if line.up_since.is_none() {
             let at = now + Duration::from_millis(1);
             self.flights.push((at, node, Flight::Answer(id, Response::Unknown)));
             return;
@@ -212,6 +213,11 @@ impl Engine {
             let late = executed + LATE.mul_f64(rng.random_range(0.0..1.0));
             self.flights.push((late, node, Flight::Execute(Box::new(request), id, None)));
         }
+    }
+
+    /// Returns since when a node reaches it, if it does.
+    pub(super) fn reached_since(&self, node: usize) -> Option<Instant> {
+        self.lines.get(&node)?.up_since
     }
 
     /// Returns when the next thing happens. A paused process gets no answer.
@@ -260,10 +266,10 @@ impl Engine {
                     self.flights.push((now + RECONNECT, node, Flight::Connect));
                     return None;
                 }
-                self.lines.get_mut(&node)?.is_up = true;
+                self.lines.get_mut(&node)?.up_since = Some(now);
                 Some(self.reachable())
             }
-            Flight::Incarnation => self.lines.get(&node)?.is_up.then(|| self.reachable()),
+            Flight::Incarnation => self.lines.get(&node)?.up_since.map(|_| self.reachable()),
         }
     }
 
@@ -279,10 +285,10 @@ impl Engine {
         let answers = self.answers(now, node);
         let line = self.lines.get_mut(&node)?;
         // A connection that was cut and answers again in time is not missed.
-        if !line.is_up || !still_waits || (id.is_none() && answers) {
+        if line.up_since.is_none() || !still_waits || (id.is_none() && answers) {
             return None;
         }
-        line.is_up = false;
+        line.up_since = None;
         for waiting in &line.waiting {
             self.flights.push((now, node, Flight::Answer(*waiting, Response::Unknown)));
         }
