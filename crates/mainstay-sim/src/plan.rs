@@ -276,7 +276,7 @@ impl Plan {
             6 => pick(Fault::OF_MOVES.to_vec(), 0.8),
             _ => pick(all().collect(), 0.25),
         };
-        let moves = seed / 3 % 10 == 6;
+        let moves = plan.moves();
         let mut mean = |kind: Fault| if moves { seconds(&mut rng, 2.0..15.0) } else { kind.mean(&mut rng) };
         plan.faults = kinds.into_iter().map(|kind| (kind, mean(kind))).collect();
         plan.clients = rng.random_range(1..=4);
@@ -287,7 +287,7 @@ impl Plan {
         (plan.spare_room, plan.tombstones) = (None, None);
         plan.cluster = Some(Cluster {
             nodes: rng.random_range(1..=4),
-            movable: moves || rng.random_bool(0.7),
+            movable: rng.random_bool(0.7),
             returns_within: if slow { seconds(&mut rng, 0.0..8.0) } else { seconds(&mut rng, 0.0..0.3) },
             hangs: rng.random_bool(0.1),
             drain: if moves { seconds(&mut rng, 1.0..8.0) } else { seconds(&mut rng, 5.0..30.0) },
@@ -337,6 +337,11 @@ impl Plan {
     /// Whether applications notice no fault, where nodes answer each other, sessions may move and handlers return.
     pub(crate) fn is_gentle(&self) -> bool {
         self.faults.iter().all(|(fault, _)| fault.is_gentle())
+    }
+
+    /// Whether nodes drain all the time, if there are several.
+    pub(crate) fn moves(&self) -> bool {
+        self.seed / 3 % 10 == 6
     }
 
     /// Whether this kind of fault occurs.
