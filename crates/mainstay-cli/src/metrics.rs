@@ -62,9 +62,9 @@ struct Snapshot {
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
-    /// Of all routes together.
+    /// All routes together.
     links: Figures,
-    /// Of each route, with its label: `route="chat"`, or nothing if only flags describe it.
+    /// Each route with its label: `route="chat"`, or nothing if only flags describe it.
     routes: Vec<(String, Figures)>,
     unrouted: u64,
     reloads: Reloads,
@@ -79,8 +79,8 @@ struct Snapshot {
     events: (u64, u64),
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
-    /// When the certificates in use expire, and how often files were reloaded.
-    tls: (Vec<Expiry>, client_tls::Reloads),
+    /// When the certificates in use expire.
+    expiries: Vec<Expiry>,
 }
 
 /// How the latest reloads of the configuration went.
@@ -116,7 +116,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
         cluster: server.cluster().map(Cluster::from),
-        tls: client_tls::figures(),
+        expiries: client_tls::expiries(),
     };
     snapshot.render(format)
 }
@@ -151,8 +151,8 @@ impl Collector for Snapshot {
         let mut families = Families { encoder, written: Ok(()) };
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
-        self.connections(&mut families);
         self.listeners(&mut families);
+        self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
         if let Some(cluster) = &self.cluster {
@@ -254,14 +254,7 @@ impl Snapshot {
                 ("{outcome=\"timeout\"}", s.tls_timed_out),
             ],
         );
-        let (expiries, reloads) = &self.tls;
-        to.family(
-            "tls_reloads_total",
-            "counter",
-            "Changed files of TLS, by whether they were taken into use.",
-            &[("{outcome=\"applied\"}", reloads.applied), ("{outcome=\"refused\"}", reloads.refused)],
-        );
-        to.days_left(expiries);
+        to.days_left(&self.expiries);
         to.counter(
             "proxy_headers_refused_total",
             "Connections of trusted proxies closed without a valid PROXY header.",

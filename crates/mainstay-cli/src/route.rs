@@ -18,9 +18,9 @@ use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
+use crate::match_rule::MatchRule;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
-use crate::routes::MatchRule;
 use crate::tls;
 
 /// A route and its settings.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +17,7 @@ use mainstay::server::{AdmissionConfig, Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::Activated;
+use crate::activation::{Activated, Passed};
 use crate::admin::{DrainOrder, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
@@ -81,12 +81,12 @@ pub(crate) struct Arguments {
     /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
     #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: Vec<ListenAddress>,
-    /// Speak TLS with this certificate: a file (PEM) with its chain, taken into use again when it changes. Listeners on Unix
-    /// sockets, and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    /// Speak TLS with this certificate: a file (PEM) with its chain, read again when it changes. Listeners on Unix sockets,
+    /// and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
+    #[arg(long, value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
     /// The private key of --tls-certificate, a file (PEM).
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
@@ -223,8 +223,8 @@ impl Checked {
         let cluster =
             cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
         let tls = &loaded.config.tls;
-        let tls = tls.is_on().then(|| ClientTls::new(tls.clone())).transpose();
-        let tls = tls.map_err(|what| wrong("tls", &what))?;
+        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose();
+        let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
         Ok(Self { token, cluster, tls })
     }
 }
@@ -334,6 +334,7 @@ async fn serve(
     });
     let drain_order = DrainOrder::default();
     let routes = Arc::new(Routes::default());
+    routes.reloads.count_read();
     let app = if is_demonstration {
         builtin::router(config.routes.values().any(|route| route.session.movable))
     } else {
@@ -343,8 +344,12 @@ async fn serve(
         Router::new().fallback(any(respond)).with_state(gateway)
     };
     let Activated { clients: passed, admin: admin_passed } = activated;
-    let listen: Vec<ListenAddress> = config.listen.iter().map(|address| (**address).clone()).collect();
-    let clients = listeners::listen_all(passed, &listen, "--listen")?;
+    // Without `--listen` the supervisor's sockets take the place of its default.
+    let addresses = match loaded.is_set("listen") || passed.is_empty() {
+        true => config.addresses(),
+        false => passed.iter().map(Passed::address).collect(),
+    };
+    let clients = listeners::listen_all(passed, &addresses, "--listen")?;
     let admin = config.admin.listen.as_ref();
     let admin = admin.map(|address| listeners::listen(admin_passed, address, "--admin")).transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
@@ -369,25 +374,21 @@ async fn serve(
         let operated = Operated { server, routes, drain, refusals: Refusals::default() };
         tokio::spawn(admin::serve(socket, place, operated, token));
     }
-    let status = format!("serving clients at {}", client_listeners::places(&clients));
-    supervisor::ready(&status);
-    tokio::spawn(supervisor::keep_watchdog());
-    let drain = config.drain;
-    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
-    tokio::spawn(announced(stop, mainstay.clone(), drains, drain));
     let serving = client_listeners::Serving {
         app,
         server: mainstay.clone(),
         draining,
-        drain,
+        drain: config.drain,
         keeps_spelling: !is_demonstration,
         tls: tls.as_ref().map(|tls| tls.tls.clone()),
-        proxies: None,
+        proxies: config.proxies.proxy_protocol(),
     };
-    if let Some(tls) = tls {
-        tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
-    }
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), status };
+    let status = format!("serving clients at {}", client_listeners::places(&clients));
+    supervisor::ready(&status);
+    tokio::spawn(supervisor::keep_watchdog());
+    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
+    tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);

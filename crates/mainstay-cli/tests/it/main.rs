@@ -22,6 +22,7 @@ mod packaging;
 mod page;
 mod profiles;
 mod promises;
+mod proxy_protocol;
 mod restart;
 mod resume;
 mod routes;
