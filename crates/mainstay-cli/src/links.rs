@@ -198,9 +198,8 @@ impl Links {
         }
     }
 
-    /// Returns of each address whether it was reached and no later attempt found it down, and why the latest attempt failed
-    /// while it is down.
-    pub(crate) fn states(&self) -> Vec<(bool, Option<String>)> {
+    /// Returns for each address whether it is up, and why the latest attempt to reach it failed.
+    pub(crate) fn backends(&self) -> Vec<(bool, Option<String>)> {
         self.0.addresses.states()
     }
 

@@ -135,11 +135,9 @@ impl Route {
 
     /// Returns the state of each address of the backend.
     pub(crate) fn backends(&self) -> Vec<BackendStatus> {
-        let addresses = self.inputs.section.upstream.addresses.iter().map(|address| (**address).to_string());
-        let states = self.links.states().into_iter();
+        let addresses = self.inputs.section.upstream.addresses.iter().zip(self.links.backends());
         addresses
-            .zip(states)
-            .map(|(address, (is_up, error))| BackendStatus { address, is_up, error })
+            .map(|(address, (is_up, error))| BackendStatus { address: address.to_string(), is_up, error })
             .collect()
     }
 

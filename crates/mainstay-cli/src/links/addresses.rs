@@ -166,12 +166,13 @@ impl Addresses {
         self.health().backends.iter().any(|backend| backend.health.is_up())
     }
 
+    /// Returns for each whether it is up, and why the latest attempt failed.
     pub(super) fn states(&self) -> Vec<(bool, Option<String>)> {
-        let of = |backend: &Backend| {
+        let state = |backend: &Backend| {
             let failure = backend.health.failure().map(|failure| failure.why.clone());
             (backend.health.is_up(), failure)
         };
-        self.health().backends.iter().map(of).collect()
+        self.health().backends.iter().map(state).collect()
     }
 
     pub(super) fn figures(&self) -> Vec<AddressFigures> {

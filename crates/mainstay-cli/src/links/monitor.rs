@@ -21,10 +21,10 @@ pub(crate) struct LinkMonitor {
     /// The addresses that the link dials, if there are several.
     dialled: Option<Arc<Dialled>>,
     is_attached: bool,
-    /// The outage is noted in the timeline.
-    is_failing: bool,
     /// The latest attempt failed, and another address is left to try.
     tries_another: bool,
+    /// The outage is noted in the timeline.
+    is_failing: bool,
     unknown: u64,
     not_delivered: u64,
     /// The numbers of undeliverable messages. A later report may cover them again.
@@ -45,8 +45,8 @@ impl LinkMonitor {
             session,
             dialled,
             is_attached: false,
-            is_failing: false,
             tries_another: false,
+            is_failing: false,
             unknown: 0,
             not_delivered: 0,
             undeliverable: Vec::new(),
