@@ -33,6 +33,7 @@ mod attach;
 mod auth;
 mod changes;
 mod config;
+mod connection;
 #[cfg(feature = "cluster")]
 mod confirmed;
 mod core;
@@ -41,6 +42,8 @@ mod disturb;
 mod drain;
 mod fault;
 pub(crate) mod handle;
+#[cfg(feature = "http2")]
+mod http2;
 mod inner;
 #[cfg(feature = "cluster")]
 mod leave;
@@ -82,12 +85,13 @@ pub use rustls;
 pub use self::auth::AuthError;
 pub use self::changes::Changes;
 pub use self::config::Config;
+pub use self::connection::Encrypted;
 pub use self::handle::Sessions;
 pub use self::peer::{PeerInfo, SessionState};
 pub use self::proxy_protocol::ProxyProtocol;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
-pub use self::serve::{DRAIN_WITHIN, Encrypted, MakeService, Serve};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
 pub use self::session::Received;
 pub use self::stats::{RTT_BUCKETS, Stats};
 #[cfg(feature = "tls")]
