@@ -4,6 +4,7 @@
 mod admin;
 mod bench;
 mod client_tls;
+mod config;
 mod connect;
 mod flags;
 mod frames;
@@ -23,6 +24,7 @@ mod promises;
 mod proxy_protocol;
 mod restart;
 mod resume;
+mod routes;
 mod smuggling;
 mod supervisor;
 mod support;
