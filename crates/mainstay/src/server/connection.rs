@@ -187,7 +187,11 @@ impl HttpConnection {
         Ok(shared.gate.arrive(ip(self.address), &shared.stats)?.map(Arc::new))
     }
 
-    pub(super) async fn answer<S>(&self, mut app: S, request: hyper::Request<Incoming>) -> Result<Response, Infallible>
+    pub(super) async fn answer<S>(
+        &self,
+        mut app: S,
+        request: hyper::Request<Incoming>,
+    ) -> Result<Response, Infallible>
     where
         S: Service<Request, Response: IntoResponse, Error = Infallible>,
     {

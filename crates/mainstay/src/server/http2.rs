@@ -54,7 +54,11 @@ pub(super) async fn serve<I, S>(
     leave: CancellationToken,
 ) where
     I: Stream + 'static,
-    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static,
+    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
 {
     let connection = Arc::new(connection);
     let since = Arc::new(AtomicBool::new(true));
@@ -66,7 +70,8 @@ pub(super) async fn serve<I, S>(
     let served = builder(&limits).serve_connection(TokioIo::new(WriteTimeout::new(stream)), service);
     let has_requested = || connection.has_requested.load(Ordering::Relaxed);
     let silent = async {
-        tokio::time::sleep_until(connection.accepted + connection.server.shared.config.opening_deadline).await;
+        tokio::time::sleep_until(connection.accepted + connection.server.shared.config.opening_deadline)
+            .await;
         if has_requested() {
             std::future::pending::<()>().await;
         }

@@ -33,9 +33,9 @@ mod attach;
 mod auth;
 mod changes;
 mod config;
-mod connection;
 #[cfg(feature = "cluster")]
 mod confirmed;
+mod connection;
 mod core;
 #[cfg(feature = "fault-injection")]
 mod disturb;
