@@ -71,6 +71,14 @@ pub(crate) async fn exchange(
     let notes = Notes { sent: sent.as_ref(), idle: idle.as_ref() };
     let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded, notes);
     let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
+    // Boxed, because few routes ask for it.
+    let hibernating = idle.as_ref().map(|idle| Box::pin(hibernate(idle, &to_client, &to_backend)));
+    let hibernating = async {
+        match hibernating {
+            Some(hibernating) => hibernating.await,
+            None => std::future::pending().await,
+        }
+    };
     let why = tokio::select! {
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
@@ -78,7 +86,7 @@ pub(crate) async fn exchange(
             tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, notes), watching)
         } => End::Backend(prologue),
         never = acknowledge => match never {},
-        never = hibernate(idle.as_ref(), &to_client, &to_backend), if idle.is_some() => match never {},
+        never = hibernating => match never {},
         () = away.notified() => End::Away,
     };
     let why = if matches!(why, End::Client) && session.is_leaving() { End::Leaves } else { why };
@@ -330,7 +338,7 @@ async fn watch(
     down: Down<'_>,
     end: &mut BackendEnd,
 ) {
-    let mut patience = Patience::new(route.when_down);
+    let mut patience = Patience::new(&route.when_down);
     loop {
         let now = Instant::now();
         let too_long = async {
@@ -339,9 +347,11 @@ async fn watch(
                 None => std::future::pending().await,
             }
         };
+        // Boxed, because few routes ask for it.
+        let sent = down.sent.map(|sent| Box::pin(sent.notified()));
         let sent = async {
-            match down.sent {
-                Some(sent) => sent.notified().await,
+            match sent {
+                Some(sent) => sent.await,
                 None => std::future::pending().await,
             }
         };

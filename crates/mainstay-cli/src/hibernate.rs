@@ -43,8 +43,7 @@ impl Idle {
 
 /// Lets the link rest whenever its client was idle for long enough, and opens it when the client comes back. A message of the
 /// client opens it in any case.
-pub(crate) async fn hibernate(idle: Option<&Idle>, to_client: &ToClient, to_backend: &Sender) -> Infallible {
-    let Some(idle) = idle else { return std::future::pending().await };
+pub(crate) async fn hibernate(idle: &Idle, to_client: &ToClient, to_backend: &Sender) -> Infallible {
     let mut changes = to_client.changes();
     loop {
         let until = idle.until();
@@ -75,5 +74,21 @@ async fn came_back(changes: &mut mainstay::server::Changes, to_backend: &Sender)
                 None => return std::future::pending().await,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_idle_when_no_message_passed_for_long_enough() {
+        let minute = Duration::from_secs(60);
+        let idle = Idle::new(minute);
+        let start = Instant::now();
+        assert_eq!(idle.until(), start + minute);
+        tokio::time::advance(minute / 2).await;
+        idle.note_message();
+        assert_eq!(idle.until(), start + minute / 2 + minute);
     }
 }

@@ -51,8 +51,8 @@ impl WhenDown {
 
 /// The patience with one client; see the module.
 #[derive(Debug)]
-pub(crate) struct Patience {
-    when_down: WhenDown,
+pub(crate) struct Patience<'a> {
+    when_down: &'a WhenDown,
     /// While the link has no connection: since when a message waits.
     waits_since: Option<Instant>,
     is_lost: bool,
@@ -62,8 +62,8 @@ pub(crate) struct Patience {
     give_up: Option<Instant>,
 }
 
-impl Patience {
-    pub(crate) fn new(when_down: WhenDown) -> Self {
+impl<'a> Patience<'a> {
+    pub(crate) fn new(when_down: &'a WhenDown) -> Self {
         Self { when_down, waits_since: None, is_lost: false, is_down: false, give_up: None }
     }
 
@@ -114,15 +114,15 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn patience(policy: Policy, age: Option<u64>) -> (Patience, Instant) {
-        let when_down = WhenDown { policy, queue_age: age.map(Duration::from_secs), ..WhenDown::default() };
-        (Patience::new(when_down), Instant::now())
+    fn when_down(policy: Policy, age: Option<u64>) -> WhenDown {
+        WhenDown { policy, queue_age: age.map(Duration::from_secs), ..WhenDown::default() }
     }
 
     #[test]
     fn a_queue_without_an_age_waits_as_long_as_the_client_stays_and_for_a_plain_client_as_long_as_it_is_kept()
     {
-        let (mut patience, now) = patience(Policy::Queue, None);
+        let (when_down, now) = (when_down(Policy::Queue, None), Instant::now());
+        let mut patience = Patience::new(&when_down);
         patience.handle_lost(now, true, None);
         patience.handle_down();
         assert_eq!(patience.poll_timeout(now), None);
@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn a_message_waits_no_longer_than_the_age_of_the_queue_and_an_idle_client_stays() {
-        let (mut patience, now) = patience(Policy::Queue, Some(5));
+        let (when_down, now) = (when_down(Policy::Queue, Some(5)), Instant::now());
+        let mut patience = Patience::new(&when_down);
         patience.handle_message(now);
         patience.handle_lost(now, false, None);
         assert_eq!(patience.poll_timeout(now), None, "nothing waits");
@@ -152,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_rejected_client_is_closed_by_its_first_message_once_no_address_was_reached() {
-        let (mut patience, now) = patience(Policy::Reject, None);
+        let (when_down, now) = (when_down(Policy::Reject, None), Instant::now());
+        let mut patience = Patience::new(&when_down);
         patience.handle_lost(now, false, None);
         patience.handle_message(now);
         assert_eq!(patience.poll_timeout(now), None, "another address may be up");
@@ -166,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_client_is_closed_at_once_when_no_address_was_reached_if_that_is_the_policy() {
-        let (mut patience, now) = patience(Policy::Close, None);
+        let (when_down, now) = (when_down(Policy::Close, None), Instant::now());
+        let mut patience = Patience::new(&when_down);
         patience.handle_down();
         patience.handle_lost(now, false, None);
         assert_eq!(patience.poll_timeout(now), None);

@@ -377,13 +377,13 @@ async fn with_reject_a_message_and_with_close_the_loss_itself_ends_a_plain_clien
     }
 }
 
-/// Restarts each address in turn while clients send, and returns how many messages each client got back.
-async fn rolling(addresses: &[Address], done: &AtomicBool) {
+/// Restarts each address in turn, the next one once the gateway reaches the one before.
+async fn rolling(gateway: &Gateway, addresses: &[Address], done: &AtomicBool) {
     for address in addresses {
         address.stop().await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        gateway.wait_for_metric(&of("backend_address_up", address), 0.0).await;
         address.start_again().await;
-        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        gateway.wait_for_metric(&of("backend_address_up", address), 1.0).await;
     }
     done.store(true, Relaxed);
 }
@@ -408,7 +408,7 @@ async fn a_rolling_restart_of_all_addresses_loses_no_message_of_a_session() {
         })
     });
     let clients: Vec<_> = clients.collect();
-    rolling(&addresses, &done).await;
+    rolling(&gateway, &addresses, &done).await;
     let mut answered = 0;
     for client in clients {
         answered += client.await.unwrap();
