@@ -214,7 +214,7 @@ impl TlsSection {
 
 /// Returns the subject of the certificate that the client of a request presented, as `CN=alice, O=Example`. `None` without
 /// a certificate.
-#[allow(dead_code)] // The part of credentials uses it.
+#[allow(dead_code)] // It may be a subject of the client.
 pub(crate) fn client_subject(extensions: &Extensions) -> Option<Arc<str>> {
     certificates::subject(extensions.get::<ClientChain>()?.0.first()?)
 }

@@ -16,6 +16,7 @@ mod command;
 pub(crate) mod duration;
 mod flags;
 mod guess;
+pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod layers;
 pub(crate) mod limits;

@@ -29,6 +29,7 @@ use crate::client_request::ClientRequest;
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
+use crate::links::{Dialled, Lease};
 use crate::moving::Restored;
 use crate::retry_after;
 use crate::route::Route;
@@ -77,7 +78,9 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path));
     if upgrade.is_resumable() {
         let principal = route.principal.of(upgrade.headers());
         let upgrade = if route.movable { upgrade.movable() } else { upgrade };
@@ -93,23 +96,27 @@ async fn forward_handshake(
     let spelling = std::mem::take(&mut head.extensions);
     let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
     let upstream = &route.proxy.upstream;
-    let (response, connection) = match upstream.upgrade(route.upstream_wait, asked).await {
+    // A client that may not wait is refused once no address can be reached.
+    let wait = route.when_down.waits().then_some(route.upstream_wait);
+    let (response, connection) = match upstream.upgrade(request.key, wait, asked).await {
         Ok(response) => response,
-        Err(error) if error.may_pass() => {
+        Err(error) if error.may_pass() || (wait.is_none() && error.is_of_address()) => {
             route.links.refused_unreachable();
             return backend_unreachable();
         }
         Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        route.links.refused(response.status());
+        route.links.refused(connection.address(), response.status());
         return http_proxy::forward_response(response, connection, upstream);
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
-        Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
+        Err(wrong) => {
+            return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
+        }
     };
-    accept_client(upgrade, request, accepted, route)
+    accept_client(upgrade, request, accepted, connection.into_lease(), route)
 }
 
 /// Accepts a plain client as the backend did, and exchanges messages.
@@ -117,6 +124,7 @@ fn accept_client(
     upgrade: SessionUpgrade,
     request: ClientRequest,
     (mut fields, spelling, upgraded): Accepted,
+    lease: Lease,
     route: Arc<Route>,
 ) -> Response {
     forward::switching_fields(&mut fields);
@@ -128,11 +136,12 @@ fn accept_client(
         .map(str::to_owned)
         .collect();
     let path = request.path.clone();
-    let link = match request.builder(&offered, &route, true) {
+    let dialled = (route.links.count() > 1).then(|| Arc::new(Dialled::with(lease)));
+    let link = match request.builder(&offered, &route, true, dialled.as_ref()) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let monitor = route.links.open(link.sender(), None);
+    let monitor = route.links.open(link.sender(), None, dialled);
     upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())

@@ -24,6 +24,7 @@ mod graphql;
 mod handshake;
 mod health;
 mod heartbeats;
+mod hibernate;
 mod http_proxy;
 mod idle_timeout;
 mod limits;
@@ -32,14 +33,19 @@ mod listen_address;
 mod listeners;
 mod log;
 mod manual;
+mod match_rule;
 mod message_filter;
 mod metrics;
 mod moving;
+mod page_policy;
+mod pool;
 mod principal;
 mod process_metrics;
 mod profiles;
 mod prologue;
+mod refusals;
 mod reload;
+mod reload_figures;
 mod request_body;
 mod response_body;
 mod retry_after;
@@ -50,15 +56,19 @@ mod saved;
 mod serve;
 mod session;
 mod signals;
+mod stickiness;
 mod successor;
 mod supervisor;
 mod table;
 mod tls;
 mod upstream;
+mod upstream_addresses;
 mod upstream_error;
+mod upstream_probe;
 mod values;
 mod variables;
 mod version;
+mod when_down;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -215,10 +225,9 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
 /// Returns the listeners that a supervisor passed, compared with the configuration.
 fn activated_for(loaded: &Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
     let activated = activated?;
-    let address = |text: &String| values::address(text).ok();
     activated.check(&activation::Flags {
         listen: loaded.is_set("listen").then(|| loaded.config.addresses()),
-        admin: loaded.config.admin.listen.as_ref().and_then(address),
+        admin: loaded.config.admin.listen.as_ref().map(|listen| listen.place.clone()),
     })?;
     Ok(activated)
 }

@@ -11,8 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -88,40 +87,6 @@ impl Changes {
     }
 }
 
-/// How the latest reloads went, for metrics.
-#[derive(Debug, Default)]
-pub(crate) struct ReloadFigures {
-    is_refused: AtomicBool,
-    pub(crate) done: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    /// When the configuration in force was read, in seconds since 1970.
-    pub(crate) read_at: AtomicU64,
-}
-
-impl ReloadFigures {
-    /// Returns whether the latest configuration that was read is in force.
-    pub(crate) fn is_successful(&self) -> bool {
-        !self.is_refused.load(Relaxed)
-    }
-
-    /// A configuration is in force from now on.
-    pub(crate) fn count_read(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.read_at.store(now.as_secs(), Relaxed);
-        self.is_refused.store(false, Relaxed);
-    }
-
-    fn count_done(&self) {
-        self.done.fetch_add(1, Relaxed);
-        self.count_read();
-    }
-
-    fn count_refused(&self) {
-        self.refused.fetch_add(1, Relaxed);
-        self.is_refused.store(true, Relaxed);
-    }
-}
-
 /// Receives SIGHUP.
 pub(crate) struct Reloads(Signal);
 
@@ -134,7 +99,6 @@ impl Reloads {
 /// Reloads until the process ends.
 pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
     let mut state = State { live, sources, in_force: first };
-    state.live.routes.reloads.count_read();
     let mut changes = watch(&state, HashMap::new());
     loop {
         let cause = tokio::select! {

@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::flags::{self, Given};
-use super::guess::{node_at, unknown, unknown_keys};
+use super::guess::{unknown, unknown_keys};
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, split};
-use super::schema::{Kind, Node};
+use super::schema::{Kind, Node, node_at};
 use super::{Config, NEEDS_RESTART, RouteSection};
 use crate::profiles::BackendLoss;
 use crate::variables::{self, UnknownVariable};
