@@ -74,7 +74,9 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path));
     if upgrade.is_resumable() {
         let principal = route.principal.of(upgrade.headers());
         let upgrade = if route.movable { upgrade.movable() } else { upgrade };

@@ -9,11 +9,12 @@ mod monitor;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use mainstay::client::{Sender, State};
+use mainstay::server::timeline::{self, ClientName, Timeline};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::task::AbortHandle;
@@ -39,6 +40,8 @@ struct Shared {
     probing: Mutex<Vec<AbortHandle>>,
     figures: Arc<Counters>,
     open: Arc<Mutex<Slab<Sender>>>,
+    /// Where the links of sessions are noted.
+    timeline: OnceLock<Timeline>,
 }
 
 #[derive(Default)]
@@ -170,7 +173,7 @@ impl Links {
     pub(crate) fn new(addresses: &[Box<str>], pool: PoolConfig, interval: Option<Duration>) -> Self {
         let addresses = Addresses::new(Instant::now(), addresses, pool, interval);
         let (probing, figures, open) = (Mutex::default(), Arc::default(), Arc::default());
-        Self(Arc::new(Shared { addresses, probing, figures, open }))
+        Self(Arc::new(Shared { addresses, probing, figures, open, timeline: OnceLock::new() }))
     }
 
     /// Lets these links continue the figures of others, which went to other addresses.
@@ -180,6 +183,23 @@ impl Links {
         match Arc::try_unwrap(self.0) {
             Ok(shared) => Self(Arc::new(Shared { figures, open, ..shared })),
             Err(shared) => Self(shared),
+        }
+    }
+
+    /// Returns each address, whether it is up, and why the latest attempt failed while it is down.
+    pub(crate) fn states(&self) -> Vec<(String, bool, Option<String>)> {
+        self.0.addresses.states()
+    }
+
+    /// Sets the timeline in which the links of sessions are noted. Call it once, before the first link.
+    pub(crate) fn note_in(&self, timeline: &Timeline) {
+        let _ = self.0.timeline.set(timeline.clone());
+    }
+
+    /// Notes an event of a session's link.
+    fn note(&self, session: Option<SessionId>, event: timeline::Event) {
+        if let (Some(timeline), Some(session)) = (self.0.timeline.get(), session) {
+            timeline.note(Some(ClientName::Session(session)), event);
         }
     }
 

@@ -17,9 +17,9 @@ use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
+use crate::match_rule::MatchRule;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
-use crate::routes::MatchRule;
 use crate::upstream_probe::Prober;
 use crate::when_down::WhenDown;
 
@@ -103,6 +103,7 @@ impl Route {
             Some(before) => links().continuing(&before.links),
             None => links(),
         };
+        links.note_in(server.timeline());
         let settings = section.profile.settings().map_err(|error| format!("profile.{error}"))?;
         let stickiness = upstream.stickiness().unwrap_or_else(|| settings.stickiness.clone());
         let proxy = HttpProxy::new(section, addresses, stickiness, inputs.trusted_proxies.clone(), &links);
@@ -128,8 +129,23 @@ impl Route {
         }))
     }
 
+    /// Returns the state of each address of the backend.
+    pub(crate) fn backends(&self) -> Vec<BackendStatus> {
+        let states = self.links.states().into_iter();
+        states.map(|(address, is_up, error)| BackendStatus { address, is_up, error }).collect()
+    }
+
     /// Probes the backend for as long as the route is in the table.
     pub(crate) fn start_probing(&self) {
         self.prober.start(&self.proxy.upstream, &self.links);
     }
+}
+
+/// The state of one address of a backend, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendStatus {
+    pub(crate) address: String,
+    pub(crate) is_up: bool,
+    /// Why the latest attempt failed, while it is down.
+    pub(crate) error: Option<String>,
 }

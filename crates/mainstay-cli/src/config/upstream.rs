@@ -10,6 +10,7 @@ use mainstay::client::Place;
 use super::text::{Expected, Text, Written};
 use super::{duration, health, size};
 use crate::stickiness::Stickiness;
+use crate::tls::{self, Tls};
 use crate::upstream::Address;
 use crate::upstream_probe::Prober;
 use crate::when_down::{Policy, WhenDown};
@@ -92,21 +93,6 @@ impl Default for Section {
     }
 }
 
-/// TLS to the backend.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub(crate) struct Tls {
-    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the backend's
-    /// own if it is self-signed.
-    pub(crate) ca: Option<PathBuf>,
-    /// The client certificate to present, a file (PEM) with its chain.
-    pub(crate) certificate: Option<PathBuf>,
-    /// The private key of the certificate, a file (PEM).
-    pub(crate) key: Option<PathBuf>,
-    /// The name to expect in the backend's certificate. Default: the host of the address.
-    pub(crate) server_name: Option<String>,
-}
-
 impl Section {
     pub(crate) fn check(&self) -> Result<(), String> {
         let bounds = Duration::from_millis(10)..=Duration::from_secs(3600);
@@ -140,7 +126,7 @@ impl Section {
     /// Begins with the field. They are not addresses of one backend, or a file of TLS cannot be used.
     pub(crate) fn connected(&self) -> Result<Vec<Address>, String> {
         let places = || self.addresses.iter().map(|address| &**address);
-        let connectors = crate::tls::connectors(&self.tls, places())?;
+        let connectors = tls::connectors(&self.tls, places())?;
         upstream_addresses::addresses(places(), connectors)
     }
 

@@ -166,6 +166,15 @@ impl Addresses {
         self.health().backends.iter().any(|backend| backend.health.is_up())
     }
 
+    pub(super) fn states(&self) -> Vec<(String, bool, Option<String>)> {
+        let health = self.health();
+        let state = |(name, backend): (&Box<str>, &Backend)| {
+            let failure = backend.health.failure().map(|failure| failure.why.clone());
+            (name.to_string(), backend.health.is_up(), failure)
+        };
+        self.names.iter().zip(&health.backends).map(state).collect()
+    }
+
     pub(super) fn figures(&self) -> Vec<AddressFigures> {
         if self.count() == 1 {
             return Vec::new();

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use mainstay::SessionId;
 use mainstay::client::{Event, Lost, ReasonCode, Report};
+use mainstay::server::timeline::{self, Loss};
 
 use super::{Dialled, Links, is_unavailable};
 use crate::access_log;
@@ -22,6 +23,8 @@ pub(crate) struct LinkMonitor {
     is_attached: bool,
     /// The latest attempt failed, and another address is left to try.
     tries_another: bool,
+    /// The outage is noted in the timeline.
+    is_failing: bool,
     unknown: u64,
     not_delivered: u64,
     /// The numbers of undeliverable messages. A later report may cover them again.
@@ -43,6 +46,7 @@ impl LinkMonitor {
             dialled,
             is_attached: false,
             tries_another: false,
+            is_failing: false,
             unknown: 0,
             not_delivered: 0,
             undeliverable: Vec::new(),
@@ -54,6 +58,8 @@ impl LinkMonitor {
         match event {
             Event::Attached { .. } => {
                 self.attached(true);
+                self.is_failing = false;
+                self.links.note(self.session, timeline::Event::BackendReached);
                 let address = self.dialled.as_ref().and_then(|dialled| dialled.attached());
                 self.links.answered(address.unwrap_or_default());
             }
@@ -62,9 +68,15 @@ impl LinkMonitor {
                 self.dialled.as_ref().map(|dialled| dialled.detached());
                 self.links.0.figures.rested.fetch_add(1, Relaxed);
             }
-            Event::AttemptFailed { why, .. } => self.attempt_failed(why),
+            Event::AttemptFailed { why, .. } => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    self.links.note(self.session, timeline::Event::BackendUnreachable(Loss::of(why)));
+                }
+                self.attempt_failed(why);
+            }
             Event::Detached { why, next_attempt_in } => {
                 self.attached(false);
+                self.links.note(self.session, timeline::Event::BackendLost(Loss::of(why)));
                 let figures = &self.links.0.figures;
                 figures.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {

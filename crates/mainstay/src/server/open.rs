@@ -15,6 +15,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{ConnectionId, Control, Frame, PlainSession, Presenter, SessionError};
+use mainstay_proto::timeline::Event;
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
@@ -95,8 +96,9 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 Counters::add(&stats.connections, 1);
                 info.principal = principal.as_ref().into();
                 let plain = PlainSession::new(now(), shared.sessions_with(options.heartbeat), connection.0);
+                let peer = Peer::Plain(Box::new(plain));
                 let core =
-                    Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
+                    Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
                 core.begin_epoch(None);
                 Some((connection, core, Some(wire)))
             }
@@ -127,7 +129,8 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(principal) => {
             info.principal = principal.as_ref().into();
             wire.begin_session(limits);
-            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
+            let path = shared.timeline.is_on().then(|| options.label().into());
+            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat, path };
             let opened = Opened {
                 connection,
                 options,
@@ -142,6 +145,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             attach(cores, opened, &hello).await
         }
         Err(why) => {
+            shared.timeline.note(None, Event::Refused { why, address: info.address });
             refuse(stats, wire, &why.refuse(), why).await;
             None
         }
