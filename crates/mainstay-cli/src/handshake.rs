@@ -15,8 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
-use http::header::{self, HeaderMap, HeaderName};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
@@ -44,10 +45,13 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
-    if !lists(request.headers(), &header::UPGRADE, "websocket") {
+    if !asks_for_websocket(&request) {
         return route.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
+    if head.version == Version::HTTP_2 {
+        as_http_1(&mut head.headers);
+    }
     let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
     let response = match upgrade.and_then(|upgrade| upgrade.origins(&route.origins)) {
         // Boxed, or the future of every request would be as large as this one.
@@ -167,6 +171,22 @@ async fn accept_response(mut response: http::Response<Incoming>, offer: &Offer) 
         deflate: agreed.deflate,
     };
     Ok((head.headers, head.extensions, upgraded))
+}
+
+/// Returns whether a request opens a WebSocket: by `Upgrade`, or by CONNECT over HTTP/2.
+fn asks_for_websocket(request: &Request) -> bool {
+    request.extensions().get::<hyper::ext::Protocol>().is_some()
+        || lists(request.headers(), &header::UPGRADE, "websocket")
+}
+
+/// Adds the key that HTTP/2 does not have and the backend expects.
+fn as_http_1(fields: &mut HeaderMap) {
+    let mut key = [0; 16];
+    // Its randomness protects caches that take part in no handshake; any key is right for the backend.
+    let _ = getrandom::fill(&mut key);
+    if let Ok(key) = HeaderValue::try_from(BASE64_STANDARD.encode(key)) {
+        fields.insert(header::SEC_WEBSOCKET_KEY, key);
+    }
 }
 
 /// Returns whether a field lists this token.

@@ -166,6 +166,7 @@ impl Addresses {
         self.health().backends.iter().any(|backend| backend.health.is_up())
     }
 
+<<<<<<< HEAD
     pub(super) fn states(&self) -> Vec<(String, bool, Option<String>)> {
         let health = self.health();
         let state = |(name, backend): (&Box<str>, &Backend)| {
@@ -173,6 +174,15 @@ impl Addresses {
             (name.to_string(), backend.health.is_up(), failure)
         };
         self.names.iter().zip(&health.backends).map(state).collect()
+=======
+    /// Returns for each whether it is up, and why the latest attempt failed.
+    pub(super) fn states(&self) -> Vec<(bool, Option<String>)> {
+        let state = |backend: &Backend| {
+            let failure = backend.health.failure().map(|failure| failure.why.clone());
+            (backend.health.is_up(), failure)
+        };
+        self.health().backends.iter().map(state).collect()
+>>>>>>> next
     }
 
     pub(super) fn figures(&self) -> Vec<AddressFigures> {
@@ -180,6 +190,7 @@ impl Addresses {
             return Vec::new();
         }
         let health = self.health();
+        #[allow(clippy::borrowed_box)] // The iterator's item.
         let figures = |(index, (name, backend)): (usize, (&Box<str>, &Backend))| AddressFigures {
             name: name.clone(),
             up: backend.health.is_up(),

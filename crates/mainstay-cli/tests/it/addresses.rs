@@ -369,9 +369,8 @@ async fn with_reject_a_message_and_with_close_the_loss_itself_ends_a_plain_clien
             client.write(TEXT, b"too late").await;
         }
         let closed = loop {
-            match client.read().await.unwrap() {
-                (CLOSE, payload) => break payload,
-                _ => {}
+            if let (CLOSE, payload) = client.read().await.unwrap() {
+                break payload;
             }
         };
         assert_eq!(u16::from_be_bytes([closed[0], closed[1]]), 1013, "{policy}");
