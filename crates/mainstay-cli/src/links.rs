@@ -186,14 +186,6 @@ impl Links {
         }
     }
 
-<<<<<<< HEAD
-    /// Returns each address, whether it is up, and why the latest attempt failed while it is down.
-    pub(crate) fn states(&self) -> Vec<(String, bool, Option<String>)> {
-        self.0.addresses.states()
-    }
-
-=======
->>>>>>> next
     /// Sets the timeline in which the links of sessions are noted. Call it once, before the first link.
     pub(crate) fn note_in(&self, timeline: &Timeline) {
         let _ = self.0.timeline.set(timeline.clone());
@@ -204,14 +196,11 @@ impl Links {
         if let (Some(timeline), Some(session)) = (self.0.timeline.get(), session) {
             timeline.note(Some(ClientName::Session(session)), event);
         }
-<<<<<<< HEAD
-=======
     }
 
     /// Returns for each address whether it is up, and why the latest attempt to reach it failed.
     pub(crate) fn backends(&self) -> Vec<(bool, Option<String>)> {
         self.0.addresses.states()
->>>>>>> next
     }
 
     /// Returns a number that links have in common if they report to the health of one backend.

@@ -567,14 +567,6 @@ impl Cluster {
     }
 }
 
-<<<<<<< HEAD
-=======
-/// Returns the value of a label as the format wants it.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
->>>>>>> next
 /// Writes one family after the other. After an error it writes nothing more.
 struct Families<'a> {
     encoder: DescriptorEncoder<'a>,

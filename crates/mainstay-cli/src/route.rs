@@ -135,15 +135,10 @@ impl Route {
 
     /// Returns the state of each address of the backend.
     pub(crate) fn backends(&self) -> Vec<BackendStatus> {
-<<<<<<< HEAD
-        let states = self.links.states().into_iter();
-        states.map(|(address, is_up, error)| BackendStatus { address, is_up, error }).collect()
-=======
         let addresses = self.inputs.section.upstream.addresses.iter().zip(self.links.backends());
         addresses
             .map(|(address, (is_up, error))| BackendStatus { address: address.to_string(), is_up, error })
             .collect()
->>>>>>> next
     }
 
     /// Probes the backend for as long as the route is in the table.

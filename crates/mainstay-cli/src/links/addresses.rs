@@ -166,15 +166,6 @@ impl Addresses {
         self.health().backends.iter().any(|backend| backend.health.is_up())
     }
 
-<<<<<<< HEAD
-    pub(super) fn states(&self) -> Vec<(String, bool, Option<String>)> {
-        let health = self.health();
-        let state = |(name, backend): (&Box<str>, &Backend)| {
-            let failure = backend.health.failure().map(|failure| failure.why.clone());
-            (name.to_string(), backend.health.is_up(), failure)
-        };
-        self.names.iter().zip(&health.backends).map(state).collect()
-=======
     /// Returns for each whether it is up, and why the latest attempt failed.
     pub(super) fn states(&self) -> Vec<(bool, Option<String>)> {
         let state = |backend: &Backend| {
@@ -182,7 +173,6 @@ impl Addresses {
             (backend.health.is_up(), failure)
         };
         self.health().backends.iter().map(state).collect()
->>>>>>> next
     }
 
     pub(super) fn figures(&self) -> Vec<AddressFigures> {
