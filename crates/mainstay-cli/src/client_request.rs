@@ -10,6 +10,7 @@ use mainstay::client::{Builder, EndsOn, Event, ReasonCode};
 use mainstay::link::Plain;
 use mainstay_proto::ws::handshake::Offer;
 
+use crate::credentials::Admitted;
 use crate::forward::{self, Scheme};
 use crate::limits;
 use crate::links::LinkMonitor;
@@ -38,6 +39,11 @@ impl ClientRequest {
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
         Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })
+    }
+
+    /// Sets what the backend learns of a client that is admitted.
+    pub(crate) fn admit(&mut self, admitted: &Admitted) {
+        admitted.set_fields(&mut self.fields);
     }
 
     /// Builds the request for the backend.

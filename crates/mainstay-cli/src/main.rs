@@ -11,9 +11,12 @@ mod backend_end;
 mod backend_health;
 mod bench;
 mod builtin;
+mod client_identity;
 mod client_request;
 mod cluster;
 mod connect;
+#[allow(dead_code)] // The configuration file makes them.
+mod credentials;
 mod descriptors;
 mod exchange;
 mod forward;

@@ -3,12 +3,14 @@
 //! Each request, link and session holds the route that it came by. After a reload the next requests find another table of
 //! routes, and what is open goes on as it began.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay::client::Connector;
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
 
+use crate::credentials::Credentials;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
@@ -37,6 +39,8 @@ pub(crate) struct Route {
     pub(crate) settings: Settings,
     /// The credentials that a resume must repeat.
     pub(crate) principal: PrincipalSource,
+    /// What each client must present; `None`: nothing.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) links: Links,
     /// Evicts a session where a link finds no local port.
     pub(crate) server: Server,

@@ -361,6 +361,7 @@ fn gateway(
             headers: arguments.session_header.clone(),
             cookies: arguments.session_cookie.clone(),
         },
+        credentials: None,
         links: links.clone(),
         server: server.clone(),
         movable: arguments.cluster.movable,

@@ -72,7 +72,7 @@ pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
 pub use mainstay_proto::ws::Origins;
 pub use mainstay_proto::ws::handshake::HandshakeError;
 
-pub use self::auth::AuthError;
+pub use self::auth::{AuthError, Identity};
 pub use self::changes::Changes;
 pub use self::config::Config;
 pub use self::handle::Sessions;

@@ -49,6 +49,7 @@ async fn a_wrong_key_is_dropped_and_a_head_for_another_node_is_answered() {
         subprotocol: None,
         deflate: None,
         client: ([127, 0, 0, 1], 1).into(),
+        expiry: None,
     };
     dropped(&node, &head(own).encode().unwrap()).await;
     assert_eq!(node.figures().dropped, 1);
