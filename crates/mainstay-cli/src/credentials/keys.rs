@@ -252,3 +252,85 @@ fn of_jwk(jwk: &Jwk) -> Option<Key> {
     };
     is_long_enough.then(|| Key { id: jwk.common.key_id.as_deref().map(Box::from), signing, key })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::test_tokens::{RSA_PUBLIC, Signer};
+    use super::*;
+
+    fn of_file(content: &str) -> Result<usize, String> {
+        KeySet::of_file(content.as_bytes(), &Signing::ALL).map(|keys| keys.len())
+    }
+
+    #[test]
+    fn a_file_has_one_key_or_several() {
+        assert_eq!(of_file("0123456789abcdef0123456789abcdef\n"), Ok(1));
+        assert_eq!(of_file(&format!("{}{}{RSA_PUBLIC}", Signer::ec().pem(), Signer::ed().pem())), Ok(3));
+        assert_eq!(
+            of_file(&json!({"keys": [Signer::ec().jwk("1"), Signer::secret().jwk("2")]}).to_string()),
+            Ok(2)
+        );
+        assert_eq!(of_file(&Signer::rsa().jwk("1").to_string()), Ok(1));
+    }
+
+    #[test]
+    fn a_file_that_has_no_usable_key_is_refused_in_words_that_quote_nothing_of_it() {
+        let private = "-----BEGIN PRIVATE KEY-----\nMIIEvQ\n-----END PRIVATE KEY-----\n";
+        let certificate = "-----BEGIN CERTIFICATE-----\nMIIEvQ\n-----END CERTIFICATE-----\n";
+        let short = json!({"kty": "oct", "k": "c2hvcnQ"}).to_string();
+        let many = json!({"keys": vec![Signer::secret().jwk("1"); 101]}).to_string();
+        for (content, part) in [
+            ("", "at least 32 bytes; it has 0"),
+            ("hunter2", "at least 32 bytes; it has 7"),
+            (private, "private key"),
+            (certificate, "openssl x509 -pubkey"),
+            ("-----BEGIN PUBLIC KEY-----\naGk=\n-----END PUBLIC KEY-----\n", "no public key"),
+            ("{", "no JSON Web Key set"),
+            ("{}", "no key for the algorithms"),
+            (r#"{"keys": 1}"#, "must be a list"),
+            (&short, "no key for the algorithms"),
+            (&many, "more than 100 keys"),
+        ] {
+            let error = of_file(content).unwrap_err();
+            assert!(
+                error.contains(part) && !error.contains("hunter2") && !error.contains("c2hv"),
+                "{content}: {error}"
+            );
+        }
+        let only = KeySet::of_file(RSA_PUBLIC.as_bytes(), &[Signing::ES256]).err().unwrap();
+        assert!(only.contains("[ES256]"), "{only}");
+    }
+
+    #[test]
+    fn keys_for_something_else_are_left_out_of_a_set_and_a_published_secret_refuses_it() {
+        let with = |changes: &[(&str, &str)]| {
+            let mut key = Signer::rsa().jwk("1");
+            changes.iter().for_each(|(field, value)| key[*field] = (*value).into());
+            key
+        };
+        let of_url = |keys: &[serde_json::Value]| {
+            let body = json!({"keys": keys}).to_string();
+            KeySet::of_url(body.as_bytes(), &Signing::ALL).map(|keys| keys.len())
+        };
+        assert_eq!(of_url(&[with(&[]), with(&[("alg", "RS256")])]), Ok(2));
+        let others = [
+            with(&[("use", "enc")]),
+            with(&[("alg", "PS256")]),
+            with(&[("alg", "HS256")]),
+            with(&[("n", "AQAB")]),
+            with(&[("kty", "new")]),
+            json!({"kty": "EC", "crv": "P-384", "x": "AA", "y": "AA"}),
+            json!({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}),
+            json!(1),
+        ];
+        assert!(of_url(&others).unwrap_err().contains("no key"));
+        assert_eq!(of_url(&[&others[..], &[Signer::ec().jwk("2")]].concat()), Ok(1));
+        assert!(of_url(&[Signer::ec().jwk("1"), Signer::secret().jwk("2")]).unwrap_err().contains("secret"));
+        assert!(
+            KeySet::of_url(Signer::ec().jwk("1").to_string().as_bytes(), &Signing::ALL).is_err(),
+            "no set"
+        );
+    }
+}

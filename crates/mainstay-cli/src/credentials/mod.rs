@@ -20,6 +20,8 @@ mod refusal;
 mod ring_provider;
 mod section;
 mod subjects;
+#[cfg(test)]
+mod test_tokens;
 mod token;
 
 use std::net::SocketAddr;

@@ -24,7 +24,9 @@ static PROVIDER: CryptoProvider = CryptoProvider {
 pub(crate) fn install() {
     static INSTALLED: Once = Once::new();
     // Another provider is installed nowhere.
-    INSTALLED.call_once(|| drop(PROVIDER.install_default()));
+    INSTALLED.call_once(|| {
+        let _ = PROVIDER.install_default();
+    });
 }
 
 /// The gateway signs nothing.
