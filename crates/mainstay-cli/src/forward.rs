@@ -12,6 +12,8 @@ use http::uri::{PathAndQuery, Uri};
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The part of the path that was removed, as other proxies name it.
+const PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -49,6 +51,8 @@ impl Network {
 /// How requests are forwarded.
 pub(crate) struct Forwarding {
     pub(crate) upstream: Uri,
+    /// Removed from the beginning of the client's path; no slash at its end.
+    pub(crate) strips: Option<Box<str>>,
     /// The Host header for the backend; `None`: the client's.
     pub(crate) host: Option<HeaderValue>,
     /// Fields to set on every request; they replace the client's of the same name.
@@ -71,6 +75,11 @@ impl Forwarding {
     /// The result is no valid target, or the path might lead out of the backend's.
     pub(crate) fn target(&self, requested: &Uri) -> Result<PathAndQuery, String> {
         let prefix = self.upstream.path();
+        let stripped = match &self.strips {
+            Some(own) => Some(stripped(requested, own).ok_or("the path cannot be forwarded")?),
+            None => None,
+        };
+        let requested = stripped.as_ref().unwrap_or(requested);
         let path = requested.path_and_query().map_or("/", PathAndQuery::as_str);
         if prefix == "/" || prefix.is_empty() {
             return path.parse().map_err(|_| "the path cannot be forwarded".to_owned());
@@ -130,6 +139,9 @@ impl Forwarding {
             Scheme::WebSocket => "ws",
             Scheme::Http => "http",
         }));
+        if let Some(prefix) = self.strips.as_deref().and_then(|own| HeaderValue::try_from(own).ok()) {
+            fields.insert(PREFIX, prefix);
+        }
         for (name, _) in &self.fields {
             fields.remove(name);
         }
@@ -204,15 +216,23 @@ pub(crate) fn accepts_trailers(fields: &HeaderMap) -> bool {
     lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
+/// Returns a target without `own` at the beginning of its path.
+fn stripped(requested: &Uri, own: &str) -> Option<Uri> {
+    let rest = requested.path().strip_prefix(own).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+    let path = if rest.is_empty() { "/" } else { rest };
+    let query = requested.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{path}{query}").parse().ok()
+}
+
 /// Returns whether a backend may read a segment of this path as `..`: some backends decode the path first, treat `\` as
 /// `/`, or cut a segment at `;`.
-fn climbs(path: &str) -> bool {
+pub(crate) fn climbs(path: &str) -> bool {
     let decoded = decode(path.as_bytes());
     let parts = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
     parts.map(|part| part.split(|byte| *byte == b';').next()).any(|part| part == Some(b".."))
 }
 
-fn decode(mut path: &[u8]) -> Vec<u8> {
+pub(crate) fn decode(mut path: &[u8]) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut out = Vec::with_capacity(path.len());
     loop {
@@ -318,6 +338,7 @@ mod tests {
     fn to(upstream: &'static str, trusted: &[&str]) -> Forwarding {
         Forwarding {
             upstream: Uri::from_static(upstream),
+            strips: None,
             host: None,
             fields: Vec::new(),
             trusted_proxies: trusted.iter().map(|network| Network::parse(network).unwrap()).collect(),

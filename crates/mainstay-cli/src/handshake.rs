@@ -10,6 +10,7 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequestParts, Request};
@@ -40,6 +41,7 @@ use crate::values;
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
 pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
+        routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
@@ -50,7 +52,8 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         };
     }
     let (mut head, _) = request.into_parts();
-    let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
+    let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
+    let response = match upgrade.and_then(|upgrade| upgrade.origins(&route.origins)) {
         // Boxed, or the future of every request would be as large as this one.
         Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&route))).await,
         Err(rejection) => rejection.into_response(),

@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
     /// have the proxy's address, even if it is trusted. Default: no limit. When sessions, local ports or memory
     /// run out, the address with the most parked sessions loses its oldest first. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
-    pub(crate) max_parked_per_ip: Option<usize>,
+    max_parked_per_ip: Option<usize>,
     /// Memory for all messages that wait, are not acknowledged or are not complete, of all clients and links together.
     /// When it is nearly used up, the connections that keep most are slowed down, parked sessions are evicted and new
     /// clients are refused. Default: a quarter of the memory that the process may use, its control group included.
@@ -23,19 +23,15 @@ pub(crate) struct Arguments {
     memory_budget: Option<Budget>,
 }
 
-impl Arguments {
-    /// Returns the memory budget; warns if `max_message` does not fit into it.
-    pub(crate) fn budget(&self, max_message: usize) -> Budget {
-        let budget = self.memory_budget.clone().unwrap_or_default();
-        if let Some(limit) = budget.limit().filter(|limit| *limit / 2 < max_message as u64) {
-            tracing::warn!(
-                budget = limit,
-                max_message,
-                "--max-message is more than half of the memory budget, so the largest messages may not get through; \
-                 lower --max-message or raise --memory-budget"
-            );
-        }
-        budget
+/// Warns if the largest message of a route does not fit into the memory budget.
+pub(crate) fn warn_about_budget(budget: &Budget, max_message: usize) {
+    if let Some(limit) = budget.limit().filter(|limit| *limit / 2 < max_message as u64) {
+        tracing::warn!(
+            budget = limit,
+            max_message,
+            "--max-message is more than half of the memory budget, so the largest messages may not get through; \
+             lower --max-message or raise --memory-budget"
+        );
     }
 }
 

@@ -3,25 +3,30 @@
 //! Each request, link and session holds the route that it came by. After a reload the next requests find another table of
 //! routes, and what is open goes on as it began.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay::client::Connector;
+use mainstay::server::Origins;
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
+use sha2::{Digest, Sha256};
 
-use crate::credentials::Credentials;
+use crate::config::{Config, RouteSection};
+use crate::credentials::{Access, Credentials};
+use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
 use crate::routes::MatchRule;
+use crate::tls;
 
 /// A route and its settings.
 pub(crate) struct Route {
     /// Its name in the log, in metrics and in the configuration.
-    #[allow(dead_code)] // The log and the metrics name it.
     pub(crate) name: Box<str>,
     /// The requests that it takes.
     pub(crate) rule: MatchRule,
@@ -46,4 +51,101 @@ pub(crate) struct Route {
     pub(crate) server: Server,
     /// Sessions continue at another node when this one ends.
     pub(crate) movable: bool,
+    /// The pages that may open a WebSocket.
+    pub(crate) origins: Origins,
+    /// What it was built from: a reload keeps it if that is the same.
+    pub(crate) inputs: Inputs,
 }
+
+/// Everything that a route is built from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Inputs {
+    section: RouteSection,
+    trusted_proxies: Vec<Network>,
+    /// The contents of the files that the section names, as hashes.
+    files: Vec<Option<[u8; 32]>>,
+}
+
+impl Inputs {
+    /// Returns what the route of a section is built from.
+    pub(crate) fn of(section: &RouteSection, config: &Config) -> Self {
+        let hash = |file: PathBuf| std::fs::read(file).ok().map(|content| Sha256::digest(content).into());
+        Self {
+            section: section.clone(),
+            trusted_proxies: config.proxies.networks(),
+            files: section.files().into_iter().map(hash).collect(),
+        }
+    }
+}
+
+impl Route {
+    /// Builds a route. `before`: the route of the same name in the table that this one replaces. Its figures go on.
+    ///
+    /// # Errors
+    /// Begins with the key below the route. A file cannot be used any more.
+    pub(crate) fn new(
+        name: &str,
+        inputs: Inputs,
+        server: &Server,
+        access: &Arc<Access>,
+        before: Option<&Self>,
+    ) -> Result<Arc<Self>, String> {
+        let section = &inputs.section;
+        let address = section.upstream.addresses.first().ok_or("upstream.addresses: is missing")?;
+        let connector =
+            tls::connector(&section.upstream.tls, address).map_err(|error| format!("upstream.{error}"))?;
+        let links = match before {
+            Some(before) if before.inputs.section.upstream == section.upstream => before.links.clone(),
+            before => before.map_or_else(Links::default, |before| before.links.elsewhere()),
+        };
+        let proxy = HttpProxy::new(section, &address.url, &connector, inputs.trusted_proxies.clone(), &links);
+        let _ = proxy.upstream.server.set(server.clone());
+        let credentials = credentials(name, &inputs, access, before)?;
+        Ok(Arc::new(Self {
+            name: name.into(),
+            rule: section.rule(),
+            proxy,
+            connector,
+            deflate_upstream: section.upstream.deflate.then(DeflateParams::default),
+            upstream_wait: section.upstream.wait,
+            heartbeats: Heartbeats::new(&section.heartbeat).map_err(|error| format!("heartbeat.{error}"))?,
+            limits: Limits { max_message: section.limits.message, max_fragments: section.limits.fragments },
+            settings: section.profile.settings().map_err(|error| format!("profile.{error}"))?,
+            principal: section.session.principal(),
+            credentials,
+            links,
+            server: server.clone(),
+            movable: section.session.movable,
+            origins: section.origins.origins(),
+            inputs,
+        }))
+    }
+
+    /// Probes the backend for as long as the route is in the table.
+    pub(crate) fn start_probing(&self) {
+        if let Ok(connector) = self.connector.clone().timeout(PROBE_TIMEOUT) {
+            self.links.start_probing(connector, self.proxy.forwarding.upstream.clone());
+        }
+    }
+}
+
+/// Returns the credentials of a route: those that it had, unless the settings or a file have changed.
+fn credentials(
+    name: &str,
+    inputs: &Inputs,
+    access: &Arc<Access>,
+    before: Option<&Route>,
+) -> Result<Option<Arc<Credentials>>, String> {
+    let (section, earlier) =
+        (&inputs.section.credentials, before.and_then(|route| route.credentials.as_ref()));
+    let is_same = before.is_some_and(|route| {
+        route.inputs.section.credentials == *section && route.inputs.files == inputs.files
+    });
+    if is_same {
+        return Ok(earlier.cloned());
+    }
+    Credentials::new(name, section, access, earlier).map_err(|error| format!("credentials.{error}"))
+}
+
+/// How long a probe of the backend may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,8 +4,12 @@
 //! wins, then the longest prefix.
 
 use std::cmp::Reverse;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use crate::credentials::Access;
+use crate::links::Links;
+use crate::reload::ReloadFigures;
 use crate::route::Route;
 
 /// The requests that a route takes. The default takes all.
@@ -14,14 +18,12 @@ pub(crate) struct MatchRule {
     /// The hosts, without a port; empty: any host.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) path: PathPattern,
-    #[allow(dead_code)] // `Forwarding` removes it.
     /// The matching part of the path is removed before the request is forwarded.
     pub(crate) strips_path: bool,
 }
 
 /// A host in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code)] // The configuration file names them.
 pub(crate) enum HostPattern {
     Exact(Box<str>),
     /// `*.example.com`: all names below a name, which is held without the `*.`.
@@ -29,7 +31,6 @@ pub(crate) enum HostPattern {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code)] // The configuration file names them.
 pub(crate) enum PathPattern {
     /// This path and everything below it. Whole segments are compared.
     Prefix(Box<str>),
@@ -43,6 +44,31 @@ impl Default for PathPattern {
 }
 
 impl HostPattern {
+    /// Parses `example.com`, `10.0.0.7`, `[::1]` or `*.example.com`.
+    ///
+    /// # Errors
+    /// What to write instead.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (is_below, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        let is_address = || {
+            name.strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'))
+                .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
+        };
+        if !is_name(name) && (is_below || !is_address()) {
+            return Err(format!(
+                "{text:?} is not a host; write a name without scheme, port and path, for example example.com or \
+                 *.example.com"
+            ));
+        }
+        let name = name.to_ascii_lowercase().into();
+        Ok(if is_below { Self::Below(name) } else { Self::Exact(name) })
+    }
+
     /// Returns whether a host matches, and how specific the pattern is.
     fn rank(&self, host: &str) -> Option<usize> {
         match self {
@@ -70,6 +96,12 @@ impl PathPattern {
 }
 
 impl MatchRule {
+    /// Returns the part of a path that is removed before a request is forwarded, without a slash at its end.
+    pub(crate) fn stripped(&self) -> Option<Box<str>> {
+        let (PathPattern::Prefix(own) | PathPattern::Exact(own)) = &self.path;
+        self.strips_path.then(|| own.trim_end_matches('/').into())
+    }
+
     /// Returns how specific the match is, host before path; `None`: the rule does not take the request.
     fn rank(&self, host: &str, path: &str) -> Option<(usize, usize)> {
         let host = match self.hosts.as_slice() {
@@ -81,13 +113,21 @@ impl MatchRule {
 }
 
 /// The table in force. A reload replaces it as a whole.
-pub(crate) struct Routes(RwLock<Arc<[Arc<Route>]>>);
+#[derive(Default)]
+pub(crate) struct Routes {
+    table: RwLock<Arc<[Arc<Route>]>>,
+    /// The links of earlier routes that may still be open.
+    former: Mutex<Vec<Weak<Route>>>,
+    /// A file or a variable names the routes.
+    are_named: AtomicBool,
+    /// Requests that no route took.
+    pub(crate) unrouted: AtomicU64,
+    pub(crate) reloads: ReloadFigures,
+    /// What the credentials of all routes share.
+    pub(crate) access: Arc<Access>,
+}
 
 impl Routes {
-    pub(crate) fn new(routes: Vec<Arc<Route>>) -> Self {
-        Self(RwLock::new(routes.into()))
-    }
-
     /// Returns the route of a request. `host` may have a port. The first of two equal rules wins.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
         let (host, table) = (without_port(host), self.all());
@@ -95,9 +135,38 @@ impl Routes {
         ranked.min_by_key(|(rank, _)| Reverse(*rank)).map(|(_, route)| Arc::clone(route))
     }
 
+    /// Replaces the table. `are_named`: metrics have the names of the routes.
+    pub(crate) fn replace(&self, routes: Vec<Arc<Route>>, are_named: bool) {
+        self.are_named.store(are_named, Relaxed);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *table, routes.into());
+        let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        former.retain(|route| route.strong_count() > 0);
+        let is_gone = |old: &&Arc<Route>| !table.iter().any(|route| Arc::ptr_eq(route, old));
+        former.extend(before.iter().filter(is_gone).map(Arc::downgrade));
+    }
+
+    /// Returns whether metrics have the names of the routes.
+    pub(crate) fn are_named(&self) -> bool {
+        self.are_named.load(Relaxed)
+    }
+
+    /// Returns the links of all routes that are in the table or still have clients, those of one backend once.
+    pub(crate) fn links(&self) -> Vec<Links> {
+        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        let former: Vec<Arc<Route>> = former.iter().filter_map(Weak::upgrade).collect();
+        let mut links: Vec<Links> = Vec::new();
+        for route in self.all().iter().chain(&former) {
+            if !links.iter().any(|known| known.share_figures(&route.links)) {
+                links.push(route.links.clone());
+            }
+        }
+        links
+    }
+
     /// Returns all routes, in the order of the configuration.
     pub(crate) fn all(&self) -> Arc<[Arc<Route>]> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

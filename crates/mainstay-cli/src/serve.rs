@@ -13,27 +13,28 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
-use mainstay::client::{Connector, Place};
+use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
-use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins, Sessions};
-use mainstay::{ConfigError, Limits, Server};
+use mainstay::server::{AdmissionConfig, Config, Origins, Sessions};
+use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Notify;
 
-use crate::activation::{self, Activated};
+use crate::activation::Activated;
 use crate::admin::Token;
 use crate::cluster::ClusterFlags;
+use crate::config::{Loaded, Problem, RouteSection, Sources};
 use crate::forward::Network;
-use crate::heartbeats::Heartbeats;
+use crate::heartbeats::HeartbeatFlags;
 use crate::links::Links;
-use crate::principal::PrincipalSource;
-use crate::profiles::{ProfileFlags, Settings};
-use crate::route::Route;
-use crate::routes::{MatchRule, Routes};
+use crate::profiles::ProfileFlags;
+use crate::reload::{Live, Reloads};
+use crate::routes::Routes;
 use crate::signals::{self, Stops};
 use crate::successor::{Found, Predecessor};
 use crate::{
-    admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, supervisor, tls, values,
+    admin, builtin, cluster, config, descriptors, handshake, http_proxy, limits, log, reload, successor,
+    supervisor, table, tls, values,
 };
 
 /// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
@@ -49,11 +50,14 @@ Examples:
       forward clients to a backend on port 3000
   mainstay serve --upstream unix:/run/app.sock --admin 127.0.0.1:9090
       use a Unix socket; serve health checks and metrics on port 9090
+  mainstay serve --config mainstay.toml
+      forward clients by the routes of a file
 
 Signals:
   TERM, INT, QUIT  drain: /readyz returns 503, clients are asked to reconnect,
                    then the process ends; a second signal ends it at once
-  HUP, USR1, USR2  ignored, with a line in the log
+  HUP              read the configuration again; what is open goes on
+  USR1, USR2       ignored, with a line in the log
   A successor that starts with the same addresses while this process drains
   inherits its listeners, so that no connection is refused.
 
@@ -66,7 +70,8 @@ Exit codes:
 Environment:
   MAINSTAY_LOG selects what is logged: a level, or TARGET=LEVEL.
   Each option has a variable, such as MAINSTAY_LISTEN for --listen; the command
-  line wins. Options that may be repeated take several values: separated by
+  line wins. Other settings have two underscores between the names of their
+  key: MAINSTAY_ROUTES__CHAT__UPSTREAM__WAIT for routes.chat.upstream.wait. Options that may be repeated take several values: separated by
   commas where a value cannot contain a comma, otherwise by line breaks.";
 
 /// Maximum size of a request's head, and number of its fields: nginx's limits, which leave room for cookies.
@@ -75,9 +80,13 @@ const MAX_FIELDS: usize = 100;
 /// How long a connection may stay idle between requests; nginx's `keepalive_timeout`.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// Flags of `mainstay serve`.
+/// Flags of `mainstay serve`. Their values are read by `config::flags`, as a layer over the configuration file.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
+    /// A file with settings in TOML, for what flags cannot say: several routes, above all. Flags and variables win over it.
+    /// `mainstay config reference` prints one with every setting. Default: none.
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    config: Option<PathBuf>,
     /// Address to accept clients on.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: SocketAddr,
@@ -95,7 +104,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     proxy: http_proxy::Arguments,
     #[command(flatten)]
-    heartbeats: Heartbeats,
+    heartbeats: HeartbeatFlags,
     /// Maximum size of a message, in either direction. The sender of a larger one is closed with 1009. Range: 1 to 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
@@ -153,7 +162,7 @@ pub(crate) struct Arguments {
     admin: Option<SocketAddr>,
     /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
     /// Required if --admin is not a loopback address.
-    #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
     /// Maximum duration of a drain after SIGTERM: clients are asked to reconnect, and responses are finished. A supervisor
     /// must wait longer than this before it kills the process. Range: 0s to 1h.
@@ -165,13 +174,6 @@ pub(crate) struct Arguments {
     pub(crate) log: log::LogArguments,
 }
 
-impl Arguments {
-    /// Returns the addresses to listen on; `--listen` only if it was given.
-    pub(crate) fn addresses(&self, is_listen_given: bool) -> activation::Flags {
-        activation::Flags { listen: is_listen_given.then_some(self.listen), admin: self.admin }
-    }
-}
-
 /// The state of the request handler.
 #[derive(Clone)]
 struct Gateway {
@@ -179,15 +181,15 @@ struct Gateway {
     routes: Arc<Routes>,
 }
 
-pub(crate) async fn run(arguments: Arguments, activated: Activated) -> ExitCode {
-    let checked = match Checked::new(&arguments) {
+pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) -> ExitCode {
+    let checked = match Checked::new(&loaded) {
         Ok(checked) => checked,
-        Err(line) => {
-            log::write_line(&line);
+        Err(problem) => {
+            log::write_line(&problem.to_string());
             return ExitCode::from(2);
         }
     };
-    match serve(arguments, checked, activated).await {
+    match serve(sources, loaded, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { line, code }) => {
             log::write_line(&line);
@@ -208,111 +210,150 @@ impl From<String> for Failed {
     }
 }
 
-/// What the flags say, checked before anything listens.
+/// What is read from other files, checked before anything listens.
 struct Checked {
     token: Option<Token>,
-    settings: Settings,
-    connector: Option<Connector>,
     cluster: Option<ClusterConfig>,
 }
 
 impl Checked {
-    fn new(arguments: &Arguments) -> Result<Self, String> {
-        let (token, settings) = (admin_token(arguments)?, arguments.profile.settings()?);
-        arguments.cluster.check(arguments.upstream.is_some(), &settings)?;
-        let purpose = arguments.upstream.as_ref().map_or_else(String::new, ToString::to_string);
-        let cluster = arguments.cluster.config(&purpose)?;
-        let connector =
-            arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        Ok(Self { token, settings, connector, cluster })
+    fn new(loaded: &Loaded) -> Result<Self, Problem> {
+        let wrong = |key: &'static str, what: &str| loaded.problem_at(key, what);
+        let token = admin_token(&loaded.config).map_err(|(key, what)| wrong(key, &what))?;
+        let cluster =
+            cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
+        Ok(Self { token, cluster })
     }
 }
 
+/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names it
+/// is the same for all, so that nodes can get another table one after the other.
+fn purpose(loaded: &Loaded) -> String {
+    if loaded.names_routes {
+        return "routes".to_owned();
+    }
+    let only = loaded.config.routes.values().next();
+    only.and_then(|route| route.upstream.addresses.first())
+        .map_or_else(String::new, |place| place.to_string())
+}
+
 /// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
-fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
-    match (&arguments.admin_token_file, arguments.admin) {
-        (Some(file), _) => Token::read(file).map(Some).map_err(|error| format!("--admin-token-file {error}")),
-        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err(format!(
-            "--admin {address}: not a loopback address, so anyone on the network could read /metrics; \
-             choose a loopback address, for example 127.0.0.1:{}, or pass --admin-token-file",
-            address.port()
+fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, String)> {
+    let admin = config.admin.listen.as_deref().and_then(|listen| values::address(listen).ok());
+    match (&config.admin.token_file, admin) {
+        (Some(file), _) => Token::read(file)
+            .map(Some)
+            .map_err(|error| ("admin.token-file", format!("<admin.token-file> {error}"))),
+        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err((
+            "admin.listen",
+            format!(
+                "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
+                 loopback address, for example 127.0.0.1:{}, or set <admin.token-file>",
+                address.port()
+            ),
         )),
         _ => Ok(None),
     }
 }
 
-/// Returns the configuration of the library.
-fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
-    let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
-        let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
-        let ports = over_tcp.and_then(|_| descriptors::local_ports());
-        descriptors::max_sessions(files, arguments.upstream.is_some(), ports)
+/// Returns the configuration of the library. What a route says of its own comes with each request.
+fn library(config: &config::Config, files: Option<u64>, has_backend: bool) -> Result<Config, String> {
+    let most = descriptors::max_connections(files, has_backend);
+    let max_sessions = config.limits.sessions.unwrap_or_else(|| {
+        let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
+        let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
+        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        descriptors::max_sessions(files, has_backend, ports)
     });
     let admission = AdmissionConfig {
-        connections: Some(arguments.max_connections.unwrap_or(most)),
-        per_address: arguments.max_per_ip,
+        connections: Some(config.limits.connections.unwrap_or(most)),
+        per_address: config.limits.connections_per_address,
     };
-    let origins = match arguments.allow_origin.as_slice() {
-        [] => Origins::Any,
-        allowed => Origins::Only(allowed.to_vec()),
+    let none = RouteSection::default();
+    let route = config.routes.values().next().unwrap_or(&none);
+    let limits = |route: &RouteSection| route.limits.clone();
+    let limits = Limits {
+        max_message: config
+            .routes
+            .values()
+            .map(|route| limits(route).message)
+            .max()
+            .unwrap_or(none.limits.message),
+        max_fragments: config
+            .routes
+            .values()
+            .map(|route| limits(route).fragments)
+            .max()
+            .unwrap_or(none.limits.fragments),
     };
     let checked = || {
-        let config = Config::new()
+        let library = Config::new()
             .limits(limits)?
-            .resume_window(arguments.resume_window)?
+            .resume_window(route.session.resume_window)?
             .max_sessions(max_sessions)?;
-        match arguments.limits.max_parked_per_ip {
-            Some(sessions) => config.max_parked_per_address(sessions),
-            None => Ok(config),
+        match config.limits.parked_per_address {
+            Some(sessions) => library.max_parked_per_address(sessions),
+            None => Ok(library),
         }
     };
-    let config = checked().map_err(|error: ConfigError| error.to_string())?;
-    Ok(config
-        .heartbeat(arguments.heartbeats.global())
-        .deflate(arguments.deflate)
+    let library = checked().map_err(|error: ConfigError| error.to_string())?;
+    let budget =
+        config.limits.memory_budget.as_ref().map_or_else(Budget::default, |budget| (**budget).clone());
+    limits::warn_about_budget(&budget, limits.max_message);
+    let heartbeat = HeartbeatConfig::every(route.heartbeat.interval).map_err(|error| error.to_string())?;
+    Ok(library
+        .heartbeat(heartbeat)
+        .deflate(route.session.deflate)
         .admission(admission)
-        .lifetime(lifetime(arguments)?)
-        .budget(arguments.limits.budget(arguments.max_message))
-        .origins(origins))
+        .lifetime(route.session.lifetime()?)
+        .budget(budget)
+        // A route has its own, which the gateway checks; the demonstration has one.
+        .origins(if has_backend { Origins::Any } else { route.origins.origins() }))
 }
 
 /// Serves until the drain is over.
-async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
-    let Checked { token, settings, connector, cluster } = checked;
+async fn serve(
+    sources: Sources,
+    loaded: Loaded,
+    checked: Checked,
+    activated: Activated,
+) -> Result<(), Failed> {
+    let Checked { token, cluster } = checked;
+    let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
-    let most = descriptors::max_connections(files, arguments.upstream.is_some());
-    let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
-    let config = config(&arguments, limits, files, most)?;
+    let library = library(config, files, !is_demonstration)?;
     let mainstay = Server::new(match cluster {
-        Some(cluster) => config.cluster(cluster),
-        None => config,
+        Some(cluster) => library.cluster(cluster),
+        None => library,
     });
-    let links = Links::default();
-    let app = match &arguments.upstream {
-        None => builtin::router(arguments.cluster.movable),
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default();
-            gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
-        }
+    let routes = Arc::new(Routes::default());
+    let app = if is_demonstration {
+        builtin::router(config.routes.values().any(|route| route.session.movable))
+    } else {
+        let built =
+            table::build(&loaded, &mainstay, &routes.access, &[]).map_err(|problem| problem.to_string())?;
+        routes.replace(built, loaded.names_routes);
+        let gateway = Gateway { server: mainstay.clone(), routes: Arc::clone(&routes) };
+        Router::new().fallback(any(respond)).with_state(gateway)
     };
-    let clients = listen(activated.clients, arguments.listen, "--listen")?;
-    let admin = arguments.admin.map(|address| listen(activated.admin, address, "--admin")).transpose()?;
+    let address = |listen: &str| values::address(listen);
+    let clients = listen(activated.clients, address(&config.listen[0])?, "--listen")?;
+    let admin = config
+        .admin
+        .listen
+        .as_deref()
+        .map(|listening| listen(activated.admin, address(listening)?, "--admin"));
+    let admin = admin.transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
+    let reloads = Reloads::listen().map_err(failed)?;
     let Listening { listener, predecessor, is_activated } = clients;
     let draining = Arc::new(Notify::new());
     let passed = passed_on(&listener, is_activated, &mainstay, &draining);
-    match &arguments.upstream {
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
-            let connector = connector.map_err(|error| error.to_string())?;
-            tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
-        }
-        None => links.reached(),
-    }
+    table::start(&routes.all());
     if let Err(error) = mainstay.join().await {
-        let (line, code) = arguments.cluster.explain(&error);
+        let (line, code) = cluster::explain(&error);
         return Err(Failed { line, code });
     }
     predecessor.into_iter().for_each(Predecessor::stop_accepting);
@@ -320,72 +361,25 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
         listener
     });
-    let address = listener.local_addr().unwrap_or(arguments.listen);
-    print_banner(&arguments, address, admin.as_ref(), &mainstay);
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    print_banner(&loaded, address, admin.as_ref(), &mainstay);
     if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+        tokio::spawn(admin::serve(admin, mainstay.clone(), Arc::clone(&routes), token));
     }
     let server =
         mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
-    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
-    supervisor::ready(&format!("serving clients at {address}"));
+    let server = if is_demonstration { server } else { server.preserve_header_case() };
+    let drain = config.drain;
+    let status = format!("serving clients at {address}");
+    supervisor::ready(&status);
     tokio::spawn(supervisor::keep_watchdog());
-    let stop = termination(stops, links.clone(), mainstay.clone());
-    let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
+    let live = Live { server: mainstay.clone(), routes: Arc::clone(&routes), status };
+    tokio::spawn(reload::run(live, sources, loaded, reloads));
+    let stop = termination(stops, Arc::clone(&routes), mainstay.clone());
+    let stop = announced(stop, mainstay.clone(), draining, drain);
     let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
-    warn_about_unconfirmed(&links);
+    warn_about_unconfirmed(&routes);
     served.map_err(|error| error.to_string().into())
-}
-
-/// Returns the router that forwards every request to the backend of its route.
-fn gateway(
-    arguments: &Arguments,
-    upstream: &Place,
-    connector: Connector,
-    settings: Settings,
-    limits: Limits,
-    links: &Links,
-    server: &Server,
-) -> Router {
-    let route = Route {
-        name: "default".into(),
-        rule: MatchRule::default(),
-        proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, links),
-        connector,
-        upstream_wait: arguments.upstream_wait,
-        deflate_upstream: arguments.proxy.deflate(),
-        heartbeats: arguments.heartbeats.clone(),
-        limits,
-        settings,
-        principal: PrincipalSource {
-            headers: arguments.session_header.clone(),
-            cookies: arguments.session_cookie.clone(),
-        },
-        credentials: None,
-        links: links.clone(),
-        server: server.clone(),
-        movable: arguments.cluster.movable,
-    };
-    let _ = route.proxy.upstream.server.set(server.clone());
-    let routes = Arc::new(Routes::new(vec![Arc::new(route)]));
-    let gateway = Gateway { server: server.clone(), routes };
-    Router::new().fallback(any(respond)).with_state(gateway)
-}
-
-/// How long a probe of the backend may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Builds the lifetime limits. The parsers of the flags checked each bound.
-fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
-    let wrong = |error: ConfigError| error.to_string();
-    let mut config = LifetimeConfig::default();
-    if let Some(idle) = arguments.idle_timeout {
-        config = config.idle_timeout(idle).map_err(wrong)?;
-    }
-    if let Some(lifetime) = arguments.max_lifetime {
-        config = config.max_lifetime(lifetime).map_err(wrong)?;
-    }
-    Ok(config)
 }
 
 async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
@@ -446,25 +440,32 @@ fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predeces
     }
 }
 
-/// Prints the listen address, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>, server: &Server) {
+/// Prints the listen address, the backends, this node's part in a cluster and a command to try. Write errors are ignored.
+fn print_banner(loaded: &Loaded, address: SocketAddr, admin: Option<&TcpListener>, server: &Server) {
     let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
-    lines.push(match &arguments.upstream {
-        Some(upstream) => format!("  forwarding to {upstream}"),
-        None => {
-            "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours".into()
+    let is_demonstration = loaded.is_demonstration();
+    match loaded.config.routes.len() {
+        _ if is_demonstration => {
+            lines.push(
+                "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours"
+                    .into(),
+            );
+            lines.push(format!("  a live connection to watch and break: http://{address}/"));
         }
-    });
-    if arguments.upstream.is_none() {
-        lines.push(format!("  a live connection to watch and break: http://{address}/"));
+        1 => {
+            let addresses = loaded.config.routes.values().flat_map(|route| &route.upstream.addresses);
+            let addresses: Vec<_> = addresses.map(|place| place.to_string()).collect();
+            lines.push(format!("  forwarding to {}", addresses.join(", ")));
+        }
+        routes => lines.push(format!("  forwarding by {routes} routes")),
     }
     if let Some(status) = server.cluster() {
-        lines.push(format!("  {}", arguments.cluster.banner(&status)));
+        lines.push(format!("  {}", cluster::banner(&loaded.config, &status)));
     }
     if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }
-    let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
+    let path = if is_demonstration { "/echo" } else { "/" };
     lines.push(format!("  try: mainstay connect ws://{address}{path}"));
     lines.push(String::new());
     let banner = lines.join("\n");
@@ -504,21 +505,21 @@ async fn announced(stop: impl Future<Output = ()>, server: Server, draining: Arc
 }
 
 /// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, links: Links, server: Server) {
+async fn termination(mut stops: Stops, routes: Arc<Routes>, server: Server) {
     let stop = stops.next().await;
     let Sessions { attached, parked, .. } = server.sessions();
     tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
-        warn_about_unconfirmed(&links);
+        warn_about_unconfirmed(&routes);
         log::flush(LOG_FLUSH_TIMEOUT);
         std::process::exit(stop.exit_code().into());
     });
 }
 
 /// Logs how many bytes of messages the process drops at its end.
-fn warn_about_unconfirmed(links: &Links) {
-    let bytes = links.kept_bytes();
+fn warn_about_unconfirmed(routes: &Routes) {
+    let bytes: u64 = routes.links().iter().map(Links::kept_bytes).sum();
     if bytes > 0 {
         tracing::warn!(
             bytes,

@@ -1,7 +1,7 @@
-//! Where the keys come from: a file, read at the start and at each reload, or a JWKS URL.
+//! Where the keys come from: a file, or a JWKS URL.
 
-use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::jwks::{Jwks, Undecided};
 use super::keys::{KeySet, Signing};
@@ -10,7 +10,7 @@ use super::section;
 
 /// See the module.
 pub(crate) enum KeySource {
-    File { path: PathBuf, allowed: Vec<Signing>, keys: RwLock<Arc<KeySet>> },
+    File(Arc<KeySet>),
     Url(Arc<Jwks>),
 }
 
@@ -20,25 +20,11 @@ impl KeySource {
     /// # Errors
     /// One line that names the field.
     pub(crate) fn new(settings: &section::Jwt) -> Result<Self, String> {
-        let allowed = settings.algorithms.clone();
-        if let Some(path) = settings.keys_file.clone() {
-            let keys = RwLock::new(Arc::new(read(&path, &allowed)?));
-            return Ok(Self::File { path, allowed, keys });
+        if let Some(path) = &settings.keys_file {
+            return Ok(Self::File(Arc::new(read(path, &settings.algorithms)?)));
         }
         let (url, client) = settings.client()?;
-        Ok(Self::Url(Jwks::new(url, client, &allowed, settings.jwks_refresh)))
-    }
-
-    /// Reads the file again. Without one it does nothing: a URL is fetched in intervals.
-    ///
-    /// # Errors
-    /// The keys known before stay in use. One line that names the field.
-    pub(crate) fn reload(&self) -> Result<(), String> {
-        if let Self::File { path, allowed, keys } = self {
-            let read = Arc::new(read(path, allowed)?);
-            *keys.write().unwrap_or_else(PoisonError::into_inner) = read;
-        }
-        Ok(())
+        Ok(Self::Url(Jwks::new(url, client, &settings.algorithms, settings.jwks_refresh)))
     }
 
     /// Returns the keys.
@@ -47,7 +33,7 @@ impl KeySource {
     /// The issuer never answered.
     pub(crate) async fn keys(&self) -> Result<Arc<KeySet>, Refusal> {
         match self {
-            Self::File { keys, .. } => Ok(Arc::clone(&keys.read().unwrap_or_else(PoisonError::into_inner))),
+            Self::File(keys) => Ok(Arc::clone(keys)),
             Self::Url(jwks) => jwks.keys().await.ok_or_else(|| {
                 Refusal::new(
                     Reason::KeysUnavailable,
@@ -73,7 +59,7 @@ impl KeySource {
     }
 }
 
-fn read(path: &PathBuf, allowed: &[Signing]) -> Result<KeySet, String> {
+fn read(path: &Path, allowed: &[Signing]) -> Result<KeySet, String> {
     let wrong = |why: String| format!("keys-file {}: {why}", path.display());
     let content = std::fs::read(path).map_err(|error| wrong(format!("{error}; name a readable file")))?;
     KeySet::of_file(&content, allowed).map_err(wrong)

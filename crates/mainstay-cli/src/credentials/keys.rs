@@ -18,7 +18,7 @@ const MIN_SECRET: usize = 32;
 const MIN_MODULUS: usize = 256;
 
 /// How a token may be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub(crate) enum Signing {
     /// HMAC with SHA-256: a secret that the issuer and the gateway share.
     HS256,

@@ -8,7 +8,6 @@
 //! `jwt` checks a token, `hook` asks a backend, `token` finds the token in a request, `subjects` has what is open by subject,
 //! and `refusal` what is said about clients that are not admitted.
 
-mod duration;
 mod figures;
 mod hook;
 mod http_client;
@@ -26,7 +25,7 @@ mod token;
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::ConnectInfo;
@@ -70,6 +69,8 @@ pub(crate) struct Credentials {
     /// The headers for the backend that credentials set.
     names: Vec<HeaderName>,
     access: Arc<Access>,
+    /// The credentials of this route that are in force. They judge also the clients that came before a reload.
+    current: Arc<RwLock<Weak<Credentials>>>,
 }
 
 /// A client that is admitted.
@@ -102,7 +103,8 @@ struct Asked {
 }
 
 impl Credentials {
-    /// Reads the files that the settings name. `None`: the route asks for no credentials.
+    /// Reads the files that the settings name. `None`: the route asks for no credentials. `before`: those of the same route
+    /// in the table that this one replaces.
     ///
     /// # Errors
     /// One line that names the field.
@@ -110,6 +112,7 @@ impl Credentials {
         route: &str,
         section: &Section,
         access: &Arc<Access>,
+        before: Option<&Arc<Self>>,
     ) -> Result<Option<Arc<Self>>, String> {
         section.check()?;
         if !section.is_active() {
@@ -124,7 +127,7 @@ impl Credentials {
         let set = hook.iter().flat_map(Hook::field_names);
         let credentials = Self {
             route: route.into(),
-            places: section.places()?,
+            places: section.places(),
             check_http: section.check_http,
             forward_token: section.forward_token,
             grace: section.grace,
@@ -132,12 +135,19 @@ impl Credentials {
             jwt,
             hook,
             access: Arc::clone(access),
+            current: before.map_or_else(Arc::default, |before| Arc::clone(&before.current)),
         };
         Ok(Some(Arc::new(credentials)))
     }
 
-    /// Fetches the keys of a JWKS URL from now on, until the last holder is gone.
-    pub(crate) fn start(&self) {
+    /// Puts these credentials in force for their route, and fetches the keys of a JWKS URL from now on, until the last holder
+    /// is gone. A second call does nothing.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if std::ptr::eq(current.as_ptr(), Arc::as_ptr(self)) {
+            return;
+        }
+        *current = Arc::downgrade(self);
         if let Some((_, KeySource::Url(jwks))) = &self.jwt {
             jwks.start();
             let mut issuers = self.access.issuers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,13 +156,10 @@ impl Credentials {
         }
     }
 
-    /// Reads the file of the keys again: also the clients of this route that are open are judged by the new ones.
-    ///
-    /// # Errors
-    /// The keys known before stay in use. One line that names the field.
-    pub(crate) fn reload_keys(&self) -> Result<(), String> {
-        let Some((_, source)) = &self.jwt else { return Ok(()) };
-        source.reload().map_err(|error| format!("routes.{}.credentials.jwt.{error}", self.route))
+    /// Returns the credentials that are in force for the route; these, if it has none any more.
+    fn current(self: &Arc<Self>) -> Arc<Self> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.upgrade().unwrap_or_else(|| Arc::clone(self))
     }
 
     /// Whether plain HTTP requests need credentials, too.
@@ -329,7 +336,7 @@ struct JudgedSession {
 
 impl JudgedSession {
     async fn judge(&self, credentials: Option<Bytes>) -> Result<Identity, AuthError> {
-        let by = &self.credentials;
+        let by = self.credentials.current();
         let first = self.admitted.get();
         let event = if first.is_some() { "refresh" } else { "connect" };
         let found = self.token(credentials.as_ref(), first.is_some());

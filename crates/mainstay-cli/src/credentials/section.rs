@@ -7,28 +7,28 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use mainstay::client::{Connector, Place};
 
-use super::duration;
 use super::hook;
 use super::http_client::HttpClient;
 use super::jwt::{RuleBook, Rules};
+use super::key_source::KeySource;
 use super::keys::Signing;
 use super::token::Place as TokenPlace;
+use crate::config::duration;
+use crate::config::text::{Expected, Text, Written};
 use crate::{tls, values};
 
 /// Who may use a route: clients whose token is valid, or that the connect hook admits. With both, the token is checked first.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {
     /// Requires a JSON Web Token. Default: none is required.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwt: Option<Jwt>,
     /// Asks a backend of yours about each opening. Default: none is asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connect_hook: Option<ConnectHook>,
     /// Where the token stands, in the order of preference: `session` (the credentials of a client that speaks mainstay.v1),
     /// `header:NAME` (behind `Bearer`), `cookie:NAME`, `query:NAME`. A query appears in the logs of proxies on the way; the
     /// gateway removes it from the request. Default: `session` and `header:Authorization`.
-    pub(crate) from: Vec<String>,
+    pub(crate) from: Vec<Text<TokenPlace>>,
     /// Requires credentials of plain HTTP requests, too. `false`: they pass without the headers that credentials set, for a
     /// route that also serves pages. Default: true.
     pub(crate) check_http: bool,
@@ -38,27 +38,26 @@ pub(crate) struct Section {
     /// How long after the expiry of its credentials a client that speaks mainstay.v1 may present others before its session
     /// ends with 4501. A plain connection has no such way and is closed at the expiry. Default: 30s. Range: 0s to 10m.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub(crate) grace: Duration,
 }
 
 /// Which tokens are valid.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Jwt {
     /// A file with the keys: public keys in PEM, a JSON Web Key or a set of them, or else the secret of HS256 itself, of at
     /// least 32 bytes. Read again at each reload. Default: none; this or `jwks-url` is required.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keys_file: Option<PathBuf>,
     /// The https:// URL of the issuer's keys (JWKS); http:// only on this machine. While the issuer is away, the keys known
     /// before stay in use. Default: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwks_url: Option<String>,
     /// Trusts the certificates in this file (PEM) for `jwks-url` instead of the system's. Default: the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) jwks_ca_file: Option<PathBuf>,
     /// How often the keys are fetched. A token of an unknown key has them fetched at once, at most every 10 s.
     /// Default: 10m. Range: 10s to 1day.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub(crate) jwks_refresh: Duration,
     /// How tokens may be signed: HS256, RS256, ES256, EdDSA. A key is used for its own algorithm only. Default: all four.
     pub(crate) algorithms: Vec<Signing>,
@@ -69,6 +68,7 @@ pub(crate) struct Jwt {
     /// How far the clocks of the issuer and of this machine may differ: added to `exp`, taken from `nbf`. Default: 30s.
     /// Range: 0s to 10m, in whole seconds.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub(crate) leeway: Duration,
     /// The claims that each token must have. Default: `exp`.
     pub(crate) required_claims: Vec<String>,
@@ -81,18 +81,19 @@ pub(crate) struct Jwt {
 }
 
 /// The backend of yours that decides about each opening.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct ConnectHook {
     /// Where to send the POST with the client's request as JSON, for example http://127.0.0.1:3000/connect. Required.
     pub(crate) url: String,
     /// Trusts the certificates in this file (PEM) for an https:// URL instead of the system's. Default: the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca_file: Option<PathBuf>,
     /// How long the hook may take. Default: 3s. Range: 10ms to 4s, less than the opening deadline.
     #[serde(with = "duration")]
+    #[schemars(with = "String")]
     pub(crate) timeout: Duration,
     /// Headers of the request to the hook. A value `@/path` is read from that file: write secrets so. Default: none.
+    #[schemars(extend("writeOnly" = true))]
     pub(crate) headers: BTreeMap<String, String>,
     /// The headers for the backend that the hook may set in its answer. A client's own headers of these names are removed.
     /// Default: none.
@@ -109,7 +110,10 @@ impl Default for Section {
         Self {
             jwt: None,
             connect_hook: None,
-            from: vec!["session".into(), "header:Authorization".into()],
+            from: ["session", "header:Authorization"]
+                .iter()
+                .filter_map(|place| Text::new(place).ok())
+                .collect(),
             check_http: true,
             forward_token: true,
             grace: Duration::from_secs(30),
@@ -158,20 +162,22 @@ impl Section {
         self.jwt.is_some() || self.connect_hook.is_some()
     }
 
-    /// Checks every field, without reading a file.
+    /// Checks every field, and the files that they name.
     ///
     /// # Errors
     /// One line that names the field, its bound and what to write.
     pub(crate) fn check(&self) -> Result<(), String> {
-        self.places()?;
+        if self.from.is_empty() && self.jwt.is_some() {
+            return Err("from: must name a place of the token, write for example [\"session\"]".into());
+        }
         if self.grace > TEN_MINUTES {
             return Err("grace: must be at most 10m, write for example \"30s\"".into());
         }
         if let Some(jwt) = &self.jwt {
-            jwt.check().map_err(|error| format!("jwt.{error}"))?;
+            jwt.check().and_then(|()| KeySource::new(jwt)).map_err(|error| format!("jwt.{error}"))?;
         }
         if let Some(hook) = &self.connect_hook {
-            hook.check().map_err(|error| format!("connect-hook.{error}"))?;
+            hook.check().and_then(|()| hook.hook()).map_err(|error| format!("connect-hook.{error}"))?;
         }
         Ok(())
     }
@@ -186,13 +192,9 @@ impl Section {
         jwt.chain(hook.map(|hook| &hook.ca_file)).flatten().cloned().chain(named).collect()
     }
 
-    pub(super) fn places(&self) -> Result<Vec<TokenPlace>, String> {
-        let places = self.from.iter().map(|place| place.parse().map_err(|error| format!("from: {error}")));
-        let places: Vec<_> = places.collect::<Result<_, _>>()?;
-        if places.is_empty() && self.jwt.is_some() {
-            return Err("from: must name a place of the token, write for example [\"session\"]".into());
-        }
-        Ok(places)
+    /// Returns where the token may stand.
+    pub(super) fn places(&self) -> Vec<TokenPlace> {
+        self.from.iter().map(|place| (**place).clone()).collect()
     }
 }
 
@@ -366,4 +368,12 @@ fn backend_header(name: &str) -> Result<HeaderName, String> {
         return Err(format!("{name} cannot be set for the backend; choose another name, for example X-User"));
     }
     Ok(parsed)
+}
+
+impl Written for TokenPlace {
+    const EXPECTED: Expected = Expected { kind: "place of a token", example: "header:Authorization" };
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
 }

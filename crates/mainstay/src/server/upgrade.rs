@@ -15,8 +15,8 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
 use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::ws::DeflateParams;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
+use mainstay_proto::ws::{DeflateParams, Origins};
 
 use super::attach::SessionOptions;
 use super::auth::{AuthError, Identity};
@@ -234,6 +234,21 @@ impl SessionUpgrade {
             Box::pin(async move { judging.await.map(Into::into) })
         }));
         self
+    }
+
+    /// Judges the request by the origins of its route, in addition to [`Config::origins`](super::Config::origins). Default: no
+    /// further judgement.
+    ///
+    /// # Errors
+    /// The page may not open a WebSocket here.
+    pub fn origins(self, origins: &Origins) -> Result<Self, UpgradeRejection> {
+        match origins.check(&self.headers) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                Counters::add(&self.server.shared.stats.refused_origin, 1);
+                Err(UpgradeRejection::Request(error))
+            }
+        }
     }
 
     /// Lets the handler acknowledge messages, with [`Session::ack`]. Default: a message that [`Session::recv`] returns is

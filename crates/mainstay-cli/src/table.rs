@@ -1,0 +1,48 @@
+//! Builds the table of routes from the configuration, at the start and at each reload.
+
+use std::sync::Arc;
+
+use mainstay::Server;
+
+use crate::config::{Loaded, Problem};
+use crate::credentials::{Access, Credentials};
+use crate::route::{Inputs, Route};
+
+/// Builds the routes. One whose section and files are as in the table `before` stays the same route.
+///
+/// # Errors
+/// A file that a section names has become unusable.
+pub(crate) fn build(
+    loaded: &Loaded,
+    server: &Server,
+    access: &Arc<Access>,
+    before: &[Arc<Route>],
+) -> Result<Vec<Arc<Route>>, Problem> {
+    let build = |(name, section)| {
+        let inputs = Inputs::of(section, &loaded.config);
+        let name: &String = name;
+        match before.iter().find(|route| *route.name == **name) {
+            Some(same) if same.inputs == inputs => Ok(Arc::clone(same)),
+            other => Route::new(name, inputs, server, access, other.map(Arc::as_ref)).map_err(|error| {
+                let (field, what) = error.split_once(": ").unwrap_or(("", &error));
+                loaded.problem_at(&format!("routes.{name}.{field}"), what)
+            }),
+        }
+    };
+    loaded.config.routes.iter().map(build).collect()
+}
+
+/// Probes the backends of a table, and fetches the keys of its issuers.
+pub(crate) fn start(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.start_probing());
+    routes.iter().filter_map(|route| route.credentials.as_ref()).for_each(Credentials::start);
+}
+
+/// Ends the probes of backends that no route of the new table has.
+pub(crate) fn stop_probing(before: &[Arc<Route>], routes: &[Arc<Route>]) {
+    for old in before {
+        if !routes.iter().any(|route| route.links.are(&old.links)) {
+            old.links.stop_probing();
+        }
+    }
+}
