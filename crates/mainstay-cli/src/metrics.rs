@@ -10,6 +10,7 @@ use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
 use crate::backend_health::Reason;
+use crate::credentials::{CredentialFigures, IssuerFigures};
 use crate::links::{Figures, Links};
 use crate::routes::Routes;
 use crate::{log, process_metrics};
@@ -27,6 +28,7 @@ struct Snapshot {
     routes: Vec<(String, Figures)>,
     unrouted: u64,
     reloads: Reloads,
+    credentials: CredentialFigures,
     /// Payload bytes kept for clients. A message that one leg received and the other has not accepted counts for the
     /// other, which it waits for.
     kept_for_clients: u64,
@@ -65,6 +67,7 @@ pub(crate) fn render(server: &Server, routes: &Routes) -> String {
             is_successful: reloads.is_successful(),
             read_at: reloads.read_at.load(Relaxed),
         },
+        credentials: routes.access.figures(),
         log_lines_lost: log::lines_lost(),
         cluster: server.cluster().map(Cluster::from),
     }
@@ -86,6 +89,7 @@ impl Snapshot {
         let mut families = Families::default();
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
+        self.credentials(&mut families);
         self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
@@ -170,6 +174,42 @@ impl Snapshot {
                 ("{outcome=\"refused\"}", s.attach_refused),
             ],
         );
+    }
+
+    fn credentials(&self, to: &mut Families) {
+        let (s, figures) = (&self.stats, &self.credentials);
+        let refused =
+            figures.refused.iter().map(|(reason, count)| (format!("{{outcome=\"{reason}\"}}"), *count));
+        let accepted = ("{outcome=\"accepted\"}".to_owned(), figures.accepted);
+        let judged: Vec<_> = std::iter::once(accepted).chain(refused).collect();
+        to.labelled("credentials_judged_total", "counter", "Credentials judged, by outcome.", &judged);
+        to.family(
+            "credentials_expired_total",
+            "counter",
+            "Connections whose credentials expired: their clients were asked for others, or ended.",
+            &[("{outcome=\"asked\"}", s.credentials_expired), ("{outcome=\"ended\"}", s.left_unauthorized)],
+        );
+        to.gauge("revocations", "Revoked subjects that are remembered.", figures.revoked);
+        if figures.issuers.is_empty() {
+            return;
+        }
+        let of = |value: &dyn Fn(&IssuerFigures) -> Option<u64>, more: &str| -> Vec<(String, u64)> {
+            let samples = figures.issuers.iter();
+            let labelled =
+                |of: &IssuerFigures| Some((format!("{{route=\"{}\"{more}}}", of.route), value(of)?));
+            samples.filter_map(labelled).collect()
+        };
+        let fetched = of(&|issuer| Some(issuer.fetched), ",outcome=\"done\"");
+        let failed = of(&|issuer| Some(issuer.failed), ",outcome=\"failed\"");
+        let fetches = [fetched, failed].concat();
+        to.labelled(
+            "jwks_fetches_total",
+            "counter",
+            "Requests for the keys of an issuer, by outcome.",
+            &fetches,
+        );
+        let ages = of(&|issuer| issuer.age, "");
+        to.labelled("jwks_age_seconds", "gauge", "Age of the keys of an issuer.", &ages);
     }
 
     fn connections(&self, to: &mut Families) {
@@ -455,6 +495,11 @@ impl Families {
         self.family(name, "counter", help, &[("", value)]);
     }
 
+    fn labelled(&mut self, name: &str, kind: &str, help: &str, samples: &[(String, u64)]) {
+        let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+        self.family(name, kind, help, &samples);
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
         let _ = writeln!(self.text, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
         for (labels, value) in samples {
@@ -491,6 +536,11 @@ mod tests {
             budget: Budget::new(1 << 20),
             routes: vec![(String::new(), Figures { lost: 3, unknown: 2, ..Figures::default() })],
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
+            credentials: CredentialFigures {
+                refused: vec![("expired", 9)],
+                issuers: vec![IssuerFigures { route: "chat".into(), fetched: 8, failed: 0, age: Some(1) }],
+                ..CredentialFigures::default()
+            },
             ..Snapshot::default()
         };
         snapshot.render()
@@ -501,6 +551,8 @@ mod tests {
         let text = rendered();
         for sample in [
             "mainstay_links_lost_total 3\n",
+            "mainstay_credentials_judged_total{outcome=\"expired\"} 9\n",
+            "mainstay_jwks_fetches_total{route=\"chat\",outcome=\"done\"} 8\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
             "mainstay_queue_bytes{leg=\"client\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",

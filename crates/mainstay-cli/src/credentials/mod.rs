@@ -37,6 +37,7 @@ use http::{Method, Uri};
 use mainstay::server::{AuthError, Identity};
 use mainstay::{CloseCode, Session};
 
+pub(crate) use self::figures::{CredentialFigures, IssuerFigures};
 use self::hook::{Hook, Question};
 use self::jwks::Jwks;
 use self::jwt::{Proof, Rules};
