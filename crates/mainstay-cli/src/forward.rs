@@ -435,6 +435,26 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_a_route_is_removed_and_reported() {
+        let forwarding = Forwarding { strips: Some("/chat".into()), ..to("ws://backend/app", &[]) };
+        for (requested, expected) in [
+            ("/chat", "/app"),
+            ("/chat/", "/app"),
+            ("/chat/room?a=b", "/app/room?a=b"),
+            ("/chat?a=b", "/app?a=b"),
+        ] {
+            assert_eq!(forwarding.target(&Uri::from_static(requested)).unwrap(), expected, "{requested}");
+        }
+        for wrong in ["/chatter", "/%63hat", "/"] {
+            assert!(forwarding.target(&Uri::from_static(wrong)).is_err(), "{wrong}");
+        }
+        let root = Forwarding { strips: Some("".into()), ..to("ws://backend", &[]) };
+        assert_eq!(root.target(&Uri::from_static("/a?b")).unwrap(), "/a?b");
+        let fields = forwarding.fields(&asked(&[("x-forwarded-prefix", "/forged")]), None, Scheme::Http);
+        assert_eq!(fields.get_all(PREFIX).iter().collect::<Vec<_>>(), ["/chat"]);
+    }
+
+    #[test]
     fn the_clients_path_is_appended_to_the_backends() {
         let check =
             |upstream, expected: &str| assert_eq!(joined(upstream, "/room/7?user=x").unwrap(), expected);

@@ -172,14 +172,14 @@ impl Links {
         Self(Arc::new(shared))
     }
 
-    /// Returns whether these links and others report to the same backend's health.
-    pub(crate) fn are(&self, others: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &others.0)
+    /// Returns a number that links have in common if they report to the health of one backend.
+    pub(crate) fn backend_id(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
-    /// Returns whether these links and others have one set of figures.
-    pub(crate) fn share_figures(&self, others: &Self) -> bool {
-        Arc::ptr_eq(&self.0.figures, &others.0.figures)
+    /// Returns a number that links have in common if they have one set of figures.
+    pub(crate) fn figures_id(&self) -> usize {
+        Arc::as_ptr(&self.0.figures).addr()
     }
 
     /// Probes the backend whenever a probe is due, until [`stop_probing`](Self::stop_probing). Does nothing if it is probed

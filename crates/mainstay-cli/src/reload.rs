@@ -7,6 +7,7 @@
 //! Files are compared every [`INTERVAL`], by polling: inotify does not see the changes of mounted volumes, and a
 //! Kubernetes ConfigMap changes by a symbolic link two folders above the file.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,8 +57,7 @@ struct Changes {
 impl Changes {
     fn between(before: &[Arc<crate::route::Route>], after: &[Arc<crate::route::Route>]) -> Self {
         let mut changes = Self::default();
-        let names: std::collections::HashMap<&str, _> =
-            before.iter().map(|route| (&*route.name, route)).collect();
+        let names: HashMap<&str, _> = before.iter().map(|route| (&*route.name, route)).collect();
         for route in after {
             match names.get(&*route.name) {
                 None => changes.added += 1,
@@ -117,7 +117,7 @@ impl Reloads {
 pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
     let mut state = State { live, sources, in_force: first };
     state.live.routes.reloads.count_read();
-    let (mut changes, mut watched) = watch(&state);
+    let mut changes = watch(&state, HashMap::new());
     loop {
         let cause = tokio::select! {
             signal = signals.0.recv() => match signal {
@@ -127,16 +127,14 @@ pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals
             Some(()) = changes.recv() => "a file has changed",
         };
         supervisor::reloading();
+        let before = stamps(state.files()).await;
         state = match tokio::task::spawn_blocking(|| state.reload(cause)).await {
             Ok(state) => state,
             // The panic is in the log.
             Err(_) => return,
         };
         supervisor::ready(&state.live.status);
-        let files = state.files();
-        if files != watched {
-            (changes, watched) = watch(&state);
-        }
+        changes = watch(&state, before);
     }
 }
 
@@ -197,25 +195,26 @@ impl State {
 /// Lines of the log about one wrong configuration, at most.
 const MAX_LINES: usize = 20;
 
-/// Starts a thread that reports when a file has changed, until its receiver is dropped. Returns the files, too.
-fn watch(state: &State) -> (mpsc::Receiver<()>, Vec<PathBuf>) {
+/// Starts a task that reports when a file has changed, until its receiver is dropped. `read`: what the files were before they
+/// were read; a change since then is reported, too.
+fn watch(state: &State, read: Stamps) -> mpsc::Receiver<()> {
     let (changed, changes) = mpsc::channel(1);
     let files = state.files();
-    let watched = files.clone();
-    if !state.in_force.config.watch || files.is_empty() {
-        // Kept open, or the receiver would report its end.
-        tokio::spawn(async move { changed.closed().await });
-        return (changes, watched);
-    }
+    let is_watching = state.in_force.config.watch && !files.is_empty();
     tokio::spawn(async move {
-        let mut known = stamps(&files).await;
+        if !is_watching {
+            // Kept open, or the receiver would report its end.
+            return changed.closed().await;
+        }
+        let mut known = stamps(files.clone()).await;
+        known.extend(read.into_iter().filter(|(file, _)| files.contains(file)));
         let mut candidate = None;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = changed.closed() => return,
             }
-            let now = stamps(&files).await;
+            let now = stamps(files.clone()).await;
             if now == known {
                 candidate = None;
             } else if candidate.as_ref() == Some(&now) {
@@ -226,18 +225,17 @@ fn watch(state: &State) -> (mpsc::Receiver<()>, Vec<PathBuf>) {
             }
         }
     });
-    (changes, watched)
+    changes
 }
 
 /// What changes when a file does: its inode, size and time.
-type Stamp = Option<(u64, u64, SystemTime)>;
+type Stamps = HashMap<PathBuf, Option<(u64, u64, SystemTime)>>;
 
-async fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
-    let files = files.to_vec();
+async fn stamps(files: Vec<PathBuf>) -> Stamps {
     let stamp = |file: &PathBuf| {
         let metadata = std::fs::metadata(file).ok()?;
         Some((std::os::unix::fs::MetadataExt::ino(&metadata), metadata.len(), metadata.modified().ok()?))
     };
-    let read = move || files.iter().map(stamp).collect();
+    let read = move || files.into_iter().map(|file| (file.clone(), stamp(&file))).collect();
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }

@@ -3,11 +3,14 @@
 //! The rule with the most specific host wins (a name before a wildcard, a wildcard before any host); among those an exact path
 //! wins, then the longest prefix.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use crate::credentials::Access;
+use crate::forward;
 use crate::links::Links;
 use crate::reload::ReloadFigures;
 use crate::route::Route;
@@ -131,6 +134,13 @@ impl Routes {
     /// Returns the route of a request. `host` may have a port. The first of two equal rules wins.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
         let (host, table) = (without_port(host), self.all());
+        if let [only] = &*table
+            && only.rule == MatchRule::default()
+        {
+            return Some(Arc::clone(only));
+        }
+        let path = canonical(path)?;
+        let path = path.as_ref();
         let ranked = table.iter().filter_map(|route| Some((route.rule.rank(host, path)?, route)));
         ranked.min_by_key(|(rank, _)| Reverse(*rank)).map(|(_, route)| Arc::clone(route))
     }
@@ -155,19 +165,39 @@ impl Routes {
     pub(crate) fn links(&self) -> Vec<Links> {
         let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
         let former: Vec<Arc<Route>> = former.iter().filter_map(Weak::upgrade).collect();
-        let mut links: Vec<Links> = Vec::new();
-        for route in self.all().iter().chain(&former) {
-            if !links.iter().any(|known| known.share_figures(&route.links)) {
-                links.push(route.links.clone());
-            }
-        }
-        links
+        let table = self.all();
+        let mut known = HashSet::new();
+        let links = table.iter().chain(&former).map(|route| &route.links);
+        links.filter(|links| known.insert(links.figures_id())).cloned().collect()
     }
 
     /// Returns all routes, in the order of the configuration.
     pub(crate) fn all(&self) -> Arc<[Arc<Route>]> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Returns a path as most backends read it: decoded, with one slash where there are several. A client could otherwise reach
+/// one route's paths by way of another route to the same backend. `None`: a segment `..` leads elsewhere, so no rule takes it.
+fn canonical(path: &str) -> Option<Cow<'_, str>> {
+    if !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.") {
+        return Some(Cow::Borrowed(path));
+    }
+    if forward::climbs(path) {
+        return None;
+    }
+    let decoded = forward::decode(path.as_bytes());
+    let mut canonical = String::with_capacity(decoded.len());
+    for segment in String::from_utf8_lossy(&decoded).split(['/', '\\']) {
+        let segment = segment.split(';').next().unwrap_or_default();
+        if !segment.is_empty() && segment != "." {
+            canonical.extend(["/", segment]);
+        }
+    }
+    if canonical.is_empty() || decoded.ends_with(b"/") {
+        canonical.push('/');
+    }
+    Some(Cow::Owned(canonical))
 }
 
 fn without_port(host: &str) -> &str {
@@ -198,6 +228,35 @@ mod tests {
         }
         for host in ["aexample.com", ".com", "", "[::1]:80", "é.com"] {
             assert!(!matches(&below, host) && !matches(&exact, host) && matches(&[], host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_compared_as_a_backend_reads_it() {
+        for (path, expected) in [
+            ("/a/b", Some("/a/b")),
+            ("/a/", Some("/a/")),
+            ("//a///b", Some("/a/b")),
+            ("/%61dmin", Some("/admin")),
+            ("/a%2Fb/", Some("/a/b/")),
+            ("/a;x=1/b", Some("/a/b")),
+            ("/./a", Some("/a")),
+            ("/a\\b", Some("/a/b")),
+            ("//", Some("/")),
+            ("/a/../b", None),
+            ("/a/%2e%2e/b", None),
+        ] {
+            assert_eq!(canonical(path).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_host_pattern_is_a_name_an_address_or_a_wildcard_at_the_beginning() {
+        for right in ["example.com", "*.example.com", "localhost", "10.0.0.7", "[::1]", "a_b.c"] {
+            assert!(HostPattern::parse(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "*", "*.", "a.*", "example.com:80", "http://a", "a/b", "*.[::1]", "[x]", "a b"] {
+            assert!(HostPattern::parse(wrong).is_err(), "{wrong}");
         }
     }
 

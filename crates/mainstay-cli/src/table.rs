@@ -1,5 +1,6 @@
 //! Builds the table of routes from the configuration, at the start and at each reload.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use mainstay::Server;
@@ -18,15 +19,18 @@ pub(crate) fn build(
     access: &Arc<Access>,
     before: &[Arc<Route>],
 ) -> Result<Vec<Arc<Route>>, Problem> {
+    let before: HashMap<&str, &Arc<Route>> = before.iter().map(|route| (&*route.name, route)).collect();
     let build = |(name, section)| {
         let inputs = Inputs::of(section, &loaded.config);
         let name: &String = name;
-        match before.iter().find(|route| *route.name == **name) {
+        match before.get(name.as_str()) {
             Some(same) if same.inputs == inputs => Ok(Arc::clone(same)),
-            other => Route::new(name, inputs, server, access, other.map(Arc::as_ref)).map_err(|error| {
-                let (field, what) = error.split_once(": ").unwrap_or(("", &error));
-                loaded.problem_at(&format!("routes.{name}.{field}"), what)
-            }),
+            other => {
+                Route::new(name, inputs, server, access, other.map(|other| &***other)).map_err(|error| {
+                    let (field, what) = error.split_once(": ").unwrap_or(("", &error));
+                    loaded.problem_at(&format!("routes.{name}.{field}"), what)
+                })
+            }
         }
     };
     loaded.config.routes.iter().map(build).collect()
@@ -40,9 +44,8 @@ pub(crate) fn start(routes: &[Arc<Route>]) {
 
 /// Ends the probes of backends that no route of the new table has.
 pub(crate) fn stop_probing(before: &[Arc<Route>], routes: &[Arc<Route>]) {
-    for old in before {
-        if !routes.iter().any(|route| route.links.are(&old.links)) {
-            old.links.stop_probing();
-        }
+    let kept: HashSet<usize> = routes.iter().map(|route| route.links.backend_id()).collect();
+    for old in before.iter().filter(|route| !kept.contains(&route.links.backend_id())) {
+        old.links.stop_probing();
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::Request;
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::{any, get, post};
 use http::StatusCode;
 use mainstay::client::{EndCause, Request as Attempt};
@@ -42,7 +42,11 @@ async fn telling_backend() -> std::net::SocketAddr {
                 let told = told(&Request::from_parts(parts.clone(), axum::body::Body::empty()));
                 let mut parts = parts;
                 let server: Server = parts.extensions.get::<Server>().unwrap().clone();
-                match <SessionUpgrade as axum::extract::FromRequestParts<Server>>::from_request_parts(&mut parts, &server).await {
+                match <SessionUpgrade as axum::extract::FromRequestParts<Server>>::from_request_parts(
+                    &mut parts, &server,
+                )
+                .await
+                {
                     Ok(upgrade) => upgrade.on_session(|mut session| async move {
                         session.send(told).await.ok();
                         while let Some(message) = session.recv().await {
@@ -142,7 +146,10 @@ impl Guarded {
     }
 
     fn client(&self, token: &str) -> Client {
-        Client::builder(&format!("{}/chat", self.gateway.url)).unwrap().credentials(token.to_owned()).connect()
+        Client::builder(&format!("{}/chat", self.gateway.url))
+            .unwrap()
+            .credentials(token.to_owned())
+            .connect()
     }
 
     fn url(&self) -> String {
@@ -171,23 +178,27 @@ async fn told(client: &mut Client) -> Value {
     serde_json::from_str(&text(&client.recv().await.unwrap())).unwrap()
 }
 
-async fn ended(client: &mut Client) -> (EndCause, Option<u16>) {
+async fn ended(client: &mut Client) -> (EndCause, Option<u64>) {
     let all = async {
         while client.recv().await.is_some() {}
         client.end().unwrap()
     };
     let end = tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
-    (end.cause, end.code.map(Into::into))
+    (end.cause, end.code.map(|code| code.get()))
 }
 
 #[tokio::test]
 async fn a_plain_client_is_admitted_by_a_valid_token_and_gets_401_with_a_challenge_otherwise() {
     let guarded = Guarded::with_secret("", "").await;
     let (head, _) = guarded.plain("/chat", "").await;
-    assert!(head.starts_with("HTTP/1.1 401") && head.to_lowercase().contains("www-authenticate: bearer\r\n"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 401") && head.to_lowercase().contains("www-authenticate: bearer\r\n"),
+        "{head}"
+    );
     let expired = Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(-3600)}));
     let (head, _) = guarded.plain("/chat", &bearer(&expired)).await;
-    let challenge = "www-authenticate: bearer error=\"invalid_token\", error_description=\"the token has expired\"";
+    let challenge =
+        "www-authenticate: bearer error=\"invalid_token\", error_description=\"the token has expired\"";
     assert!(head.starts_with("HTTP/1.1 401") && head.to_lowercase().contains(challenge), "{head}");
     let page = guarded.http("/page", "").await;
     assert!(page.starts_with("HTTP/1.1 401") && page.ends_with("credentials are required\n"), "{page}");
@@ -196,7 +207,10 @@ async fn a_plain_client_is_admitted_by_a_valid_token_and_gets_401_with_a_challen
     let (told, _frames) = guarded.told("/chat", &bearer(&token)).await;
     assert_eq!(told["headers"]["authorization"], format!("Bearer {token}"), "passed on by default");
     assert!(guarded.http("/page", &bearer(&token)).await.starts_with("HTTP/1.1 200"));
-    assert_eq!((guarded.judged("missing"), guarded.judged("expired"), guarded.judged("accepted")), (2.0, 1.0, 2.0));
+    assert_eq!(
+        (guarded.judged("missing"), guarded.judged("expired"), guarded.judged("accepted")),
+        (2.0, 1.0, 2.0)
+    );
 }
 
 #[tokio::test]
@@ -237,7 +251,11 @@ async fn every_hostile_token_is_refused_counted_and_logged_without_the_token() {
     assert_eq!(guarded.judged("accepted"), 0.0);
     let log = guarded.gateway.log();
     for reason in counts.keys() {
-        assert_eq!(log.matches(&format!("reason=\"{reason}\"")).count(), 1, "one line for each reason: {log}");
+        assert_eq!(
+            log.matches(&format!("reason=\"{reason}\"")).count(),
+            1,
+            "one line for each reason: {log}"
+        );
     }
     for (_, token) in &cases {
         let signature = token.rsplit('.').next().unwrap();
@@ -257,7 +275,11 @@ async fn claims_become_headers_and_no_client_can_forge_or_remove_them() {
     let dropping = "Connection: X-User, x_roles, keep-alive\r\n";
     let token = Signer::secret().token(&claims);
     let check = |told: &Value| {
-        assert_eq!((&told["headers"]["x-user"], &told["headers"]["x-roles"]), (&json!("alice"), &json!("[\"a\",\"b\"]")), "{told}");
+        assert_eq!(
+            (&told["headers"]["x-user"], &told["headers"]["x-roles"]),
+            (&json!("alice"), &json!("[\"a\",\"b\"]")),
+            "{told}"
+        );
         for absent in ["x_user", "x_roles", "x-team", "x_team", "authorization"] {
             assert_eq!(told["headers"].get(absent), None, "{told}");
         }
@@ -282,7 +304,11 @@ async fn a_session_presents_its_token_in_hello_and_learns_4501_if_it_is_refused(
     let mut client = guarded.client(&token);
     let learned = told(&mut client).await;
     assert_eq!(learned["headers"]["x-user"], "alice");
-    assert_eq!(learned["headers"]["authorization"], format!("Bearer {token}"), "a backend that checks it can");
+    assert_eq!(
+        learned["headers"]["authorization"],
+        format!("Bearer {token}"),
+        "a backend that checks it can"
+    );
     client.send("hello").await.unwrap();
     assert_eq!(text(&client.recv().await.unwrap()), "hello");
 
@@ -318,7 +344,8 @@ async fn a_token_in_the_query_or_a_cookie_is_taken_only_if_asked_for_and_appears
     assert!(head.starts_with("HTTP/1.1 401"), "{head}");
     let log = guarded.gateway.log();
     let (_, signature) = token.rsplit_once('.').unwrap();
-    let ours: Vec<_> = log.lines().filter(|line| line.contains(signature) && line.contains("mainstay")).collect();
+    let ours: Vec<_> =
+        log.lines().filter(|line| line.contains(signature) && line.contains("mainstay")).collect();
     assert!(ours.is_empty(), "{ours:?}");
 }
 
@@ -373,7 +400,12 @@ async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<Resu
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
     let credentials = Some(Credentials(token.to_owned().into()));
-    client.write(BINARY, &encoded(mainstay_proto::session::message::Hello { resume, credentials, ..hello(number) })).await;
+    client
+        .write(
+            BINARY,
+            &encoded(mainstay_proto::session::message::Hello { resume, credentials, ..hello(number) }),
+        )
+        .await;
     loop {
         let (kind, payload) = client.read().await.unwrap();
         if kind == BINARY {
@@ -396,7 +428,8 @@ fn welcome(answer: Control) -> Welcome {
 async fn a_session_is_resumed_by_its_subject_with_any_valid_token_and_by_no_other() {
     let guarded = Guarded::with_secret("", "").await;
     let token = |subject: &str, left: i64| {
-        Signer::secret().token(&json!({"sub": subject, "iat": in_seconds(0), "exp": in_seconds(left), "jti": left}))
+        Signer::secret()
+            .token(&json!({"sub": subject, "iat": in_seconds(0), "exp": in_seconds(left), "jti": left}))
     };
     let first = welcome(answer(&guarded, 1, &token("alice", 600), None).await);
     let stolen = welcome(answer(&guarded, 2, &token("mallory", 600), Some(first.token.clone())).await);
@@ -414,7 +447,7 @@ struct Issuer {
 }
 
 impl Issuer {
-    fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
+    fn router(&self) -> Router<Server> {
         let issuer = self.clone();
         Router::new().route(
             "/jwks",
@@ -423,7 +456,9 @@ impl Issuer {
                 async move {
                     issuer.fetches.fetch_add(1, Relaxed);
                     let keys = issuer.keys.lock().unwrap().clone();
-                    keys.map_or(StatusCode::INTERNAL_SERVER_ERROR.into_response(), |keys| keys.to_string().into_response())
+                    keys.map_or(StatusCode::INTERNAL_SERVER_ERROR.into_response(), |keys| {
+                        keys.to_string().into_response()
+                    })
                 }
             }),
         )
@@ -461,7 +496,10 @@ async fn keys_of_a_url_rotate_by_unknown_names_and_stay_in_use_while_the_issuer_
                 return;
             }
             // Fetched less than ten seconds ago: not for good.
-            assert!(head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "), "{head}");
+            assert!(
+                head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "),
+                "{head}"
+            );
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
@@ -474,14 +512,25 @@ async fn keys_of_a_url_rotate_by_unknown_names_and_stay_in_use_while_the_issuer_
     }
     assert!(issuer.fetches.load(Relaxed) <= before + 1, "anyone may send such tokens");
     issuer.fail();
-    until("it is away", || guarded.gateway.metric("jwks_fetches_total{route=\"chat\",outcome=\"failed\"}") >= 2.0).await;
+    until("it is away", || {
+        guarded.gateway.metric("jwks_fetches_total{route=\"chat\",outcome=\"failed\"}") >= 2.0
+    })
+    .await;
     let (_, _second) = guarded.told("/chat", &of_old).await;
     let log = guarded.gateway.log();
-    assert_eq!(log.matches("the issuer's keys cannot be fetched").count(), 2, "one line each time it goes: {log}");
+    assert_eq!(
+        log.matches("the issuer's keys cannot be fetched").count(),
+        2,
+        "one line each time it goes: {log}"
+    );
     issuer.publish(&[new.jwk("new")]);
-    until("it is back", || guarded.gateway.log().matches("the issuer's keys are fetched again").count() == 2).await;
+    until("it is back", || guarded.gateway.log().matches("the issuer's keys are fetched again").count() == 2)
+        .await;
     let (head, _) = guarded.plain("/chat", &of_old).await;
-    assert!(head.starts_with("HTTP/1.1 401") || head.starts_with("HTTP/1.1 503"), "the old key is gone: {head}");
+    assert!(
+        head.starts_with("HTTP/1.1 401") || head.starts_with("HTTP/1.1 503"),
+        "the old key is gone: {head}"
+    );
 }
 
 #[tokio::test]
@@ -489,13 +538,11 @@ async fn keys_come_over_tls_from_an_issuer_whose_certificate_a_file_trusts() {
     let (issuer, signer) = (Issuer::default(), Signer::rsa());
     issuer.publish(&[signer.jwk("1")]);
     let folder = Folder::new();
-    let (listener, certificate) = crate::tls::listener().await;
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(crate::tls::serve_http(listener, issuer.router::<()>()));
-    let ca = folder.write("ca.pem", &certificate);
+    let certificate = crate::tls::self_signed("localhost", false);
+    let port = crate::tls::tls_in_front_of(serve(issuer.router()).await, &certificate, None).await;
+    let ca = folder.write("ca.pem", &certificate.pem());
     let settings = format!(
-        "[routes.chat.credentials.jwt]\njwks-url = \"https://localhost:{}/jwks\"\njwks-ca-file = {ca:?}",
-        address.port()
+        "[routes.chat.credentials.jwt]\njwks-url = \"https://localhost:{port}/jwks\"\njwks-ca-file = {ca:?}"
     );
     let guarded = Guarded::start(telling_backend().await, folder, &settings);
     let (_, _frames) = guarded.told("/chat", &bearer(&signer.token_of("1", &claims_of("alice")))).await;
@@ -551,22 +598,40 @@ async fn the_connect_hook_decides_and_tells_the_backend_who_the_client_is() {
     );
     let guarded = Guarded::start(telling_backend().await, folder, &settings);
     hook.answers(200, r#"{"subject": "alice", "headers": {"X-User": "Alice"}, "expires_in": 3600}"#);
-    let (told_plain, _frames) = guarded.told("/chat?room=1", "Cookie: sid=1\r\nX-User: admin\r\nX_User: admin\r\n").await;
-    assert_eq!((&told_plain["headers"]["x-user"], told_plain["headers"].get("x_user")), (&json!("Alice"), None));
+    let (told_plain, _frames) =
+        guarded.told("/chat?room=1", "Cookie: sid=1\r\nX-User: admin\r\nX_User: admin\r\n").await;
+    assert_eq!(
+        (&told_plain["headers"]["x-user"], told_plain["headers"].get("x_user")),
+        (&json!("Alice"), None)
+    );
     assert_eq!(told_plain["headers"]["cookie"], "sid=1");
     let asked = hook.last();
     assert_eq!(
-        [&asked["event"], &asked["route"], &asked["method"], &asked["path"], &asked["query"], &asked["address"]],
+        [
+            &asked["event"],
+            &asked["route"],
+            &asked["method"],
+            &asked["path"],
+            &asked["query"],
+            &asked["address"]
+        ],
         ["connect", "chat", "GET", "/chat", "room=1", "127.0.0.1"]
     );
-    assert_eq!((&asked["headers"]["cookie"], asked["headers"].get("x-user")), (&json!("sid=1"), None), "{asked}");
+    assert_eq!(
+        (&asked["headers"]["cookie"], asked["headers"].get("x-user")),
+        (&json!("sid=1"), None),
+        "{asked}"
+    );
     assert_eq!(asked["authorization of the hook"], "Bearer of-the-gateway");
 
     let mut client = guarded.client("a ticket");
     assert_eq!(told(&mut client).await["headers"]["x-user"], "Alice");
     assert_eq!((&hook.last()["credentials"], &hook.last()["event"]), (&json!("a ticket"), &json!("connect")));
     client.authenticate("another ticket").await.unwrap();
-    assert_eq!((&hook.last()["credentials"], &hook.last()["event"]), (&json!("another ticket"), &json!("refresh")));
+    assert_eq!(
+        (&hook.last()["credentials"], &hook.last()["event"]),
+        (&json!("another ticket"), &json!("refresh"))
+    );
     hook.answers(200, r#"{"subject": "mallory"}"#);
     assert!(client.authenticate("a third").await.is_err(), "another subject");
 
@@ -585,10 +650,15 @@ async fn a_hook_that_does_not_decide_asks_clients_to_come_back_unless_the_settin
     let table = "[routes.chat.credentials.connect-hook]";
     let settings = format!("{table}\n{url}\ntimeout = \"300ms\"\nconcurrency = 1");
     let guarded = Guarded::start(telling_backend().await, Folder::new(), &settings);
-    for (status, body) in [(500, ""), (404, ""), (302, ""), (200, "no JSON"), (200, r#"{"headers": {"X-Other": "1"}}"#)] {
+    for (status, body) in
+        [(500, ""), (404, ""), (302, ""), (200, "no JSON"), (200, r#"{"headers": {"X-Other": "1"}}"#)]
+    {
         hook.answers(status, body);
         let (head, _) = guarded.plain("/chat", "").await;
-        assert!(head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "), "{status}: {head}");
+        assert!(
+            head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "),
+            "{status}: {head}"
+        );
     }
     hook.answers(200, "");
     hook.delay.store(1_000, Relaxed);
@@ -627,7 +697,8 @@ async fn a_token_and_the_hook_must_both_agree() {
 
 #[tokio::test]
 async fn a_route_may_serve_its_pages_without_credentials() {
-    let guarded = Guarded::with_secret("claims-as-headers = { X-User = \"sub\" }", "check-http = false").await;
+    let guarded =
+        Guarded::with_secret("claims-as-headers = { X-User = \"sub\" }", "check-http = false").await;
     let page = guarded.http("/page", "X-User: admin\r\nX_User: admin\r\n").await;
     assert!(page.starts_with("HTTP/1.1 200") && !page.contains("admin"), "{page}");
     let (head, _) = guarded.plain("/chat", "").await;
@@ -668,7 +739,11 @@ fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write(
         (jwt("jwks-url = \"https://a/\""), "jwt.jwks-url", "remove one"),
         (jwt("jwks-ca-file = \"x\""), "jwt.jwks-ca-file", "belongs to jwks-url"),
         ("jwt = { jwks-url = \"http://issuer.example/\" }".into(), "jwt.jwks-url", "must be https://"),
-        ("jwt = { jwks-url = \"https://a/\", jwks-refresh = \"1s\" }".into(), "jwt.jwks-refresh", "between 10s and 1day"),
+        (
+            "jwt = { jwks-url = \"https://a/\", jwks-refresh = \"1s\" }".into(),
+            "jwt.jwks-refresh",
+            "between 10s and 1day",
+        ),
         ("jwt = { keys-file = \"/nowhere\" }".into(), "jwt.keys-file", "name a readable file"),
         (format!("jwt = {{ keys-file = {private:?} }}"), "jwt.keys-file", "openssl pkey -pubout"),
         (jwt("algorithms = [\"none\"]"), "jwt.algorithms", "HS256"),
@@ -695,6 +770,9 @@ fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write(
         let output = crate::support::run(&["serve", "--config", &file], b"");
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{settings}: {error}");
-        assert!(error.contains(&format!("routes.chat.credentials.{field}")) && error.contains(part), "{settings}: {error}");
+        assert!(
+            error.contains(&format!("routes.chat.credentials.{field}")) && error.contains(part),
+            "{settings}: {error}"
+        );
     }
 }

@@ -3,7 +3,9 @@
 
 mod admin;
 mod bench;
+mod config;
 mod connect;
+mod credentials;
 mod flags;
 mod frames;
 mod handshake;
@@ -20,8 +22,11 @@ mod profiles;
 mod promises;
 mod restart;
 mod resume;
+mod routes;
 mod smuggling;
 mod supervisor;
 mod support;
 mod tls;
+#[path = "../../src/credentials/test_tokens.rs"]
+mod tokens;
 mod upstream;

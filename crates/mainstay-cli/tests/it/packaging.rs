@@ -147,6 +147,13 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
 }
 
 #[test]
+fn the_packaged_configuration_is_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let output = run(&["config", "check", root.join("packaging/mainstay.toml").to_str().unwrap()], b"");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
 fn the_socket_unit_and_the_settings_name_the_same_address() {
     let after = |path: &str, begin: &str| {
         let text = file(path);
