@@ -60,7 +60,7 @@ impl KeySource {
 }
 
 fn read(path: &Path, allowed: &[Signing]) -> Result<KeySet, String> {
-    let wrong = |why: String| format!("keys-file {}: {why}", path.display());
+    let wrong = |why: String| format!("keys-file: {}: {why}", path.display());
     let content = std::fs::read(path).map_err(|error| wrong(format!("{error}; name a readable file")))?;
     KeySet::of_file(&content, allowed).map_err(wrong)
 }

@@ -15,7 +15,7 @@ use super::keys::Signing;
 use super::token::Place as TokenPlace;
 use crate::config::duration;
 use crate::config::text::{Expected, Text, Written};
-use crate::{tls, values};
+use crate::{forward, tls, values};
 
 /// Who may use a route: clients whose token is valid, or that the connect hook admits. With both, the token is checked first.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -351,19 +351,10 @@ fn backend_header(name: &str) -> Result<HeaderName, String> {
     let parsed: HeaderName =
         name.parse().map_err(|_| format!("{name:?} is no name of a header, write for example X-User"))?;
     let text = parsed.as_str();
-    let is_taken = [
-        "host",
-        "connection",
-        "content-length",
-        "transfer-encoding",
-        "upgrade",
-        "te",
-        "trailer",
-        "expect",
-        "cookie",
-    ]
-    .contains(&text)
-        || text.starts_with("sec-websocket-");
+    // Those that describe the client are removed from the requests of clients that no proxy vouches for.
+    let is_taken = matches!(text, "host" | "content-length" | "trailer" | "cookie")
+        || forward::is_hop_by_hop(&parsed)
+        || forward::describes_client(&parsed);
     if is_taken || text.contains('_') {
         return Err(format!("{name} cannot be set for the backend; choose another name, for example X-User"));
     }
