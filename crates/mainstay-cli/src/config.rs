@@ -43,13 +43,16 @@ pub(crate) use self::load::{Loaded, Sources};
 pub(crate) use self::problem::Problem;
 pub(crate) use self::route::RouteSection;
 pub(crate) use self::text::Text;
+use crate::client_tls::TlsSection;
+use crate::listen_address::ListenAddress;
 
 /// All settings of `mainstay serve`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Config {
-    /// Addresses to accept clients on.
-    pub(crate) listen: Vec<String>,
+    /// Addresses to accept clients on: 127.0.0.1:8080, plain:127.0.0.1:8080 without TLS where there are certificates, or a Unix
+    /// socket, as unix:/run/mainstay.sock?mode=660.
+    pub(crate) listen: Vec<Text<ListenAddress>>,
     /// Maximum duration of a drain after SIGTERM: clients are asked to reconnect, and responses are finished. A supervisor
     /// must wait longer than this before it kills the process. Range: 0s to 1h.
     #[serde(with = "duration")]
@@ -60,6 +63,8 @@ pub(crate) struct Config {
     pub(crate) state_dir: Option<PathBuf>,
     /// Read the configuration again when its file, or a file that it names, changes. SIGHUP does it in any case.
     pub(crate) watch: bool,
+    /// TLS towards clients.
+    pub(crate) tls: TlsSection,
     /// The listener of health checks and metrics.
     pub(crate) admin: admin::Section,
     /// Limits of the whole process. Each route has its own, too.
@@ -78,10 +83,11 @@ pub(crate) struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec!["127.0.0.1:8080".to_owned()],
+            listen: Text::new("127.0.0.1:8080").into_iter().collect(),
             drain: Duration::from_secs(5),
             state_dir: None,
             watch: true,
+            tls: TlsSection::default(),
             admin: admin::Section::default(),
             limits: limits::Section::default(),
             proxies: proxies::Section::default(),
@@ -93,14 +99,15 @@ impl Default for Config {
 }
 
 /// The sections that a restart changes and a reload does not, by the first names of their keys.
-pub(crate) const NEEDS_RESTART: [&[&str]; 5] =
-    [&["listen"], &["state-dir"], &["admin"], &["cluster"], &["log"]];
+pub(crate) const NEEDS_RESTART: [&[&str]; 6] =
+    [&["listen"], &["tls"], &["state-dir"], &["admin"], &["cluster"], &["log"]];
 
 impl Config {
     /// Checks each section by itself. Returns each mistake with the key of its section; the text begins with the field.
     fn check_sections(&self) -> Vec<(String, String)> {
         let mut wrong = vec![
             (String::new(), self.check()),
+            ("tls".to_owned(), self.tls.check()),
             ("admin".to_owned(), self.admin.check()),
             ("limits".to_owned(), self.limits.check()),
             ("log".to_owned(), self.log.check()),
@@ -132,9 +139,6 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         if self.listen.is_empty() {
             return Err("listen: must name an address, for example [\"127.0.0.1:8080\"]".to_owned());
-        }
-        for address in &self.listen {
-            crate::values::address(address).map_err(|error| format!("listen: {address:?}: {error}"))?;
         }
         match self.drain > Duration::from_secs(3600) {
             true => Err("drain: must be at most 1h".to_owned()),

@@ -12,7 +12,9 @@ mod backend_health;
 mod bench;
 mod builtin;
 mod client_identity;
+mod client_listeners;
 mod client_request;
+mod client_tls;
 mod cluster;
 mod config;
 mod connect;
@@ -28,6 +30,8 @@ mod http_proxy;
 mod idle_timeout;
 mod limits;
 mod links;
+mod listen_address;
+mod listeners;
 mod log;
 mod manual;
 mod message_filter;
@@ -190,14 +194,14 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
         let format = given.get_one::<log::Format>("log_format").copied().unwrap_or_default();
         log::use_format(format);
         let (sources, warnings) = Sources::new(serve, given).map_err(|line| vec![line])?;
-        let loaded =
+        let mut loaded =
             sources.load().map_err(|wrong| wrong.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let log = &loaded.config.log;
         log::listen(log.format, log.filter.as_deref()).map_err(|line| vec![line])?;
         for name in warnings {
             tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
         }
-        let activated = activated_for(&loaded, activated).map_err(|line| vec![line])?;
+        let activated = activated_for(&mut loaded, activated).map_err(|line| vec![line])?;
         Ok((sources, loaded, activated))
     };
     match read() {
@@ -210,15 +214,20 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
     }
 }
 
-/// Returns the listeners that a supervisor passed, compared with the configuration.
-fn activated_for(loaded: &Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
+/// Returns the listeners that a supervisor passed, compared with the configuration. Without `listen` they take the place of its
+/// default.
+fn activated_for(loaded: &mut Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
     let activated = activated?;
-    let listen = loaded.config.listen.first().filter(|_| loaded.is_set("listen"));
-    let address = |text: &String| values::address(text).ok();
-    activated.check(activation::Flags {
-        listen: listen.and_then(address),
-        admin: loaded.config.admin.listen.as_ref().and_then(address),
+    let is_given = loaded.is_set("listen");
+    let listen = || loaded.config.listen.iter().map(|address| (**address).clone()).collect();
+    activated.check(&activation::Flags {
+        listen: is_given.then(listen),
+        admin: loaded.config.admin.listen.as_ref().and_then(|text| values::address(text).ok()),
     })?;
+    if !is_given && !activated.clients.is_empty() {
+        let places = activated.clients.iter().map(|passed| passed.address().to_string());
+        loaded.config.listen = places.map(|place| config::Text::new(&place)).collect::<Result<_, _>>()?;
+    }
     Ok(activated)
 }
 

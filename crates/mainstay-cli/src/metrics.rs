@@ -10,6 +10,7 @@ use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
 use crate::backend_health::Reason;
+use crate::client_tls::{self, Expiry};
 use crate::credentials::{CredentialFigures, IssuerFigures};
 use crate::links::{Figures, Links};
 use crate::routes::Routes;
@@ -28,14 +29,16 @@ struct Snapshot {
     routes: Vec<(String, Figures)>,
     unrouted: u64,
     reloads: Reloads,
-    credentials: CredentialFigures,
     /// Payload bytes kept for clients. A message that one leg received and the other has not accepted counts for the
     /// other, which it waits for.
     kept_for_clients: u64,
     kept_for_backend: u64,
     log_lines_lost: u64,
+    credentials: CredentialFigures,
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
+    /// When the certificates in use expire, and how often files were reloaded.
+    tls: (Vec<Expiry>, client_tls::Reloads),
 }
 
 /// How the latest reloads of the configuration went.
@@ -67,9 +70,10 @@ pub(crate) fn render(server: &Server, routes: &Routes) -> String {
             is_successful: reloads.is_successful(),
             read_at: reloads.read_at.load(Relaxed),
         },
-        credentials: routes.access.figures(),
         log_lines_lost: log::lines_lost(),
+        credentials: routes.access.figures(),
         cluster: server.cluster().map(Cluster::from),
+        tls: client_tls::figures(),
     }
     .render()
 }
@@ -91,6 +95,7 @@ impl Snapshot {
         self.admission(&mut families);
         self.credentials(&mut families);
         self.connections(&mut families);
+        self.listeners(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
         if let Some(cluster) = &self.cluster {
@@ -173,6 +178,35 @@ impl Snapshot {
                 ("{outcome=\"lost\"}", s.attached_lost),
                 ("{outcome=\"refused\"}", s.attach_refused),
             ],
+        );
+    }
+
+    /// What comes before HTTP on a client's connection.
+    fn listeners(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.family(
+            "tls_handshakes_total",
+            "counter",
+            "TLS handshakes with clients, by outcome.",
+            &[
+                ("{outcome=\"full\"}", s.tls_full),
+                ("{outcome=\"resumed\"}", s.tls_resumed),
+                ("{outcome=\"failed\"}", s.tls_failed),
+                ("{outcome=\"timeout\"}", s.tls_timed_out),
+            ],
+        );
+        let (expiries, reloads) = &self.tls;
+        to.family(
+            "tls_reloads_total",
+            "counter",
+            "Changed files of TLS, by whether they were taken into use.",
+            &[("{outcome=\"applied\"}", reloads.applied), ("{outcome=\"refused\"}", reloads.refused)],
+        );
+        to.days_left(expiries);
+        to.counter(
+            "proxy_headers_refused_total",
+            "Connections of trusted proxies closed without a valid PROXY header.",
+            s.proxy_headers_refused,
         );
     }
 
@@ -504,6 +538,18 @@ impl Families {
         let _ = writeln!(self.text, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
         for (labels, value) in samples {
             let _ = writeln!(self.text, "mainstay_{name}{labels} {value}");
+        }
+    }
+
+    /// One sample for each certificate in use; a path may hold any character.
+    fn days_left(&mut self, expiries: &[Expiry]) {
+        let (name, out) = ("mainstay_tls_certificate_days_left", &mut self.text);
+        let help = "Days until a certificate in use expires; negative once it has.";
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for expiry in expiries {
+            let chain = expiry.chain.display().to_string();
+            let chain = chain.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = writeln!(out, "{name}{{chain=\"{chain}\"}} {:.2}", expiry.days_left());
         }
     }
 

@@ -13,7 +13,8 @@ const OTHERS: [&str; 4] = ["MAINSTAY_LOG", "MAINSTAY_COMMIT", "MAINSTAY_FEATURES
 /// Variables of keys without a flag at the top of the tree, and that of `log.filter`.
 const AT_THE_TOP: [&str; 2] = ["MAINSTAY_WATCH", "MAINSTAY_LOG"];
 /// Repeatable flags whose values contain no comma: their variable separates values by commas, others by line breaks.
-const LISTS: [&str; 5] = ["trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
+const LISTS: [&str; 6] =
+    ["listen", "trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
 /// Flags that require `--upstream`, by name or by prefix.
 const OF_BACKEND: [&str; 6] =
     ["delivery", "confirm", "trusted_proxy", "profile", "on_backend_loss", "route_heartbeat"];

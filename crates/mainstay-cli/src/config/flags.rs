@@ -16,8 +16,10 @@ const ROUTE: &str = "*";
 pub(super) const DEFAULT_ROUTE: &str = "default";
 
 /// Each flag by its id, and the key that it sets.
-const FLAGS: [(&str, &str); 54] = [
+const FLAGS: [(&str, &str); 56] = [
     ("listen", "listen"),
+    ("tls_certificate", "tls.certificates.0.chain"),
+    ("tls_key", "tls.certificates.0.key"),
     ("drain", "drain"),
     ("state_dir", "state-dir"),
     ("admin", "admin.listen"),

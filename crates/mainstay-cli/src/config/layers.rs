@@ -91,12 +91,14 @@ impl Tree {
     pub(crate) fn set(&mut self, key: &[String], value: Value, origin: Origin) {
         self.origins.retain(|other, _| !other.starts_with(key));
         let mut place = &mut self.root;
+        let mut around = "";
         for name in key {
-            if !place.is_object() {
-                *place = Value::Object(Map::new());
-            }
-            let Value::Object(table) = place else { return };
-            place = table.entry(name.as_str()).or_insert(Value::Null);
+            place = match name.parse::<usize>() {
+                // A route may have a number as its name.
+                Ok(index) if around != "routes" && !place.is_object() => item(place, index),
+                _ => entry(place, name),
+            };
+            around = name;
         }
         *place = value;
         self.origins.insert(key.to_vec(), origin);
@@ -140,6 +142,31 @@ impl Tree {
         let routes = self.root.get("routes").and_then(Value::as_object);
         routes.map_or_else(Vec::new, |routes| routes.keys().cloned().collect())
     }
+}
+
+/// Returns the place of a name in a table, which is made if there is none.
+fn entry<'a>(place: &'a mut Value, name: &str) -> &'a mut Value {
+    if !place.is_object() {
+        *place = Value::Object(Map::new());
+    }
+    &mut place[name]
+}
+
+/// The longest list that is made by the numbers of its items.
+const MOST_ITEMS: usize = 1000;
+
+/// Returns the place of an item in a list, which is made if there is none.
+fn item(place: &mut Value, index: usize) -> &mut Value {
+    if !place.is_array() {
+        *place = Value::Array(Vec::new());
+    }
+    let index = index.min(MOST_ITEMS);
+    if let Value::Array(items) = place
+        && items.len() <= index
+    {
+        items.resize(index + 1, Value::Null);
+    }
+    &mut place[index]
 }
 
 /// The lines of a file.

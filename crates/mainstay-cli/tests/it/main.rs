@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod client_tls;
 mod config;
 mod connect;
 mod credentials;
@@ -12,6 +13,7 @@ mod handshake;
 mod hostile;
 mod http;
 mod limits;
+mod listeners;
 mod loss;
 mod losses;
 mod moving;
