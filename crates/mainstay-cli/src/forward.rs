@@ -40,7 +40,7 @@ impl Network {
         (address.to_canonical() == address).then_some(Self { address, bits })
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address.to_canonical()) {
             (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
                 (ours.to_bits() ^ theirs.to_bits()).leading_zeros() >= self.bits

@@ -103,7 +103,9 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path));
     let upgrade = match &admitted {
         Some((credentials, client)) => upgrade.principal(credentials.identity(client, &principal)),
         None => upgrade,
@@ -148,7 +150,10 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path)).manual_ack();
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path))
+        .manual_ack();
     let upgrade = if route.movable { upgrade.movable() } else { upgrade };
     let Some((credentials, presented)) = presented else {
         return upgrade

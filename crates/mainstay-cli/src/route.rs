@@ -19,9 +19,9 @@ use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
+use crate::match_rule::MatchRule;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
-use crate::routes::MatchRule;
 use crate::tls;
 
 /// A route and its settings.
@@ -98,6 +98,7 @@ impl Route {
             Some(before) if before.inputs.section.upstream == section.upstream => before.links.clone(),
             before => before.map_or_else(Links::default, |before| before.links.elsewhere()),
         };
+        links.note_in(server.timeline());
         let proxy = HttpProxy::new(section, &address.url, &connector, inputs.trusted_proxies.clone(), &links);
         let _ = proxy.upstream.server.set(server.clone());
         let credentials = credentials(name, &inputs, access, before)?;
@@ -119,6 +120,15 @@ impl Route {
             origins: section.origins.origins(),
             inputs,
         }))
+    }
+
+    /// Returns the state of each address of the backend.
+    pub(crate) fn backends(&self) -> Vec<BackendStatus> {
+        let addresses = self.inputs.section.upstream.addresses.iter();
+        let (is_up, error) = (self.links.is_up(), self.links.failure());
+        addresses
+            .map(|address| BackendStatus { address: address.to_string(), is_up, error: error.clone() })
+            .collect()
     }
 
     /// Probes the backend for as long as the route is in the table.
@@ -145,6 +155,15 @@ fn credentials(
         return Ok(earlier.cloned());
     }
     Credentials::new(name, section, access, earlier).map_err(|error| format!("credentials.{error}"))
+}
+
+/// The state of one address of a backend, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendStatus {
+    pub(crate) address: String,
+    pub(crate) is_up: bool,
+    /// Why the latest attempt failed, while it is down.
+    pub(crate) error: Option<String>,
 }
 
 /// How long a probe of the backend may take.

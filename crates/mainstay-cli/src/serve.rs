@@ -1,10 +1,9 @@
 //! `mainstay serve`: accepts clients and forwards them to the backend.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -18,17 +17,18 @@ use mainstay::server::{AdmissionConfig, Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::Activated;
-use crate::admin::Token;
+use crate::activation::{Activated, Passed};
+use crate::admin::{DrainOrder, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
 use crate::forward::Network;
 use crate::heartbeats::HeartbeatFlags;
 use crate::links::Links;
-use crate::listen_address::ListenAddress;
-use crate::listeners::{self, Listening, Socket};
+use crate::listen_address::{self, ListenAddress};
+use crate::listeners::{self, Listening, SocketFile};
 use crate::profiles::ProfileFlags;
+use crate::refusals::Refusals;
 use crate::reload::{Live, Reloads};
 use crate::routes::Routes;
 use crate::signals::{self, Stops};
@@ -81,12 +81,12 @@ pub(crate) struct Arguments {
     /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
     #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: Vec<ListenAddress>,
-    /// Speak TLS with this certificate: a file (PEM) with its chain, taken into use again when it changes. Listeners on Unix
-    /// sockets, and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    /// Speak TLS with this certificate: a file (PEM) with its chain, read again when it changes. Listeners on Unix sockets,
+    /// and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
+    #[arg(long, value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
     /// The private key of --tls-certificate, a file (PEM).
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
@@ -155,10 +155,10 @@ pub(crate) struct Arguments {
     /// Its value must not change while a session lives. May be repeated.
     #[arg(long, value_name = "NAME")]
     session_header: Vec<HeaderName>,
-    /// Address to serve /healthz, /readyz and /metrics on. Default: off.
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
-    admin: Option<SocketAddr>,
-    /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
+    /// Address to serve health checks, metrics, the operator's console and its API on. Default: off.
+    #[arg(long, value_name = "ADDRESS", value_parser = values::listen, env = "MAINSTAY_ADMIN")]
+    admin: Option<ListenAddress>,
+    /// A file with the token that everything but health checks requires there, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
     /// Required if --admin is not a loopback address.
     #[arg(long, value_name = "FILE", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
@@ -223,8 +223,8 @@ impl Checked {
         let cluster =
             cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
         let tls = &loaded.config.tls;
-        let tls = tls.is_on().then(|| ClientTls::new(tls.clone())).transpose();
-        let tls = tls.map_err(|what| wrong("tls", &what))?;
+        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose();
+        let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
         Ok(Self { token, cluster, tls })
     }
 }
@@ -242,19 +242,21 @@ fn purpose(loaded: &Loaded) -> String {
 
 /// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
 fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, String)> {
-    let admin = config.admin.listen.as_deref().and_then(|listen| values::address(listen).ok());
+    let admin = config.admin.listen.as_ref().map(|listen| &listen.place);
     match (&config.admin.token_file, admin) {
         (Some(file), _) => Token::read(file)
             .map(Some)
             .map_err(|error| ("admin.token-file", format!("<admin.token-file> {error}"))),
-        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err((
-            "admin.listen",
-            format!(
-                "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
+        (None, Some(listen_address::Place::Tcp(address))) if !address.ip().to_canonical().is_loopback() => {
+            Err((
+                "admin.listen",
+                format!(
+                    "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
                  loopback address, for example 127.0.0.1:{}, or set <admin.token-file>",
-                address.port()
-            ),
-        )),
+                    address.port()
+                ),
+            ))
+        }
         _ => Ok(None),
     }
 }
@@ -310,6 +312,7 @@ fn library(config: &config::Config, files: Option<u64>, has_backend: bool) -> Re
         .admission(admission)
         .lifetime(route.session.lifetime()?)
         .budget(budget)
+        .timeline(if config.admin.listen.is_some() { config.admin.timeline } else { 0 })
         // A route has its own, which the gateway checks; the demonstration has one.
         .origins(if has_backend { Origins::Any } else { route.origins.origins() }))
 }
@@ -329,7 +332,9 @@ async fn serve(
         Some(cluster) => library.cluster(cluster),
         None => library,
     });
+    let drain_order = DrainOrder::default();
     let routes = Arc::new(Routes::default());
+    routes.reloads.count_read();
     let app = if is_demonstration {
         builtin::router(config.routes.values().any(|route| route.session.movable))
     } else {
@@ -340,12 +345,14 @@ async fn serve(
         Router::new().fallback(any(respond)).with_state(gateway)
     };
     let Activated { clients: passed, admin: admin_passed } = activated;
-    let listen: Vec<ListenAddress> = config.listen.iter().map(|address| (**address).clone()).collect();
-    let clients = listeners::listen_all(passed, &listen, "--listen")?;
-    let admin = config.admin.listen.as_deref().map(values::address).transpose()?;
-    let admin = admin
-        .map(|address| listeners::listen(admin_passed, &ListenAddress::tcp(address), "--admin"))
-        .transpose()?;
+    // Without `--listen` the supervisor's sockets take the place of its default.
+    let addresses = match loaded.is_set("listen") || passed.is_empty() {
+        true => config.addresses(),
+        false => passed.iter().map(Passed::address).collect(),
+    };
+    let clients = listeners::listen_all(passed, &addresses, "--listen")?;
+    let admin = config.admin.listen.as_ref();
+    let admin = admin.map(|address| listeners::listen(admin_passed, address, "--admin")).transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
@@ -359,40 +366,33 @@ async fn serve(
     }
     clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
     let urls: Vec<String> = clients.iter().map(|client| client.url(tls.is_some())).collect();
-    let admin = admin.map(|Listening { socket, predecessor, .. }| {
+    print_banner(&loaded, &urls, admin.as_ref().map(|admin| &admin.place), &mainstay);
+    let mut admin_file = None;
+    if let Some(Listening { socket, place, predecessor, file, .. }) = admin {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
-        socket
-    });
-    let admin = admin.and_then(|socket| match socket {
-        Socket::Tcp(listener) => Some(listener),
-        Socket::Unix(_) => None,
-    });
-    let admin_address = admin.as_ref().and_then(|admin| admin.local_addr().ok());
-    print_banner(&loaded, &urls, admin_address, &mainstay);
-    if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), Arc::clone(&routes), token));
+        admin_file = file;
+        let (server, routes, drain) = (mainstay.clone(), Arc::clone(&routes), drain_order.clone());
+        let operated = Operated { server, routes, drain, refusals: Refusals::default() };
+        tokio::spawn(admin::serve(socket, place, operated, token));
     }
-    let status = format!("serving clients at {}", client_listeners::places(&clients));
-    supervisor::ready(&status);
-    tokio::spawn(supervisor::keep_watchdog());
-    let drain = config.drain;
-    let stop = termination(stops, Arc::clone(&routes), mainstay.clone());
-    tokio::spawn(announced(stop, mainstay.clone(), drains, drain));
     let serving = client_listeners::Serving {
         app,
         server: mainstay.clone(),
         draining,
-        drain,
+        drain: config.drain,
         keeps_spelling: !is_demonstration,
         tls: tls.as_ref().map(|tls| tls.tls.clone()),
-        proxies: None,
+        proxies: config.proxies.proxy_protocol(),
     };
-    if let Some(tls) = tls {
-        tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
-    }
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), status };
+    let status = format!("serving clients at {}", client_listeners::places(&clients));
+    supervisor::ready(&status);
+    tokio::spawn(supervisor::keep_watchdog());
+    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
+    tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
+    admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);
     served.map_err(Failed::from)
 }
@@ -402,7 +402,7 @@ async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
 }
 
 /// Prints where clients connect, the backends, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<SocketAddr>, server: &Server) {
+fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<&listen_address::Place>, server: &Server) {
     let (first, others) = urls.split_first().map_or(("", urls), |(first, others)| (first.as_str(), others));
     let mut lines = vec![format!("mainstay {} listening on {first}", env!("CARGO_PKG_VERSION"))];
     lines.extend(others.iter().map(|url| format!("  and on {url}")));
@@ -427,7 +427,11 @@ fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<SocketAddr>, ser
         lines.push(format!("  {}", cluster::banner(&loaded.config, &status)));
     }
     if let Some(admin) = admin {
-        lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
+        let at = match admin {
+            listen_address::Place::Tcp(address) => format!("http://{address}"),
+            place => place.to_string(),
+        };
+        lines.push(format!("  admin on {at}: /healthz /readyz /metrics /sessions"));
     }
     let path = if is_demonstration { "/echo" } else { "/" };
     // The path in a Unix socket comes behind a colon.
@@ -461,11 +465,15 @@ async fn announced(
     supervisor::stopping(drain, &format!("draining {open} sessions and connections"));
 }
 
-/// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, routes: Arc<Routes>, server: Server) {
-    let stop = stops.next().await;
+/// Completes at the first signal or the operator's order, which drains. Ends the process at the next signal.
+async fn termination(mut stops: Stops, order: DrainOrder, routes: Arc<Routes>, server: Server) {
+    let stop = tokio::select! {
+        stop = stops.next() => Some(stop),
+        () = order.given() => None,
+    };
     let Sessions { attached, parked, .. } = server.sessions();
-    tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
+    let signal = stop.map(tracing::field::debug);
+    tracing::info!(signal, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
         warn_about_unconfirmed(&routes);

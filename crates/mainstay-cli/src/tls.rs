@@ -16,8 +16,6 @@ use mainstay::client::rustls::{
 };
 use mainstay::client::{Connector, Place};
 
-use crate::config::upstream::Tls;
-
 /// Flags for TLS to the backend.
 #[derive(clap::Args, Clone)]
 #[group(skip)]
@@ -35,6 +33,21 @@ pub(crate) struct Arguments {
     /// The name to expect in the certificate of a wss:// backend. Default: the host of --upstream.
     #[arg(long, value_name = "NAME")]
     upstream_server_name: Option<String>,
+}
+
+/// TLS to the backend.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Tls {
+    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the backend's
+    /// own if it is self-signed.
+    pub(crate) ca: Option<PathBuf>,
+    /// The client certificate to present, a file (PEM) with its chain.
+    pub(crate) certificate: Option<PathBuf>,
+    /// The private key of the certificate, a file (PEM).
+    pub(crate) key: Option<PathBuf>,
+    /// The name to expect in the backend's certificate. Default: the host of the address.
+    pub(crate) server_name: Option<String>,
 }
 
 /// Builds the connector to the backend at `place`.

@@ -8,6 +8,7 @@ use mainstay::client::Place;
 
 use super::duration;
 use super::text::{Expected, Text, Written};
+use crate::tls::{self, Tls};
 use crate::values;
 
 /// The backend of a route.
@@ -53,21 +54,6 @@ impl Default for Section {
     }
 }
 
-/// TLS to the backend.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub(crate) struct Tls {
-    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the backend's
-    /// own if it is self-signed.
-    pub(crate) ca: Option<PathBuf>,
-    /// The client certificate to present, a file (PEM) with its chain.
-    pub(crate) certificate: Option<PathBuf>,
-    /// The private key of the certificate, a file (PEM).
-    pub(crate) key: Option<PathBuf>,
-    /// The name to expect in the backend's certificate. Default: the host of the address.
-    pub(crate) server_name: Option<String>,
-}
-
 impl Section {
     pub(crate) fn check(&self) -> Result<(), String> {
         let bounds = Duration::from_millis(10)..=Duration::from_secs(3600);
@@ -79,7 +65,7 @@ impl Section {
         if self.addresses.len() > 1 {
             return Err("addresses: must be one address".to_owned());
         }
-        self.addresses.iter().try_for_each(|address| crate::tls::connector(&self.tls, address).map(drop))
+        self.addresses.iter().try_for_each(|address| tls::connector(&self.tls, address).map(drop))
     }
 
     /// Returns the files that are read.

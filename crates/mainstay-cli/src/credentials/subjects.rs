@@ -87,7 +87,6 @@ impl Subjects {
 
     /// Ends all sessions and plain connections of a subject with 4501, and from now on refuses its credentials that were
     /// issued before `now` or in the same second. Returns how many it ended. This process only.
-    #[allow(dead_code)] // The admin listener calls it.
     pub(crate) fn revoke(&self, subject: &str, now: SystemTime) -> usize {
         let at = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut table = self.table();

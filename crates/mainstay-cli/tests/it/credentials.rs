@@ -21,6 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::frames::{BINARY, CLOSE, Frames, PING, encoded, hello};
+use crate::operator::{INTENT, ask};
 use crate::support::{Gateway, backend, mainstay, until};
 use crate::tokens::{SECRET, Signer, claims_of, in_seconds};
 
@@ -437,6 +438,46 @@ async fn a_session_is_resumed_by_its_subject_with_any_valid_token_and_by_no_othe
     let refused = answer(&guarded, 3, &token("alice", -600), Some(first.token.clone())).await;
     assert!(matches!(refused, Control::Refuse { code: 4501, temporary: false, .. }), "{refused:?}");
     assert!(welcome(answer(&guarded, 4, &token("alice", 700), Some(first.token)).await).resumed);
+}
+
+#[tokio::test]
+async fn a_revocation_ends_what_is_open_and_refuses_the_tokens_that_were_issued_before() {
+    let guarded = Guarded::with_secret("", "").await;
+    let token = |subject: &str, issued: i64| {
+        Signer::secret().token(&json!({"sub": subject, "iat": in_seconds(issued), "exp": in_seconds(600)}))
+    };
+    let mut alice = guarded.client(&token("alice", -5));
+    told(&mut alice).await;
+    let (_, mut plain) = guarded.told("/chat", &bearer(&token("alice", -5))).await;
+    let mut bob = guarded.client(&token("bob", -5));
+    told(&mut bob).await;
+    // Its client is away: it learns of the end when it comes back.
+    let parked = welcome(answer(&guarded, 7, &token("alice", -5), None).await);
+    let revoke =
+        |subject: &str| ask(&guarded.gateway, "POST", &format!("/subjects/{subject}/revoke"), INTENT);
+    let (status, body) = revoke("alice");
+    assert_eq!((status, body.trim()), (200, r#"{"ended":3}"#));
+    assert_eq!(ended(&mut alice).await.1, Some(4501));
+    loop {
+        match plain.read().await.unwrap() {
+            (CLOSE, payload) => break assert_eq!(payload[..2], 4501_u16.to_be_bytes()),
+            (PING, _) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (head, _) = guarded.plain("/chat", &bearer(&token("alice", -5))).await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+    let (head, _) = guarded
+        .plain("/chat", &bearer(&Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(60)}))))
+        .await;
+    assert!(head.starts_with("HTTP/1.1 401"), "it does not say when it was issued: {head}");
+    let old = answer(&guarded, 8, &token("alice", -5), Some(parked.token.clone())).await;
+    assert!(matches!(old, Control::Refuse { code: 4501, temporary: false, .. }), "{old:?}");
+    let (_, _new) = guarded.told("/chat", &bearer(&token("alice", 5))).await;
+    assert_eq!((guarded.judged("revoked"), guarded.gateway.metric("revocations")), (3.0, 1.0));
+    bob.send("still here").await.unwrap();
+    assert_eq!(text(&bob.recv().await.unwrap()), "still here");
+    assert_eq!(revoke("nobody").1.trim(), r#"{"ended":0}"#);
 }
 
 /// A JWKS server whose answer a test changes.

@@ -8,6 +8,7 @@ use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::server::Fenced;
 use mainstay_proto::session::{Answer, ConnectionId, Control, Expiry, RefuseReason, Transmit};
+use mainstay_proto::timeline::{Attach, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams};
 use tokio::time::Instant;
 
@@ -21,6 +22,8 @@ use crate::driver::Wire;
 pub(super) struct SessionOptions {
     /// The path where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
+    /// What lists show as its path, if that is something else.
+    pub(super) label: Option<Box<str>>,
     /// What the request proves; used without `authenticate`.
     pub(super) identity: Identity,
     pub(super) authenticate: Option<Authenticate>,
@@ -52,12 +55,15 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
     let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
+            let refused = Event::Refused { why, address: cores.info.address };
+            cores.shared.timeline.note(None, refused);
             refuse(stats, wire, &answer, why).await;
             None
         }
         Answer::Attached { session: core, created, lost, evicted, fenced } => {
             if let Some(evicted) = evicted {
                 Counters::add(&stats.evicted, 1);
+                evicted.note(|_| Event::Evicted(Resource::Place));
                 evicted.notify();
             }
             let counter = match (created, lost) {
@@ -70,6 +76,7 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
             core.set_expiry(connection, expiry);
             if created {
                 Counters::add(&stats.connections, 1);
+                core.note_attached(cores.info.address, if lost { Attach::AfterLoss } else { Attach::New });
                 options.apply(&core);
                 return Some((connection, core, Some(wire)));
             }
@@ -113,6 +120,11 @@ pub(super) async fn refuse_with(mut wire: Wire, refuse: &Control, code: CloseCod
 }
 
 impl SessionOptions {
+    /// What lists show as its path.
+    pub(super) fn label(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.path)
+    }
+
     pub(super) async fn identity(
         &self,
         credentials: Option<Bytes>,

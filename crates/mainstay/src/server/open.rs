@@ -15,6 +15,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{ConnectionId, Control, Frame, PlainSession, Presenter, SessionError};
+use mainstay_proto::timeline::Event;
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
@@ -97,8 +98,9 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 let (now, config) = (now(), shared.sessions_with(options.heartbeat));
                 let mut plain = PlainSession::new(now, config, connection.0);
                 plain.set_expiry(now, identity.expiry());
+                let peer = Peer::Plain(Box::new(plain));
                 let core =
-                    Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
+                    Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
                 core.begin_epoch(None);
                 Some((connection, core, Some(wire)))
             }
@@ -129,7 +131,8 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(identity) => {
             info.principal = identity.principal.as_ref().into();
             wire.begin_session(limits);
-            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
+            let path = shared.timeline.is_on().then(|| options.label().into());
+            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat, path };
             let opened = Opened {
                 connection,
                 options,
@@ -145,6 +148,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             attach(cores, opened, &hello).await
         }
         Err(why) => {
+            shared.timeline.note(None, Event::Refused { why, address: info.address });
             refuse(stats, wire, &why.refuse(), why).await;
             None
         }
