@@ -903,6 +903,7 @@ impl World {
             subprotocol: None,
             deflate: None,
             client: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            expiry: None,
         };
         let hello = Control::Hello(routing.hello.clone()).encode();
         if let Ok(head) = head.encode() {
