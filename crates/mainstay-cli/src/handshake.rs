@@ -10,8 +10,8 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -26,6 +26,7 @@ use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
 use crate::client_request::ClientRequest;
+use crate::credentials::{Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -46,7 +47,11 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
     if !asks_for_websocket(&request) {
-        return route.proxy.forward(request).await;
+        return match &route.credentials {
+            None => route.proxy.forward(request).await,
+            // Boxed, as below.
+            Some(credentials) => Box::pin(forward_admitted(request, credentials, &route)).await,
+        };
     }
     let (mut head, _) = request.into_parts();
     if head.version == Version::HTTP_2 {
@@ -68,12 +73,37 @@ fn host(request: &Request) -> &str {
     request.uri().authority().map(|authority| authority.as_str()).or_else(header).unwrap_or_default()
 }
 
+/// Forwards a plain HTTP request of a client that is admitted.
+async fn forward_admitted(request: Request, credentials: &Credentials, route: &Route) -> Response {
+    let (mut head, body) = request.into_parts();
+    if credentials.check_http() {
+        if let Err(refused) = credentials.admit(&mut head).await {
+            route.links.responded(refused.status());
+            return refused;
+        }
+    } else {
+        credentials.strip(&mut head.headers);
+    }
+    route.proxy.forward(Request::from_parts(head, body)).await
+}
+
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
 async fn forward_handshake(
     upgrade: SessionUpgrade,
     mut head: http::request::Parts,
     route: Arc<Route>,
 ) -> Response {
+    if upgrade.is_resumable() {
+        return accept_session(upgrade, head, route);
+    }
+    let principal = route.principal.of(&head.headers);
+    let mut admitted = None;
+    if let Some(credentials) = &route.credentials {
+        match credentials.admit(&mut head).await {
+            Ok(client) => admitted = Some((Arc::clone(credentials), client)),
+            Err(refused) => return refused,
+        }
+    }
     let request = match ClientRequest::of(&head, &route) {
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
@@ -81,14 +111,10 @@ async fn forward_handshake(
     let upgrade = upgrade
         .heartbeat(route.heartbeats.for_path(&request.path))
         .listed_as(format!("{} {}", route.name, request.path));
-    if upgrade.is_resumable() {
-        let principal = route.principal.of(upgrade.headers());
-        let upgrade = if route.movable { upgrade.movable() } else { upgrade };
-        return upgrade
-            .principal(principal)
-            .manual_ack()
-            .on_session(move |session| session::serve_session(session, request, route));
-    }
+    let upgrade = match &admitted {
+        Some((credentials, client)) => upgrade.principal(credentials.identity(client, &principal)),
+        None => upgrade,
+    };
     let Some(offer) = Offer::of_request(&head.headers, route.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
     };
@@ -116,7 +142,40 @@ async fn forward_handshake(
             return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
         }
     };
-    accept_client(upgrade, request, accepted, connection.into_lease(), route)
+    accept_client(upgrade, request, accepted, connection.into_lease(), route, admitted)
+}
+
+/// Accepts a client that speaks `mainstay.v1`; its credentials, where the route requires some, are judged with its HELLO.
+fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route: Arc<Route>) -> Response {
+    let principal = route.principal.of(upgrade.headers());
+    let mut presented = None;
+    if let Some(credentials) = &route.credentials {
+        match credentials.present(&mut head) {
+            Ok(taken) => presented = Some((Arc::clone(credentials), taken)),
+            Err(refusal) => return credentials.refuse(upgrade.address(), &refusal).into_response(),
+        }
+    }
+    let mut request = match ClientRequest::of(&head, &route) {
+        Ok(request) => request,
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let upgrade = upgrade
+        .heartbeat(route.heartbeats.for_path(&request.path))
+        .listed_as(format!("{} {}", route.name, request.path))
+        .manual_ack();
+    let upgrade = if route.movable { upgrade.movable() } else { upgrade };
+    let Some((credentials, presented)) = presented else {
+        return upgrade
+            .principal(principal)
+            .on_session(move |session| session::serve_session(session, request, route));
+    };
+    let admitted = Arc::new(OnceLock::new());
+    let judges = credentials.judges_session(presented, principal, Arc::clone(&admitted));
+    upgrade.authenticate(judges).on_session(move |session| {
+        let admitted = admitted.get().cloned();
+        admitted.iter().for_each(|admitted| request.admit(admitted));
+        credentials.serve(admitted, session, |session| session::serve_session(session, request, route))
+    })
 }
 
 /// Accepts a plain client as the backend did, and exchanges messages.
@@ -126,6 +185,7 @@ fn accept_client(
     (mut fields, spelling, upgraded): Accepted,
     lease: Lease,
     route: Arc<Route>,
+    admitted: Option<(Arc<Credentials>, Admitted)>,
 ) -> Response {
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
@@ -142,10 +202,18 @@ fn accept_client(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let monitor = route.links.open(link.sender(), None, dialled);
-    upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
+    let upgrade = upgrade.subprotocols(agreed).response_fields(fields, spelling);
+    let serve = move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())
-    })
+    };
+    match admitted {
+        None => upgrade.on_session(serve),
+        // Another type of handler: only clients of such routes hold what it needs.
+        Some((credentials, client)) => {
+            upgrade.on_session(move |session| credentials.serve(Some(client), session, serve))
+        }
+    }
 }
 
 /// The fields of a 101, their spelling, and the upgraded connection.

@@ -39,10 +39,10 @@ impl Live {
     /// Builds everything that a configuration describes, and then puts it in force: one line for each part.
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
-        let routes = table::build(loaded, &self.server, &before)?;
+        let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
         let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
-        table::start_probing(&routes);
+        table::start(&routes);
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
         tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));

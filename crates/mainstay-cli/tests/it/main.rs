@@ -7,6 +7,7 @@ mod bench;
 mod client_tls;
 mod config;
 mod connect;
+mod credentials;
 mod flags;
 mod frames;
 mod handshake;
@@ -32,4 +33,6 @@ mod smuggling;
 mod supervisor;
 mod support;
 mod tls;
+#[path = "../../src/credentials/test_tokens.rs"]
+mod tokens;
 mod upstream;

@@ -504,7 +504,8 @@ impl World {
             let Some(machine) = &mut self.sessions.hosted[session].machine else { continue };
             let available = self.plan.judged_within.is_some() && self.no_judge_until <= now;
             let principal = principal(Some(&credentials)).filter(|_| available);
-            machine.handle_verdict(connection, principal.as_deref());
+            let proof = principal.as_deref().map(|principal| (principal, None));
+            machine.handle_verdict(now, connection, proof);
             self.counts.judged += 1;
         }
     }

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use mainstay_proto::connect::Mode;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::server::Fenced;
-use mainstay_proto::session::{Answer, ConnectionId, Control, RefuseReason, Transmit};
+use mainstay_proto::session::{Answer, ConnectionId, Control, Expiry, RefuseReason, Transmit};
 use mainstay_proto::timeline::{Attach, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams};
 use tokio::time::Instant;
 
-use super::auth::{Authenticate, judge};
+use super::auth::{Authenticate, Identity, judge};
 use super::core::{CoreRef, Cores};
 use super::inner::Origin;
 use super::stats::Counters;
@@ -24,7 +24,8 @@ pub(super) struct SessionOptions {
     pub(super) path: Box<str>,
     /// What lists show as its path, if that is something else.
     pub(super) label: Option<Box<str>>,
-    pub(super) principal: Bytes,
+    /// What the request proves; used without `authenticate`.
+    pub(super) identity: Identity,
     pub(super) authenticate: Option<Authenticate>,
     pub(super) heartbeat: HeartbeatConfig,
     pub(super) manual: bool,
@@ -41,6 +42,8 @@ pub(super) type Bound = (ConnectionId, CoreRef, Option<Wire>);
 pub(super) struct Opened {
     pub(super) connection: ConnectionId,
     pub(super) options: SessionOptions,
+    /// How long the credentials hold.
+    pub(super) expiry: Option<Expiry>,
     pub(super) wire: Wire,
     #[cfg(feature = "cluster")]
     pub(super) deadline: Instant,
@@ -48,7 +51,7 @@ pub(super) struct Opened {
 
 /// Does what the registry decided.
 pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef>) -> Option<Bound> {
-    let Opened { connection, options, wire, .. } = opened;
+    let Opened { connection, options, expiry, wire, .. } = opened;
     let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
@@ -70,6 +73,7 @@ pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef
             };
             Counters::add(counter, 1);
             core.begin_epoch(options.authenticate.clone());
+            core.set_expiry(connection, expiry);
             if created {
                 Counters::add(&stats.connections, 1);
                 core.note_attached(cores.info.address, if lost { Attach::AfterLoss } else { Attach::New });
@@ -121,14 +125,14 @@ impl SessionOptions {
         self.label.as_deref().unwrap_or(&self.path)
     }
 
-    pub(super) async fn principal(
+    pub(super) async fn identity(
         &self,
         credentials: Option<Bytes>,
         deadline: Instant,
-    ) -> Result<Bytes, RefuseReason> {
+    ) -> Result<Identity, RefuseReason> {
         match &self.authenticate {
             Some(authenticate) => judge(authenticate, credentials, deadline).await,
-            None => Ok(self.principal.clone()),
+            None => Ok(self.identity.clone()),
         }
     }
 

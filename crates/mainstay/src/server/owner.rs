@@ -52,6 +52,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport
                 Figures::add(&node.figures.accepted, 1);
                 Counters::add(&shared.stats.attached_resumed, 1);
                 session.begin_relayed_epoch();
+                session.set_expiry(connection, head.expiry);
                 // A relay that is gone by now shows when the session writes.
                 let _ = wire.write_first(PeerAnswer::Accepted.encode()).await;
                 let from =
