@@ -607,11 +607,6 @@ impl Cluster {
     }
 }
 
-/// Returns the value of a label as the format wants it.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
 /// Writes one family after the other. After an error it writes nothing more.
 struct Families<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -697,6 +692,11 @@ impl Families<'_> {
             self.written = descriptor.and_then(|mut encoder| samples(&mut encoder));
         }
     }
+}
+
+/// Returns the value of a label as the text format writes it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// Returns the labels in a text such as `{leg="client",evidence="silent"}`, as the text format writes them.
