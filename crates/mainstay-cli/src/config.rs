@@ -16,6 +16,7 @@ mod command;
 pub(crate) mod duration;
 mod flags;
 mod guess;
+pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod layers;
 pub(crate) mod limits;
@@ -99,8 +100,8 @@ impl Default for Config {
 }
 
 /// The sections that a restart changes and a reload does not, by the first names of their keys.
-pub(crate) const NEEDS_RESTART: [&[&str]; 6] =
-    [&["listen"], &["tls"], &["state-dir"], &["admin"], &["cluster"], &["log"]];
+pub(crate) const NEEDS_RESTART: [&[&str]; 5] =
+    [&["listen"], &["state-dir"], &["admin"], &["cluster"], &["log"]];
 
 impl Config {
     /// Checks each section by itself. Returns each mistake with the key of its section; the text begins with the field.

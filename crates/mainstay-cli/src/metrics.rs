@@ -18,7 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::backend_health::Reason;
 use crate::client_tls::{self, Expiry};
 use crate::credentials::{CredentialFigures, IssuerFigures};
-use crate::links::{Figures, Links};
+use crate::links::{AddressFigures, Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
 use crate::{log, process_metrics};
@@ -159,6 +159,7 @@ impl Collector for Snapshot {
         self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
+        self.addresses(&mut families);
         if let Some(cluster) = &self.cluster {
             cluster.render(&mut families);
         }
@@ -386,6 +387,8 @@ impl Snapshot {
             "Connections to the backend that were lost.",
             |links| links.lost,
         );
+        let help = "Connections to the backend that were closed because their client was idle.";
+        each.figure(to, "links_hibernated_total", "counter", help, |links| links.rested);
         each.family(
             to,
             "link_messages_total",
@@ -418,6 +421,34 @@ impl Snapshot {
         to.gauge("config_last_reload_successful", help, reloads.is_successful.into());
         let help = "When the configuration in force was read, in seconds since 1970.";
         to.gauge("config_last_reload_success_timestamp_seconds", help, reloads.read_at);
+    }
+
+    /// The figures of each address, where a backend has several.
+    fn addresses(&self, to: &mut Families) {
+        if self.routes.iter().all(|(_, figures)| figures.addresses.is_empty()) {
+            return;
+        }
+        let mut family = |name: &str, kind: &str, help: &str, value: fn(&AddressFigures) -> u64| {
+            let of_route = |(route, figures): &(String, Figures)| {
+                let addresses = figures.addresses.iter();
+                let label = |address: &AddressFigures| format!("address=\"{}\"", escaped(&address.name));
+                let named = addresses.map(|address| (in_braces(route, &label(address)), value(address)));
+                named.collect::<Vec<_>>()
+            };
+            let samples: Vec<(String, u64)> = self.routes.iter().flat_map(of_route).collect();
+            let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+            to.family(name, kind, help, &samples);
+        };
+        let help = "1 if the latest attempt reached this address of the backend, 0 if not.";
+        family("backend_address_up", "gauge", help, |address| address.up.into());
+        let help = "1 while this address is not used because it failed repeatedly.";
+        family("backend_address_ejected", "gauge", help, |address| address.ejected.into());
+        let help = "Links, requests and attempts that use this address now.";
+        family("backend_address_uses", "gauge", help, |address| address.uses);
+        let help = "Attempts at this address that failed, probes included.";
+        family("backend_address_failures_total", "counter", help, |address| address.failures);
+        let help = "Times that this address was ejected.";
+        family("backend_address_ejections_total", "counter", help, |address| address.ejections);
     }
 
     fn process(&self, to: &mut Families) {
@@ -663,6 +694,11 @@ impl Families<'_> {
     }
 }
 
+/// Returns the value of a label as the text format writes it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// Returns the labels in a text such as `{leg="client",evidence="silent"}`, as the text format writes them.
 fn labels_of(text: &str) -> Vec<(String, String)> {
     let mut rest = text.strip_prefix('{').unwrap_or_default();
@@ -704,12 +740,14 @@ mod tests {
         process_metrics::started();
         let mut stats = Stats::default();
         (stats.attached_resumed, stats.rtt_count) = (7, 1);
+        let addresses =
+            vec![AddressFigures { name: "ws://a\"b".into(), uses: 9, ..AddressFigures::default() }];
         let snapshot = Snapshot {
             stats,
             kept_for_clients: 5,
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
-            routes: vec![(String::new(), Figures { lost: 3, unknown: 2, ..Figures::default() })],
+            routes: vec![(String::new(), Figures { lost: 3, unknown: 2, addresses, ..Figures::default() })],
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             credentials: CredentialFigures {
                 refused: vec![("expired", 9)],
@@ -729,6 +767,7 @@ mod tests {
             "mainstay_credentials_judged_total{outcome=\"expired\"} 9\n",
             "mainstay_jwks_fetches_total{route=\"chat\",outcome=\"done\"} 8\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
+            "mainstay_backend_address_uses{address=\"ws://a\\\"b\"} 9\n",
             "mainstay_queue_bytes{leg=\"client\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
             "mainstay_budget_bytes{kind=\"links\"} 0\n",
@@ -767,6 +806,12 @@ mod tests {
     fn a_gateway_without_a_cluster_serves_no_figures_of_one() {
         let alone = Snapshot::default().render(Format::Text);
         assert!(!alone.contains("engine_up") && !alone.contains("relays"), "{alone}");
+    }
+
+    #[test]
+    fn a_gateway_with_one_address_serves_no_figures_of_single_addresses() {
+        let alone = Snapshot { routes: vec![(String::new(), Figures::default())], ..Snapshot::default() };
+        assert!(!alone.render(Format::Text).contains("backend_address"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::prologue::{Answer, Rules};
 use crate::rules::{self, Pattern, Rule};
+use crate::stickiness::Stickiness;
 
 /// Flags for the backend's protocol: `--profile`, or single settings.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -153,6 +154,8 @@ pub(crate) struct Settings {
     pub(crate) prologue: Option<Arc<Rules>>,
     /// GraphQL mutations in flight are answered when the backend is lost.
     pub(crate) answers_mutations: bool,
+    /// Which clients need the same address of a backend with several.
+    pub(crate) stickiness: Stickiness,
 }
 
 /// How the backend's close codes differ from the general rule.
@@ -228,6 +231,7 @@ impl Protocol {
             closes: Closes::GENERAL,
             prologue: None,
             answers_mutations: false,
+            stickiness: Stickiness::Off,
         };
         match self {
             // Servers exist on every stack, and some stacks read ahead.
@@ -247,9 +251,15 @@ impl Protocol {
             },
             // A Phoenix channel is a process with a mailbox, and Kestrel reads into a pipe: both run ahead of the
             // application.
-            Self::Phoenix | Self::SignalR => Settings { confirm: Confirm::PongWindow, ..renew },
+            Self::Phoenix => Settings { confirm: Confirm::PongWindow, ..renew },
+            // The server that negotiated knows the client's connection token, and no other one does.
+            Self::SignalR => {
+                Settings { confirm: Confirm::PongWindow, stickiness: Stickiness::Address, ..renew }
+            }
             Self::Yjs => Settings { closes: Closes::APPLICATION, ..renew },
-            Self::Mqtt | Self::EngineIo | Self::Jupyter => renew,
+            // The requests before the upgrade, and the kernels, are of one server.
+            Self::EngineIo | Self::Jupyter => Settings { stickiness: Stickiness::Address, ..renew },
+            Self::Mqtt => renew,
         }
     }
 

@@ -90,9 +90,10 @@ pub(crate) struct Arguments {
     tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
-    /// page that shows a live connection and lets you break it.
+    /// page that shows a live connection and lets you break it. May be repeated: each is an address of the same backend, and new
+    /// connections go to the one with the fewest.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
-    upstream: Option<Place>,
+    upstream: Vec<Place>,
     #[command(flatten)]
     tls: tls::Arguments,
     /// How long a plain client is kept while the backend cannot be reached. A client that speaks mainstay.v1 is kept as long

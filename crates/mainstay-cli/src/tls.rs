@@ -50,15 +50,15 @@ pub(crate) struct Tls {
     pub(crate) server_name: Option<String>,
 }
 
-/// Builds the connector to the backend at `place`.
+/// Builds the connector to each of these places. They share one configuration of TLS.
 ///
 /// # Errors
 /// Begins with the field. A file cannot be read, or the settings need a backend that speaks TLS.
-pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
+pub(crate) fn connectors<'a>(
+    tls: &Tls,
+    places: impl Iterator<Item = &'a Place> + Clone,
+) -> Result<Vec<Connector>, String> {
     let mut connector = Connector::default();
-    if let Some(socket) = &place.socket {
-        connector = connector.unix(socket);
-    }
     match (&tls.certificate, &tls.key) {
         (Some(_), None) => {
             return Err("tls.certificate: <upstream.tls.certificate> requires <upstream.tls.key>".to_owned());
@@ -69,7 +69,7 @@ pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
         _ => {}
     }
     let identity = tls.certificate.as_deref().zip(tls.key.as_deref());
-    if *tls != Tls::default() && place.url.scheme_str() != Some("wss") {
+    if *tls != Tls::default() && places.clone().any(|place| place.url.scheme_str() != Some("wss")) {
         return Err("tls: <upstream.tls.ca>, <upstream.tls.certificate>, <upstream.tls.key> and \
                     <upstream.tls.server-name> require a backend that speaks TLS: write wss://... as \
                     <upstream.addresses>"
@@ -89,7 +89,11 @@ pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
         })?;
         connector = connector.tls(config);
     }
-    Ok(connector)
+    let at = |place: &Place| match &place.socket {
+        Some(socket) => connector.clone().unix(socket),
+        None => connector.clone(),
+    };
+    Ok(places.map(at).collect())
 }
 
 /// Builds a TLS configuration that trusts `ca`, or the system's certificates, and presents `identity`, a certificate and its

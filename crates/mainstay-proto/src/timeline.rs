@@ -113,6 +113,8 @@ pub enum Event {
     BackendLost(Loss),
     /// The backend could not be reached for this client. Later attempts of the same outage are not noted.
     BackendUnreachable(Loss),
+    /// That connection was closed because the client is idle. It is opened again for the next message.
+    BackendRested,
     /// The session was evicted to free a resource.
     Evicted(Resource),
     /// The session ended.
@@ -319,6 +321,7 @@ impl Event {
             Self::BackendReached => "backend_reached",
             Self::BackendLost(_) => "backend_lost",
             Self::BackendUnreachable(_) => "backend_unreachable",
+            Self::BackendRested => "backend_rested",
             Self::Evicted(_) => "evicted",
             Self::Ended { .. } => "ended",
         }
@@ -366,6 +369,9 @@ impl fmt::Display for Event {
                 write!(f, "the connection to the backend was lost: the backend {why}")
             }
             Self::BackendUnreachable(why) => write!(f, "the backend {why}"),
+            Self::BackendRested => {
+                f.write_str("the connection to the backend was closed: the client is idle")
+            }
             Self::Evicted(resource) => {
                 write!(
                     f,

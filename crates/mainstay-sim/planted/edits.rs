@@ -220,11 +220,6 @@ pub(crate) const EDITS: &[Edit] = &[
             Kind::Claim => self.claims.repeat(now, id),",
     ),
     edit(
-        "WhatIsBeingClaimedIsWaitedFor",
-        "Some(route) if through_peer && self.is_claiming(route.session) =>",
-        "Some(route) if through_peer && self.is_claiming(route.session) && !BACK =>",
-    ),
-    edit(
         "AReleaseIsComparedWithTheClaim",
         "if kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner)) {",
         "if if BACK {
@@ -311,7 +306,6 @@ pub(crate) const OF_CLUSTERS: &[&str] = &[
     "ADeadNodeIsAsked",
     "ASilentNodeIsNotGone",
     "ALostAnswerOfAClaimIsNotFinal",
-    "WhatIsBeingClaimedIsWaitedFor",
     "AReleaseIsComparedWithTheClaim",
     "ConfirmationComesFirst",
     "AClaimedSessionIsConfirmedAgain",

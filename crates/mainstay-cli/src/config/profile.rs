@@ -10,6 +10,7 @@ use super::text::{Expected, Text, Written};
 use crate::profiles::{BackendLoss, Closes, ConfirmBy, Delivery, Overrides, Protocol, Settings};
 use crate::prologue::{Answer, MAX_RULES, Rules};
 use crate::rules::{self, Pattern, Rule};
+use crate::stickiness::Stickiness;
 
 /// The backend's protocol.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -105,6 +106,7 @@ impl Section {
             closes: Closes::GENERAL,
             prologue: has_prologue.then(|| Arc::new(self.prologue.rules())),
             answers_mutations: false,
+            stickiness: Stickiness::Off,
         })
     }
 

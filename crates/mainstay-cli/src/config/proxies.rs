@@ -54,7 +54,7 @@ impl Section {
         };
         let trusted = self.networks();
         let trusts = move |peer: Option<IpAddr>| {
-            // Behind a Unix socket is who may open its file.
+            // The mode of its file decides which process may connect to a Unix socket.
             peer.is_none_or(|peer| trusted.iter().any(|network| network.contains(peer)))
         };
         Some(ProxyProtocol::new(versions, trusts))

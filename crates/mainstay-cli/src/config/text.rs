@@ -46,6 +46,11 @@ impl<T: Written> Text<T> {
 }
 
 impl<T> Text<T> {
+    /// Pairs a value with its text, for a default.
+    pub(crate) fn of(text: &str, value: T) -> Self {
+        Self { text: text.into(), value }
+    }
+
     /// Returns the text as it was written.
     pub(crate) fn as_written(&self) -> &str {
         &self.text

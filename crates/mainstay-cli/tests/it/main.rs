@@ -1,6 +1,7 @@
 //! The real binary, with the clients and backends that use it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod addresses;
 mod admin;
 mod bench;
 mod client_tls;
@@ -10,6 +11,7 @@ mod credentials;
 mod flags;
 mod frames;
 mod handshake;
+mod hibernation;
 mod hostile;
 mod http;
 mod limits;

@@ -302,6 +302,7 @@ async fn everything_but_health_and_the_page_needs_the_token_and_guesses_are_limi
         ("DELETE", "/sessions/00c0ffee00c0ffee"),
         ("DELETE", "/subjects/alice"),
         ("POST", "/subjects/alice/revoke"),
+        ("POST", "/subjects/alice/revoke"),
         ("POST", "/drain?confirm=drain"),
     ] {
         assert_eq!(super::operator::ask(&gateway, method, target, INTENT).0, 401, "{target}");

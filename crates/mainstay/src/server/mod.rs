@@ -35,12 +35,15 @@ mod changes;
 mod config;
 #[cfg(feature = "cluster")]
 mod confirmed;
+mod connection;
 mod core;
 #[cfg(feature = "fault-injection")]
 mod disturb;
 mod drain;
 mod fault;
 pub(crate) mod handle;
+#[cfg(feature = "http2")]
+mod http2;
 mod inner;
 #[cfg(feature = "cluster")]
 mod leave;
@@ -85,13 +88,14 @@ pub use rustls;
 pub use self::auth::{AuthError, Identity};
 pub use self::changes::Changes;
 pub use self::config::Config;
+pub use self::connection::Encrypted;
 pub use self::handle::Sessions;
 pub use self::list::{ClientInfo, Page};
 pub use self::peer::{PeerInfo, Presence, SessionState};
 pub use self::proxy_protocol::ProxyProtocol;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
-pub use self::serve::{DRAIN_WITHIN, Encrypted, MakeService, Serve};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
 pub use self::session::Received;
 pub use self::stats::{RTT_BUCKETS, Stats};
 #[cfg(feature = "tls")]
