@@ -61,7 +61,7 @@ export type SessionEvent =
   /** An attempt was refused; another may succeed, after the delay. */
   | { type: "refused"; code: number; delay: Delay }
   /** The server asks the client to leave the connection after the delay; nothing is lost. */
-  | { type: "goAway"; delay: Delay; closeInMs: number }
+  | { type: "goAway"; delay: Delay; closeInMs: number; endpoint?: string | undefined }
   /** The session is lost and a new one follows. */
   | { type: "gap"; fate: Fate }
   | { type: "volatile"; data: Data }
@@ -132,6 +132,8 @@ export class ClientSession {
   declare private fresh: Bytes | undefined;
   /** {@link standing} when the current connection was attached. */
   private stoodAt = 0;
+  /** A heartbeat arrived on the current connection. */
+  private hadBeat = false;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
   /** How often the backend behind the server was replaced, as the server last announced. */
@@ -197,7 +199,10 @@ export class ClientSession {
     }
     if (isPending) this.leavePending();
     if (isCurrent) {
-      this.barren = this.standing === this.stoodAt ? this.barren + 1 : 0;
+      // A heartbeat shows that the session is sound, unless a message is under way that may be what ends connections.
+      const { acknowledged, last } = this.flow.outbox;
+      const isSound = this.hadBeat && acknowledged === last;
+      this.barren = this.standing === this.stoodAt && !isSound ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // The answer to END cannot come any more.
@@ -227,12 +232,15 @@ export class ClientSession {
   private receiveControl(current: Connection, frame: Control): void {
     const { flow, life } = this;
     const { outbox } = flow;
-    if (frame.type === Type.Ping || frame.type === Type.Pong) flow.readBeat(current, frame);
+    if (frame.type === Type.Ping || frame.type === Type.Pong) {
+      this.hadBeat = true;
+      flow.readBeat(current, frame);
+    }
     else if (frame.type === Type.Ack) {
       outbox.acknowledge(frame.acknowledged);
       outbox.peer = frame.window ?? outbox.peer;
     } else if (frame.type === Type.Gap) flow.readGap(current, frame.first, frame.count);
-    else if (frame.type === Type.GoAway) this.events.push({ type: "goAway", delay: frame.delay, closeInMs: frame.closeInMs });
+    else if (frame.type === Type.GoAway) this.events.push({ ...frame, type: "goAway" });
     else if (frame.type === Type.Volatile) this.events.push({ type: "volatile", data: frame.data });
     else if (frame.type === Type.AuthResult && current.judging) this.judged(current, frame.accepted);
     else if (frame.type === Type.Replaced) this.readReplaced(current, frame);
@@ -281,6 +289,7 @@ export class ClientSession {
     this.isRestored = false;
     if (!resumed) this.renewKey();
     this.stoodAt = this.standing;
+    this.hadBeat = false;
     this.current = opening;
     opening.read = first - 1;
     if (resumes) opening.wrote = acknowledged;
@@ -369,7 +378,10 @@ export class ClientSession {
 
   /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Partial<Account>): Fate {
-    const { acknowledged, written, last } = this.flow.outbox;
+    const { outbox: { acknowledged, written, last }, inbox } = this.flow;
+    const { firstLost = 0, count = 0 } = account ?? {};
+    // The account counts from what HELLO stated; what the old connection brought after that, and was delivered, is not lost.
+    const first = Math.max(firstLost, inbox.delivered + 1);
     // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
@@ -377,7 +389,7 @@ export class ClientSession {
       unknown: Math.max(Math.min(account?.delivered ?? written, written), delivered),
       last,
       resent: false,
-      lost: account?.count ? { first: account.firstLost!, count: account.count } : undefined,
+      lost: firstLost + count > first ? { first, count: firstLost + count - first } : undefined,
       cause: CAUSES[account?.cause ?? 0]!,
     };
   }

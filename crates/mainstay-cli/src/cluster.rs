@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mainstay::ConfigError;
-use mainstay::cluster::{ClusterConfig, ClusterStatus, Engine, JoinError, StateDirError};
+use mainstay::cluster::{ClusterConfig, ClusterStatus, ClusterTls, Engine, JoinError, StateDirError};
 
 use crate::profiles::{BackendLoss, Settings};
 use crate::values;
@@ -21,8 +21,8 @@ pub(crate) struct ClusterFlags {
     /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
     #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay", requires = "cluster")]
     cluster_name: String,
-    /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
-    /// free port at the address by which this node reaches the engine.
+    /// Address to accept other nodes on. Without --cluster-tls it must be reachable for them and for nobody else. Default: a free
+    /// port at the address by which this node reaches the engine.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address, requires = "cluster")]
     cluster_listen: Option<SocketAddr>,
     /// Address by which other nodes reach this one, if it differs from --cluster-listen, as behind a NAT. Default: the
@@ -33,6 +33,11 @@ pub(crate) struct ClusterFlags {
     /// Default: none, other nodes forward them.
     #[arg(long, value_name = "URL", value_parser = values::url, requires = "cluster")]
     cluster_url: Option<String>,
+    /// A folder with tls.crt, tls.key and ca.crt (PEM): nodes then encrypt what they send to each other, and accept only nodes
+    /// whose certificate this authority has signed; the name in it does not matter. All nodes need it, or none. Default: no
+    /// encryption.
+    #[arg(long, value_name = "DIR", requires = "cluster")]
+    cluster_tls: Option<PathBuf>,
     /// A file with the engine's password, on one line: arguments and variables can be read by others. Default: none, or the
     /// URL's.
     #[arg(long, value_name = "FILE", requires = "cluster")]
@@ -53,7 +58,7 @@ impl ClusterFlags {
     /// forwarded to. A node with another purpose belongs to another cluster.
     ///
     /// # Errors
-    /// A value is out of range, or the file of the password cannot be read.
+    /// A value is out of range, or the file of the password or of a certificate cannot be used.
     pub(crate) fn config(&self, purpose: &str) -> Result<Option<ClusterConfig>, String> {
         let Some(engine) = &self.cluster else {
             return Ok(self.state_dir.as_ref().map(ClusterConfig::state_dir));
@@ -74,6 +79,10 @@ impl ClusterFlags {
         if let Some(url) = &self.cluster_url {
             config = config.url(url).map_err(wrong("--cluster-url"))?;
         }
+        if let Some(folder) = &self.cluster_tls {
+            let tls = ClusterTls::from_folder(folder).map_err(|error| format!("--cluster-tls {error}"))?;
+            config = config.tls(tls);
+        }
         Ok(Some(config.mark(purpose)))
     }
 
@@ -84,8 +93,9 @@ impl ClusterFlags {
             let folder = self.state_dir.as_deref().unwrap_or(Path::new("")).display();
             return format!("node {node}; the next process continues from {folder}");
         };
+        let over = if status.tls { ", over TLS" } else { "" };
         let place =
-            status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}"));
+            status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}{over}"));
         let name = &self.cluster_name;
         match &status.incarnation {
             _ if !status.was_reached => {

@@ -8,6 +8,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::attach::{Bound, Opened, refuse_with, settle};
+use super::core::{CoreRef, Cores, Shared};
 use bytes::Bytes;
 use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
@@ -18,15 +20,12 @@ use mainstay_proto::session::{
     Adopted, Answer, Control, NodeId, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
 use mainstay_proto::ws::CloseCode;
-use tokio::net::TcpStream;
-
-use super::attach::{Bound, Opened, refuse_with, settle};
-use super::core::{CoreRef, Cores, Shared};
 
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
-use crate::cluster::{Figures, Node, Seeking, entry};
+use crate::cluster::{Figures, Node, Seeking};
+use crate::transport::Transport;
 
 /// A client on its way to its session.
 struct Arrival<'a> {
@@ -93,7 +92,7 @@ struct Owner {
     node: NodeId,
     /// Its peer listener.
     listener: (SocketAddr, PeerKey),
-    connection: TcpStream,
+    connection: Transport,
     /// What it sent behind its answer.
     rest: Bytes,
 }
@@ -108,12 +107,15 @@ impl Search {
             let address = match node.step(&mut self.seeking).await {
                 Step::Ask { node: owner, address, key, pause } => {
                     (self.head.to, self.head.key) = (owner, key);
-                    tokio::time::sleep(pause).await;
+                    // A sleep of no time would last a millisecond.
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
                     address
                 }
                 step => return Next::Step(step),
             };
-            let outcome = match entry::ask(address, &self.head, &self.raw).await {
+            let outcome = match node.speech.ask(address, &self.head, &self.raw).await {
                 Ok(asked) => match asked.answer {
                     PeerAnswer::Released => PeerOutcome::Released,
                     PeerAnswer::OtherNode => PeerOutcome::OtherNode,
