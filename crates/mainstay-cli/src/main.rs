@@ -11,6 +11,7 @@ mod backend_end;
 mod backend_health;
 mod bench;
 mod builtin;
+mod client_identity;
 mod client_request;
 mod cluster;
 mod connect;
