@@ -40,6 +40,7 @@ mod core;
 mod disturb;
 mod drain;
 mod fault;
+mod group;
 pub(crate) mod handle;
 mod inner;
 #[cfg(feature = "cluster")]
@@ -67,14 +68,17 @@ mod write_timeout;
 pub(crate) use self::core::Shared;
 #[cfg(feature = "cluster")]
 pub(crate) use self::owner::attach as attach_from_peer;
-pub use mainstay_proto::admission::AdmissionConfig;
+pub use mainstay_proto::admission::{AcceptRate, AdmissionConfig, OpeningConfig, Refused};
+pub use mainstay_proto::proxies::{ForwardedBy, Network, Proxies};
 pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
+pub use mainstay_proto::throttle::ThrottleConfig;
 pub use mainstay_proto::ws::Origins;
 pub use mainstay_proto::ws::handshake::HandshakeError;
 
 pub use self::auth::AuthError;
 pub use self::changes::Changes;
 pub use self::config::Config;
+pub use self::group::Group;
 pub use self::handle::Sessions;
 pub use self::peer::{PeerInfo, SessionState};
 pub use self::room::{Membership, Room, SlowMember};

@@ -14,13 +14,16 @@ use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::{ConnectionId, Control, Frame, PlainSession, Presenter, SessionError};
+use mainstay_proto::session::{
+    ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError,
+};
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::attach::{Bound, Opened, SessionOptions, refuse, settle};
 use super::core::{Core, Cores, Shared};
+use super::group::Places;
 use super::limits::Permit;
 use super::peer::{Peer, PeerInfo};
 use super::session::Session;
@@ -36,6 +39,8 @@ use crate::worker;
 pub(super) struct Opening {
     pub(super) on_upgrade: OnUpgrade,
     pub(super) permit: Option<Arc<Permit>>,
+    /// What a plain client counts for.
+    pub(super) places: Option<Places>,
     pub(super) info: PeerInfo,
     pub(super) options: SessionOptions,
     /// The part of the opening deadline that the request used up.
@@ -68,7 +73,7 @@ where
 
 /// Binds a new connection to a session. Returns `None` if that session has its handler already, or if there is none.
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
-    let Opening { on_upgrade, permit, mut info, options, head_duration } = opening;
+    let Opening { on_upgrade, permit, places, mut info, options, head_duration } = opening;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -79,11 +84,14 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         }
     };
     let (transport, early) = raw(upgraded);
-    let limits = shared.config.limits;
+    let limits = options.limits;
     let first = if info.resumable { before_hello(limits) } else { limits };
     let codec = Connection::new(Role::Server, first, options.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(Permit::keep);
+    if let Some(places) = places {
+        wire.permit = Some(places.keep(wire.permit.take()));
+    }
     let connection = next_connection();
     Counters::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_duration);
@@ -92,10 +100,11 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             Ok(principal) => {
                 Counters::add(&stats.connections, 1);
                 info.principal = principal.as_ref().into();
-                let plain = PlainSession::new(now(), shared.sessions_with(options.heartbeat), connection.0);
+                let plain = PlainSession::new(now(), shared.share(options.settings), connection.0);
                 let core =
                     Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
                 core.begin_epoch(None);
+                core.lock().set_throttle(options.throttle);
                 Some((connection, core, Some(wire)))
             }
             Err(why) => {
@@ -125,7 +134,16 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(principal) => {
             info.principal = principal.as_ref().into();
             wire.begin_session(limits);
-            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat };
+            if hello.resume.is_some()
+                && let Err(exceeded) = shared.groups(options.group.as_ref()).judge_resume()
+            {
+                shared.gate.note_refused(exceeded.why, exceeded.is_of_route, stats);
+                let refuse = RefuseReason::NoRoom.refuse_until(exceeded.refuse(info.opener()));
+                self::refuse(stats, wire, &refuse, RefuseReason::NoRoom).await;
+                return None;
+            }
+            let settings = Arc::clone(&options.settings);
+            let cores = Cores { shared: Arc::clone(shared), info, settings };
             let opened = Opened {
                 connection,
                 options,
@@ -149,10 +167,9 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
 async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.info.principal.clone());
     let who = Presenter { principal: &principal, path: &opened.options.path };
-    let answer = {
-        let mut registry = shared.registry_for_hello();
-        registry.hello(now(), opened.connection, who, hello, &mut cores)
-    };
+    let answer = shared.answer(&mut cores, opened.options.group.as_ref(), |registry, cores| {
+        registry.hello(now(), opened.connection, who, hello, cores)
+    });
     settle(&cores, opened, answer).await
 }
 

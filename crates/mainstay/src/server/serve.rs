@@ -41,6 +41,7 @@ use super::open::HeadDuration;
 use super::stats::Counters;
 use super::target;
 use super::write_timeout::WriteTimeout;
+use crate::subprotocol;
 
 /// Limits on the head of a request, in bytes and in fields.
 const MAX_HEAD: usize = 16 * 1024;
@@ -462,6 +463,7 @@ impl HttpConnection {
         S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,
     {
         let shared = &self.server.shared;
+        shared.gate.openings.handle_served(self.accepted.elapsed());
         let deadline = shared.config.opening_deadline;
         let service = service_fn(|request| self.answer(app.clone(), request));
         let io = TokioIo::new(WriteTimeout::new(stream));
@@ -509,7 +511,9 @@ impl HttpConnection {
         S: Service<Request, Response: IntoResponse, Error = Infallible>,
     {
         let is_first = !self.has_requested.swap(true, Ordering::Relaxed);
-        if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused()) {
+        let resumes = || subprotocol::is_offered(request.headers());
+        let stats = &self.server.shared.stats;
+        if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused(resumes, stats)) {
             return Ok(refused.into_response());
         }
         let (mut head, body) = request.into_parts();
