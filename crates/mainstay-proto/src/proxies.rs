@@ -106,7 +106,8 @@ impl Proxies {
                 self.first_other(peer, lines(headers, &X_FORWARDED_FOR).flat_map(|line| line.rsplit(',')))
             }
             ForwardedBy::Forwarded => {
-                let elements = lines(headers, &FORWARDED).flat_map(|line| split(line, b',').into_iter().rev());
+                let elements =
+                    lines(headers, &FORWARDED).flat_map(|line| split(line, b',').into_iter().rev());
                 self.first_other(peer, elements.map(|element| forwarded_for(element).unwrap_or("unknown")))
             }
         }
@@ -250,8 +251,11 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_not_trusted_is_the_client_whatever_it_claims() {
-        let claims =
-            [("x-forwarded-for", "203.0.113.7"), ("forwarded", "for=203.0.113.7"), ("x-real-ip", "203.0.113.7")];
+        let claims = [
+            ("x-forwarded-for", "203.0.113.7"),
+            ("forwarded", "for=203.0.113.7"),
+            ("x-real-ip", "203.0.113.7"),
+        ];
         for reads in [ForwardedBy::XForwardedFor, ForwardedBy::Forwarded, ForwardedBy::XRealIp] {
             assert_eq!(client_from("192.0.2.1:80", reads, &claims), "192.0.2.1:80");
             assert_eq!(client_from("[::ffff:10.0.0.1]:80", reads, &claims), "203.0.113.7:0");

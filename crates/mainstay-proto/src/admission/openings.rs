@@ -127,7 +127,9 @@ impl Openings {
             () if principal.is_some() && open(by_principal, config.connections_per_principal) => {
                 Err(Refused::Principal)
             }
-            () if waits(&self.address_meter, opener.source.map(|source| source.0)) => Err(Refused::AddressRate),
+            () if waits(&self.address_meter, opener.source.map(|source| source.0)) => {
+                Err(Refused::AddressRate)
+            }
             () if waits(&self.principal_meter, principal) => Err(Refused::PrincipalRate),
             () if !self.pace.admits_new(now) => Err(Refused::Rate),
             () => Ok(()),
@@ -311,11 +313,11 @@ mod tests {
         let now = origin();
         let mut openings = Openings::new(config, 1, now);
         let ann = from("10.0.0.1", "ann");
-        (0..3).for_each(|_| drop(open(now, &mut openings, ann).unwrap()));
+        (0..3).for_each(|_| assert!(open(now, &mut openings, ann).is_ok()));
         assert_eq!(openings.judge(now, ann), Err(Refused::PrincipalRate));
         assert_eq!(openings.judge(now, from("10.0.0.2", "ann")), Err(Refused::PrincipalRate));
         assert_eq!(openings.refuse(now, Refused::PrincipalRate, ann).min.as_secs(), 20);
-        (0..3).for_each(|_| drop(open(now, &mut openings, from("10.0.0.1", "")).unwrap()));
+        (0..3).for_each(|_| assert!(open(now, &mut openings, from("10.0.0.1", "")).is_ok()));
         assert_eq!(openings.judge(now, from("10.0.0.1", "bob")), Err(Refused::AddressRate));
         let Delay { min, max } = openings.refuse(now, Refused::AddressRate, ann);
         assert_eq!((min.as_millis(), max.as_millis()), (10_000, 12_500));
@@ -329,7 +331,7 @@ mod tests {
         let now = origin();
         let mut openings = Openings::new(OpeningConfig { rate, ..OpeningConfig::default() }, 1, now);
         let client = from("10.0.0.1", "");
-        (0..10).for_each(|_| drop(open(now, &mut openings, client).unwrap()));
+        (0..10).for_each(|_| assert!(open(now, &mut openings, client).is_ok()));
         assert_eq!(openings.judge(now, client), Err(Refused::Rate));
         let waits: Vec<_> =
             (0..3).map(|_| openings.refuse(now, Refused::Rate, client).min.as_millis()).collect();

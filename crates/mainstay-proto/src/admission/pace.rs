@@ -250,7 +250,8 @@ mod tests {
     /// those before it need. Returns the accepted ones in each of these seconds.
     fn measured(capacity: f64, offered: &[u32]) -> (Vec<u32>, Pace) {
         let start = origin();
-        let (mut pace, mut free_at, mut accepted) = (Pace::new(AcceptRate::Measured, start), start, Vec::new());
+        let (mut pace, mut free_at, mut accepted) =
+            (Pace::new(AcceptRate::Measured, start), start, Vec::new());
         // When each accepted connection will be served, and how long it waits until then.
         let mut waiting: VecDeque<(Instant, Duration)> = VecDeque::new();
         for (second, offered) in offered.iter().enumerate() {

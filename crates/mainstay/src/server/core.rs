@@ -22,8 +22,8 @@ use super::auth::Authenticate;
 use super::config::Config;
 #[cfg(feature = "fault-injection")]
 use super::fault::Fault;
-use super::inner::{Extras, Incoming, Inner, Origin};
 use super::group::{Group, Groups};
+use super::inner::{Extras, Incoming, Inner, Origin};
 use super::limits::Gate;
 use super::peer::{Peer, PeerInfo};
 use super::stats::Counters;
@@ -370,7 +370,10 @@ impl Shared {
         let mut answer = ask(&mut registry, cores);
         match (&mut answer, exceeded) {
             (Answer::Attached { created: true, .. }, _) => groups.open(cores.info.opener()),
-            (Answer::Refused { refuse: Control::Refuse { delay, .. }, why: RefuseReason::NoRoom }, Some(over)) => {
+            (
+                Answer::Refused { refuse: Control::Refuse { delay, .. }, why: RefuseReason::NoRoom },
+                Some(over),
+            ) => {
                 self.gate.note_refused(over.why, over.is_of_route, &self.stats);
                 *delay = over.refuse(cores.info.opener());
             }

@@ -183,15 +183,21 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         // 429 asks one client to be slower, 503 all of them.
         let (status, line) = match self.why {
-            Refused::Full => (StatusCode::SERVICE_UNAVAILABLE, "the server has too many connections, come back\n"),
-            Refused::Rate => (StatusCode::SERVICE_UNAVAILABLE, "too many clients are connecting, come back\n"),
+            Refused::Full => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the server has too many connections, come back\n")
+            }
+            Refused::Rate => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too many clients are connecting, come back\n")
+            }
             Refused::Address => {
                 (StatusCode::TOO_MANY_REQUESTS, "your address has too many connections, come back\n")
             }
             Refused::AddressRate => {
                 (StatusCode::TOO_MANY_REQUESTS, "your address connects too often, come back\n")
             }
-            Refused::Principal => (StatusCode::TOO_MANY_REQUESTS, "you have too many connections, come back\n"),
+            Refused::Principal => {
+                (StatusCode::TOO_MANY_REQUESTS, "you have too many connections, come back\n")
+            }
             Refused::PrincipalRate => (StatusCode::TOO_MANY_REQUESTS, "you connect too often, come back\n"),
         };
         let whole = self.wait.as_secs() + u64::from(self.wait.subsec_nanos() > 0);
@@ -240,7 +246,11 @@ impl RefusalLog {
         };
         if is_due {
             let count = refusals.count.swap(0, Relaxed);
-            tracing::warn!(cause, count, "clients are refused by a limit; `count` is the number since the last line");
+            tracing::warn!(
+                cause,
+                count,
+                "clients are refused by a limit; `count` is the number since the last line"
+            );
         }
     }
 }

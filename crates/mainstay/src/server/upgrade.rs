@@ -15,8 +15,8 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
 use mainstay_proto::ConfigError;
-use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::admission::Refused;
+use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::LifetimeConfig;
 use mainstay_proto::session::message::Delay;
 use mainstay_proto::session::server::ServerConfig;
@@ -27,8 +27,8 @@ use mainstay_proto::ws::{DeflateParams, Limits, Origins};
 use super::attach::SessionOptions;
 use super::auth::AuthError;
 use super::config;
-use super::handle::Server;
 use super::group::{Group, Places};
+use super::handle::Server;
 use super::limits::{Permit, Refusal};
 use super::open::{HeadDuration, Opening, open};
 use super::peer::PeerInfo;
@@ -491,8 +491,11 @@ impl SessionUpgrade {
         let tracker = shared.tracker.clone();
         let Self { on_upgrade, permit, places, head_duration, info, options, .. } = self;
         // A tokio task for the opening alone: after it, a worker polls the session.
-        let opened =
-            open(self.server.shared, Opening { on_upgrade, permit, places, info, options, head_duration }, handler);
+        let opened = open(
+            self.server.shared,
+            Opening { on_upgrade, permit, places, info, options, head_duration },
+            handler,
+        );
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
