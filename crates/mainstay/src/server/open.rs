@@ -31,7 +31,7 @@ use super::stats::Counters;
 use super::task::SessionTask;
 use super::write_timeout::WriteTimeout;
 use crate::clock::now;
-use crate::driver::{Arrived, Reading, Wire};
+use crate::driver::{Arrived, LARGEST_CONTROL, Reading, Wire};
 use crate::transport::Transport;
 use crate::worker;
 
@@ -52,7 +52,7 @@ pub(super) struct Opening {
 pub(super) struct HeadDuration(pub(super) Duration);
 
 /// The largest HELLO, credentials included.
-const LARGEST_HELLO: usize = 64 * 1024;
+const LARGEST_HELLO: usize = LARGEST_CONTROL;
 
 /// Begins a session with the handler, if this connection creates one.
 pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
@@ -175,7 +175,7 @@ async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound
 
 /// Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
 pub(super) fn before_hello(limits: Limits) -> Limits {
-    Limits { max_message: LARGEST_HELLO.min(limits.max_message), ..limits }
+    Limits { max_message: LARGEST_HELLO, ..limits }
 }
 
 /// Returns a number that no other connection of this process has.

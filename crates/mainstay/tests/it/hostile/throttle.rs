@@ -21,11 +21,11 @@ fn throttle(messages: u32, bytes: u64) -> ThrottleConfig {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_over_its_rate_is_read_later_and_loses_nothing() {
-    for limit in [throttle(10, 0), throttle(0, 100)] {
+    for (limit, length) in [(throttle(10, 0), 10), (throttle(0, 100_000), 10_000)] {
         let on_upgrade = move |upgrade: mainstay::SessionUpgrade| upgrade.throttle(limit).on_session(echo);
         let (address, mainstay) = server(Config::new(), on_upgrade).await;
         let (mut raw, start) = (Raw::open(address, "").await, Instant::now());
-        let texts: Vec<_> = (0..100).map(|n| format!("message {n:02}")).collect();
+        let texts: Vec<_> = (0..100).map(|n| format!("{n:0length$}")).collect();
         for text in &texts {
             raw.write(&frame(0x81, text.as_bytes())).await;
         }
