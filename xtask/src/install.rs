@@ -201,6 +201,44 @@ pub(crate) fn nginx_stream() -> Result<(PathBuf, PathBuf)> {
     Ok((nginx, module))
 }
 
+/// HAProxy and the folder of its libraries: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn haproxy() -> Result<(PathBuf, PathBuf)> {
+    let home = env::current_dir()?.join("target/xtask/haproxy");
+    let libraries = home.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH));
+    let places = ["haproxy".into(), "/usr/sbin/haproxy".into(), home.join("usr/sbin/haproxy")];
+    let starts =
+        |place: &&PathBuf| succeeds(Command::new(place).arg("-v").env("LD_LIBRARY_PATH", &libraries));
+    unpacked("haproxy", &home, || places.iter().find(starts).cloned()).map(|place| (place, libraries))
+}
+
+/// Caddy: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn caddy() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/caddy");
+    let places = ["caddy".into(), home.join("usr/bin/caddy")];
+    unpacked("caddy", &home, || {
+        places.iter().find(|place| succeeds(Command::new(place).arg("version"))).cloned()
+    })
+}
+
+/// Prometheus' `promtool`: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn promtool() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/prometheus");
+    let places = ["promtool".into(), home.join("usr/bin/promtool")];
+    unpacked("prometheus", &home, || {
+        places.iter().find(|place| succeeds(Command::new(place).arg("--version"))).cloned()
+    })
+}
+
+/// What `found` finds, after unpacking a Debian package if it finds nothing.
+fn unpacked(package: &str, home: &Path, found: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
+    if found().is_none() {
+        unpack(package, home)?;
+    }
+    found().ok_or_else(|| {
+        format!("{package} does not start here: please install it, then run this again").into()
+    })
+}
+
 /// mosquitto and the folder of its libraries: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn mosquitto() -> Result<(PathBuf, PathBuf)> {
     let home = Path::new("target/xtask/mosquitto");

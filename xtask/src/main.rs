@@ -23,6 +23,7 @@ mod memory;
 mod metrics;
 mod outage;
 mod path;
+mod proxies;
 mod release;
 mod run;
 mod scale;
@@ -59,6 +60,9 @@ const STEPS: &[Step] = &[
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
         cluster::step,
     ),
+    Step::new("proxies", "the recipes before real nginx, HAProxy and Caddy; the rules of alerts", |_| {
+        proxies::step()
+    }),
     Step::new(
         "ecosystems",
         "real servers and clients: directly, through nginx, through us",

@@ -132,6 +132,8 @@ export class ClientSession {
   declare private fresh: Bytes | undefined;
   /** {@link standing} when the current connection was attached. */
   private stoodAt = 0;
+  /** A heartbeat arrived on the current connection. */
+  private hadBeat = false;
   /** Connections in a row that ended after WELCOME without progress. */
   private barren = 0;
   /** How often the backend behind the server was replaced, as the server last announced. */
@@ -197,7 +199,10 @@ export class ClientSession {
     }
     if (isPending) this.leavePending();
     if (isCurrent) {
-      this.barren = this.standing === this.stoodAt ? this.barren + 1 : 0;
+      // A heartbeat shows that the session is sound, unless a message is under way that may be what ends connections.
+      const { acknowledged, last } = this.flow.outbox;
+      const isSound = this.hadBeat && acknowledged === last;
+      this.barren = this.standing === this.stoodAt && !isSound ? this.barren + 1 : 0;
       this.dropCurrent();
       this.flow.outbox.trim(Infinity);
       // The answer to END cannot come any more.
@@ -227,7 +232,10 @@ export class ClientSession {
   private receiveControl(current: Connection, frame: Control): void {
     const { flow, life } = this;
     const { outbox } = flow;
-    if (frame.type === Type.Ping || frame.type === Type.Pong) flow.readBeat(current, frame);
+    if (frame.type === Type.Ping || frame.type === Type.Pong) {
+      this.hadBeat = true;
+      flow.readBeat(current, frame);
+    }
     else if (frame.type === Type.Ack) {
       outbox.acknowledge(frame.acknowledged);
       outbox.peer = frame.window ?? outbox.peer;
@@ -281,6 +289,7 @@ export class ClientSession {
     this.isRestored = false;
     if (!resumed) this.renewKey();
     this.stoodAt = this.standing;
+    this.hadBeat = false;
     this.current = opening;
     opening.read = first - 1;
     if (resumes) opening.wrote = acknowledged;

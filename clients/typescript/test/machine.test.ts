@@ -788,6 +788,22 @@ test("a lost session is one gap, though the server refuses the next key for its 
   assert.deepEqual([stage.machine.status, gaps()], ["attached", 1]);
 });
 
+test("an idle session outlives any number of connections that brought a heartbeat, and five that brought nothing end it", () => {
+  const gapsAfter = (connections: number, beats: boolean, message?: string) => {
+    const stage = new Stage();
+    if (message) stage.machine.send(message);
+    for (let id = 1; id <= connections; id++) {
+      while (stage.machine.dialled !== id) stage.pass(1000);
+      stage.open(id);
+      stage.welcome(id, id, id > 1);
+      if (beats) stage.serverSends(id, { type: Type.Ping, nonce: 1, sent: 0, acknowledged: 0 });
+      stage.lose(id, 1006, "");
+    }
+    return stage.events.filter(({ type }) => type === "gap").length;
+  };
+  assert.deepEqual([gapsAfter(20, true), gapsAfter(5, false), gapsAfter(5, true, "it may end connections")], [0, 1, 1]);
+});
+
 test("a key that is refused before anything was written is no gap: nothing is lost", () => {
   const stage = new Stage();
   stage.open(1);

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use tokio::task::AbortHandle;
 
 use crate::descriptors::{self, Spare};
 use crate::links::Links;
+use crate::listen_address::Place;
 use crate::{metrics, successor};
 
 /// Maximum number of open connections. Supervisors and scrapers are few.
@@ -40,8 +42,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Serves until the process ends. When a successor inherits the listener, this process continues on another port of the
 /// same address.
 pub(crate) async fn serve(listener: TcpListener, server: Server, links: Links, token: Option<Token>) {
-    let passed = successor::pass_listener(&listener, server.clone());
     let address = listener.local_addr();
+    let place = Place::Tcp(address.as_ref().map_or(SocketAddr::from(([0; 4], 0)), |address| *address));
+    let passed = successor::pass_listener(listener.as_fd(), place, server.clone());
     let app = router(server, links, token);
     tokio::select! {
         never = accept(listener, app.clone()) => match never {},

@@ -34,7 +34,9 @@ impl ClientRequest {
         let forwarding = &route.proxy.forwarding;
         let url = forwarding.url(&head.uri)?;
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-        let mut fields = forwarding.fields(&head.headers, peer, Scheme::WebSocket);
+        let scheme = Scheme::WebSocket.seen_by_client(&head.extensions);
+        let mut fields = forwarding.fields(&head.headers, peer, scheme);
+        forward::describe_certificate(&head.extensions, &mut fields);
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
         Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })

@@ -5,13 +5,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
+use http::{Extensions, StatusCode};
+use mainstay::server::Encrypted;
+
+use crate::client_tls;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -62,6 +67,19 @@ pub(crate) struct Forwarding {
 pub(crate) enum Scheme {
     WebSocket,
     Http,
+    SecureWebSocket,
+    SecureHttp,
+}
+
+impl Scheme {
+    /// Returns the scheme over TLS, if the client's connection is encrypted.
+    pub(crate) fn seen_by_client(self, extensions: &Extensions) -> Self {
+        match self {
+            _ if extensions.get::<Encrypted>().is_none() => self,
+            Self::WebSocket | Self::SecureWebSocket => Self::SecureWebSocket,
+            Self::Http | Self::SecureHttp => Self::SecureHttp,
+        }
+    }
 }
 
 impl Forwarding {
@@ -129,6 +147,8 @@ impl Forwarding {
         fields.entry(PROTO).or_insert(HeaderValue::from_static(match scheme {
             Scheme::WebSocket => "ws",
             Scheme::Http => "http",
+            Scheme::SecureWebSocket => "wss",
+            Scheme::SecureHttp => "https",
         }));
         for (name, _) in &self.fields {
             fields.remove(name);
@@ -139,6 +159,14 @@ impl Forwarding {
 
     fn own_host(&self) -> Option<HeaderValue> {
         self.upstream.authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
+    }
+}
+
+/// Adds the certificate that the client presented to this gateway, in place of what a proxy in front says of one.
+pub(crate) fn describe_certificate(extensions: &Extensions, fields: &mut HeaderMap) {
+    if let Some(certificate) = client_tls::client_cert(extensions) {
+        fields.remove(CLIENT_CERT_CHAIN);
+        fields.insert(CLIENT_CERT, certificate);
     }
 }
 

@@ -127,7 +127,9 @@ impl HttpProxy {
     /// over.
     fn outgoing(&self, head: &mut request::Parts, target: Uri, body: Upload) -> http::Request<Upload> {
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-        let mut fields = self.forwarding.fields(&head.headers, peer, Scheme::Http);
+        let scheme = Scheme::Http.seen_by_client(&head.extensions);
+        let mut fields = self.forwarding.fields(&head.headers, peer, scheme);
+        forward::describe_certificate(&head.extensions, &mut fields);
         if forward::accepts_trailers(&head.headers) {
             fields.insert(header::TE, HeaderValue::from_static("trailers"));
             fields.insert(header::CONNECTION, HeaderValue::from_static("TE"));

@@ -12,7 +12,9 @@ mod backend_health;
 mod bench;
 mod builtin;
 mod client_identity;
+mod client_listeners;
 mod client_request;
+mod client_tls;
 mod cluster;
 mod connect;
 mod descriptors;
@@ -26,6 +28,8 @@ mod http_proxy;
 mod idle_timeout;
 mod limits;
 mod links;
+mod listen_address;
+mod listeners;
 mod log;
 mod manual;
 mod message_filter;
@@ -150,7 +154,7 @@ fn run(activated: Result<Activated, String>) -> ExitCode {
         return ExitCode::from(2);
     }
     match arguments.command {
-        Command::Serve(arguments) => match activated_for(&arguments, &matches, activated) {
+        Command::Serve(mut arguments) => match activated_for(&mut arguments, &matches, activated) {
             Ok(activated) => in_runtime(serve::run(*arguments, activated)),
             Err(line) => {
                 log::write_line(&line);
@@ -175,16 +179,20 @@ fn run(activated: Result<Activated, String>) -> ExitCode {
     }
 }
 
-/// Returns the listeners that a supervisor passed, compared with the flags.
+/// Returns the listeners that a supervisor passed, compared with the flags. Without `--listen` they take the place of its
+/// default.
 fn activated_for(
-    arguments: &serve::Arguments,
+    arguments: &mut serve::Arguments,
     matches: &ArgMatches,
     activated: Result<Activated, String>,
 ) -> Result<Activated, String> {
     let given = matches.subcommand_matches("serve").and_then(|serve| serve.value_source("listen"));
     let is_given = given.is_some_and(|source| source != ValueSource::DefaultValue);
     let activated = activated?;
-    activated.check(arguments.addresses(is_given))?;
+    activated.check(&arguments.addresses(is_given))?;
+    if !is_given {
+        arguments.listen_instead(activated.clients.iter().map(activation::Passed::address).collect());
+    }
     Ok(activated)
 }
 

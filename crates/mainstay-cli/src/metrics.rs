@@ -9,6 +9,7 @@ use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
 use crate::backend_health::Reason;
+use crate::client_tls::{self, Expiry, Reloads};
 use crate::links::{Figures, Links};
 use crate::{log, process_metrics};
 
@@ -27,6 +28,8 @@ struct Snapshot {
     log_lines_lost: u64,
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
+    /// When the certificates in use expire, and how often files were reloaded.
+    tls: (Vec<Expiry>, Reloads),
 }
 
 /// Returns the text of `/metrics`.
@@ -42,6 +45,7 @@ pub(crate) fn render(server: &Server, links: &Links) -> String {
         links: figures,
         log_lines_lost: log::lines_lost(),
         cluster: server.cluster().map(Cluster::from),
+        tls: client_tls::figures(),
     }
     .render()
 }
@@ -52,6 +56,7 @@ impl Snapshot {
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
         self.connections(&mut families);
+        self.listeners(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
         if let Some(cluster) = &self.cluster {
@@ -134,6 +139,35 @@ impl Snapshot {
                 ("{outcome=\"lost\"}", s.attached_lost),
                 ("{outcome=\"refused\"}", s.attach_refused),
             ],
+        );
+    }
+
+    /// What comes before HTTP on a client's connection.
+    fn listeners(&self, to: &mut Families) {
+        let s = &self.stats;
+        to.family(
+            "tls_handshakes_total",
+            "counter",
+            "TLS handshakes with clients, by outcome.",
+            &[
+                ("{outcome=\"full\"}", s.tls_full),
+                ("{outcome=\"resumed\"}", s.tls_resumed),
+                ("{outcome=\"failed\"}", s.tls_failed),
+                ("{outcome=\"timeout\"}", s.tls_timed_out),
+            ],
+        );
+        let (expiries, reloads) = &self.tls;
+        to.family(
+            "tls_reloads_total",
+            "counter",
+            "Changed files of TLS, by whether they were taken into use.",
+            &[("{outcome=\"applied\"}", reloads.applied), ("{outcome=\"refused\"}", reloads.refused)],
+        );
+        to.days_left(expiries);
+        to.counter(
+            "proxy_headers_refused_total",
+            "Connections of trusted proxies closed without a valid PROXY header.",
+            s.proxy_headers_refused,
         );
     }
 
@@ -370,6 +404,18 @@ impl Families {
         let _ = writeln!(self.text, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
         for (labels, value) in samples {
             let _ = writeln!(self.text, "mainstay_{name}{labels} {value}");
+        }
+    }
+
+    /// One sample for each certificate in use; a path may hold any character.
+    fn days_left(&mut self, expiries: &[Expiry]) {
+        let (name, out) = ("mainstay_tls_certificate_days_left", &mut self.text);
+        let help = "Days until a certificate in use expires; negative once it has.";
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+        for expiry in expiries {
+            let chain = expiry.chain.display().to_string();
+            let chain = chain.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = writeln!(out, "{name}{{chain=\"{chain}\"}} {:.2}", expiry.days_left());
         }
     }
 

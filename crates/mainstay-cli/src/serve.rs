@@ -3,9 +3,8 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,28 +16,27 @@ use mainstay::client::{Connector, Place};
 use mainstay::cluster::ClusterConfig;
 use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins, Sessions};
 use mainstay::{ConfigError, Limits, Server};
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::activation::{self, Activated};
 use crate::admin::Token;
+use crate::client_tls::{CertificateFiles, ClientTls, TlsSection};
 use crate::cluster::ClusterFlags;
 use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::links::Links;
+use crate::listen_address::ListenAddress;
+use crate::listeners::{self, Listening, Socket};
 use crate::principal::PrincipalSource;
 use crate::profiles::{ProfileFlags, Settings};
 use crate::route::Route;
 use crate::routes::{MatchRule, Routes};
 use crate::signals::{self, Stops};
-use crate::successor::{Found, Predecessor};
+use crate::successor::Predecessor;
 use crate::{
-    admin, builtin, descriptors, handshake, http_proxy, limits, log, successor, supervisor, tls, values,
+    admin, builtin, client_listeners, descriptors, handshake, http_proxy, limits, log, supervisor, tls,
+    values,
 };
-
-/// The accept queue of the listener; the kernel caps it at `net.core.somaxconn`. After a restart all clients connect at
-/// once, and a client that finds the queue full is delayed until TCP retransmits its SYN, a second later or more.
-const BACKLOG: u32 = 65_535;
 
 /// The end of `mainstay serve --help`.
 pub(crate) const AFTER_HELP: &str = "\
@@ -69,18 +67,19 @@ Environment:
   line wins. Options that may be repeated take several values: separated by
   commas where a value cannot contain a comma, otherwise by line breaks.";
 
-/// Maximum size of a request's head, and number of its fields: nginx's limits, which leave room for cookies.
-const MAX_HEAD: usize = 32 * 1024;
-const MAX_FIELDS: usize = 100;
-/// How long a connection may stay idle between requests; nginx's `keepalive_timeout`.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
 /// Flags of `mainstay serve`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
-    /// Address to accept clients on.
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
-    listen: SocketAddr,
+    /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
+    #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
+    listen: Vec<ListenAddress>,
+    /// Speak TLS with this certificate: a file (PEM) with its chain, taken into use again when it changes. Listeners on Unix
+    /// sockets, and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// The private key of --tls-certificate, a file (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
     /// page that shows a live connection and lets you break it.
@@ -168,7 +167,22 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Returns the addresses to listen on; `--listen` only if it was given.
     pub(crate) fn addresses(&self, is_listen_given: bool) -> activation::Flags {
-        activation::Flags { listen: is_listen_given.then_some(self.listen), admin: self.admin }
+        let listen = is_listen_given.then(|| self.listen.clone());
+        activation::Flags { listen, admin: self.admin }
+    }
+
+    /// Returns the settings of TLS towards clients.
+    fn client_tls(&self) -> TlsSection {
+        let files = self.tls_certificate.iter().zip(&self.tls_key);
+        let files = files.map(|(chain, key)| CertificateFiles { chain: chain.clone(), key: key.clone() });
+        TlsSection { certificates: files.collect(), ..TlsSection::default() }
+    }
+
+    /// Replaces the default address, unless there is nothing in its place.
+    pub(crate) fn listen_instead(&mut self, addresses: Vec<ListenAddress>) {
+        if !addresses.is_empty() {
+            self.listen = addresses;
+        }
     }
 }
 
@@ -214,6 +228,8 @@ struct Checked {
     settings: Settings,
     connector: Option<Connector>,
     cluster: Option<ClusterConfig>,
+    /// TLS towards clients.
+    tls: Option<ClientTls>,
 }
 
 impl Checked {
@@ -224,7 +240,9 @@ impl Checked {
         let cluster = arguments.cluster.config(&purpose)?;
         let connector =
             arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        Ok(Self { token, settings, connector, cluster })
+        let tls = arguments.client_tls();
+        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose()?;
+        Ok(Self { token, settings, connector, cluster, tls })
     }
 }
 
@@ -278,7 +296,7 @@ fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize
 
 /// Serves until the drain is over.
 async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
-    let Checked { token, settings, connector, cluster } = checked;
+    let Checked { token, settings, connector, cluster, tls } = checked;
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, arguments.upstream.is_some());
     let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
@@ -295,14 +313,17 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
             gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
         }
     };
-    let clients = listen(activated.clients, arguments.listen, "--listen")?;
-    let admin = arguments.admin.map(|address| listen(activated.admin, address, "--admin")).transpose()?;
+    let Activated { clients: passed, admin: admin_passed } = activated;
+    let clients = listeners::listen_all(passed, &arguments.listen, "--listen")?;
+    let admin = arguments
+        .admin
+        .map(|address| listeners::listen(admin_passed, &ListenAddress::tcp(address), "--admin"))
+        .transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
-    let Listening { listener, predecessor, is_activated } = clients;
-    let draining = Arc::new(Notify::new());
-    let passed = passed_on(&listener, is_activated, &mainstay, &draining);
+    let (drains, draining) = watch::channel(false);
+    let mut clients = client_listeners::prepare(clients, &mainstay, &draining);
     match &arguments.upstream {
         Some(upstream) => {
             let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
@@ -315,26 +336,40 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         let (line, code) = arguments.cluster.explain(&error);
         return Err(Failed { line, code });
     }
-    predecessor.into_iter().for_each(Predecessor::stop_accepting);
-    let admin = admin.map(|Listening { listener, predecessor, .. }| {
+    clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
+    let urls: Vec<String> = clients.iter().map(|client| client.url(tls.is_some())).collect();
+    let admin = admin.map(|Listening { socket, predecessor, .. }| {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
-        listener
+        socket
     });
-    let address = listener.local_addr().unwrap_or(arguments.listen);
-    print_banner(&arguments, address, admin.as_ref(), &mainstay);
+    let admin = admin.and_then(|socket| match socket {
+        Socket::Tcp(listener) => Some(listener),
+        Socket::Unix(_) => None,
+    });
+    let admin_address = admin.as_ref().and_then(|admin| admin.local_addr().ok());
+    print_banner(&arguments, &urls, admin_address, &mainstay);
     if let Some(admin) = admin {
         tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
     }
-    let server =
-        mainstay::serve(listener, app, &mainstay).head_limits(MAX_HEAD, MAX_FIELDS).keep_alive(KEEP_ALIVE);
-    let server = if arguments.upstream.is_some() { server.preserve_header_case() } else { server };
-    supervisor::ready(&format!("serving clients at {address}"));
+    supervisor::ready(&format!("serving clients at {}", client_listeners::places(&clients)));
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, links.clone(), mainstay.clone());
-    let (stop, drain) = (announced(stop, mainstay.clone(), draining, arguments.drain), arguments.drain);
-    let served = server.with_graceful_shutdown(stop, drain).with_successor(passed).await;
+    tokio::spawn(announced(stop, mainstay.clone(), drains, arguments.drain));
+    let serving = client_listeners::Serving {
+        app,
+        server: mainstay,
+        draining,
+        drain: arguments.drain,
+        keeps_spelling: arguments.upstream.is_some(),
+        tls: tls.as_ref().map(|tls| tls.tls.clone()),
+        proxies: None,
+    };
+    if let Some(tls) = tls {
+        tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
+    }
+    let served = serving.serve_all(clients).await;
     warn_about_unconfirmed(&links);
-    served.map_err(|error| error.to_string().into())
+    served.map_err(Failed::from)
 }
 
 /// Returns the router that forwards every request to the backend of its route.
@@ -391,63 +426,11 @@ async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
     handshake::respond(request, &gateway.server, &gateway.routes).await
 }
 
-/// A listener, and where it is from.
-struct Listening {
-    listener: TcpListener,
-    /// The process that it was inherited from.
-    predecessor: Option<Predecessor>,
-    /// A supervisor has a copy of it, and passes that to the next process.
-    is_activated: bool,
-}
-
-/// Takes the listener that a supervisor passed; else listens on an address, or inherits the listener of a draining
-/// predecessor.
-fn listen(
-    activated: Option<std::net::TcpListener>,
-    address: SocketAddr,
-    flag: &str,
-) -> Result<Listening, String> {
-    let Some(listener) = activated else {
-        let (listener, predecessor) = bind(address, flag)?;
-        return Ok(Listening { listener, predecessor, is_activated: false });
-    };
-    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
-    listener
-        .map(|listener| Listening { listener, predecessor: None, is_activated: true })
-        .map_err(|error| format!("LISTEN_FDS, in place of {flag}: {error}"))
-}
-
-/// Listens on an address, or inherits the listener of a draining predecessor.
-fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, Option<Predecessor>), String> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    let error = match listen() {
-        Ok(listener) => return Ok((listener, None)),
-        Err(error) => error,
-    };
-    let is_in_use = error.kind() == std::io::ErrorKind::AddrInUse;
-    match if is_in_use { successor::find_predecessor(address) } else { Found::Foreign } {
-        Found::Foreign => Err(format!("{flag} {address}: {error}; choose another address")),
-        Found::Running(process) => Err(format!(
-            "{flag} {address}: {error}: mainstay runs there as process {process}; choose another address, or replace that \
-             process: send it SIGTERM and start this one while it drains"
-        )),
-        Found::Inherited(listener, predecessor) => {
-            let inherited = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
-            inherited
-                .map(|listener| (listener, Some(predecessor)))
-                .map_err(|error| format!("{flag} {address}: {error}"))
-        }
-    }
-}
-
-/// Prints the listen address, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpListener>, server: &Server) {
-    let mut lines = vec![format!("mainstay {} listening on ws://{address}", env!("CARGO_PKG_VERSION"))];
+/// Prints where clients connect, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
+fn print_banner(arguments: &Arguments, urls: &[String], admin: Option<SocketAddr>, server: &Server) {
+    let (first, others) = urls.split_first().map_or(("", urls), |(first, others)| (first.as_str(), others));
+    let mut lines = vec![format!("mainstay {} listening on {first}", env!("CARGO_PKG_VERSION"))];
+    lines.extend(others.iter().map(|url| format!("  and on {url}")));
     lines.push(match &arguments.upstream {
         Some(upstream) => format!("  forwarding to {upstream}"),
         None => {
@@ -455,16 +438,19 @@ fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpLi
         }
     });
     if arguments.upstream.is_none() {
-        lines.push(format!("  a live connection to watch and break: http://{address}/"));
+        let page = first.strip_prefix("ws").map(|rest| format!("http{rest}/"));
+        lines.extend(page.map(|page| format!("  a live connection to watch and break: {page}")));
     }
     if let Some(status) = server.cluster() {
         lines.push(format!("  {}", arguments.cluster.banner(&status)));
     }
-    if let Some(admin) = admin.and_then(|admin| admin.local_addr().ok()) {
+    if let Some(admin) = admin {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }
     let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
-    lines.push(format!("  try: mainstay connect ws://{address}{path}"));
+    // The path in a Unix socket comes behind a colon.
+    let path = if first.starts_with("unix:") { format!(":{path}") } else { path.to_owned() };
+    lines.push(format!("  try: mainstay connect {first}{path}"));
     lines.push(String::new());
     let banner = lines.join("\n");
     // A thread of its own writes it: a reader that stalls must not delay serving.
@@ -479,24 +465,15 @@ fn print_banner(arguments: &Arguments, address: SocketAddr, admin: Option<&TcpLi
 /// How long a process that ends at once waits for the log to be written.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Completes when the listener belongs to the next process: once a successor accepts from it, or, if a supervisor keeps a
-/// copy of it for the next process, as soon as this one drains. Connections that come then wait in its queue.
-fn passed_on(
-    listener: &TcpListener,
-    is_activated: bool,
-    server: &Server,
-    draining: &Arc<Notify>,
-) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    if is_activated {
-        return Box::pin(Arc::clone(draining).notified_owned());
-    }
-    Box::pin(successor::pass_listener(listener, server.clone()))
-}
-
-/// Completes with `stop`, and then reports to the supervisor that the process drains.
-async fn announced(stop: impl Future<Output = ()>, server: Server, draining: Arc<Notify>, drain: Duration) {
+/// Waits for `stop`, and then announces to the listeners and to the supervisor that the process drains.
+async fn announced(
+    stop: impl Future<Output = ()>,
+    server: Server,
+    drains: watch::Sender<bool>,
+    drain: Duration,
+) {
     stop.await;
-    draining.notify_one();
+    drains.send_replace(true);
     let sessions = server.sessions();
     let open = sessions.attached + sessions.parked + sessions.draining;
     supervisor::stopping(drain, &format!("draining {open} sessions and connections"));

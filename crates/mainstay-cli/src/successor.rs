@@ -12,7 +12,7 @@
 //!
 //! Linux only. Elsewhere an address in use is an error.
 
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use here::ask;
@@ -21,6 +21,8 @@ pub(crate) use here::{Predecessor, pass_listener};
 use linux as here;
 #[cfg(not(target_os = "linux"))]
 use other as here;
+
+use crate::listen_address::Place;
 
 /// How long a busy process may take to start draining after SIGTERM.
 const DRAIN_START: Duration = Duration::from_secs(1);
@@ -32,15 +34,15 @@ pub(crate) enum Found {
     /// A mainstay process that does not drain, by its id.
     Running(u32),
     /// The listener of a draining mainstay process. Call [`Predecessor::stop_accepting`] once this process accepts.
-    Inherited(std::net::TcpListener, Predecessor),
+    Inherited(OwnedFd, Predecessor),
 }
 
 /// Asks the owner of an address who it is. Repeats the question for [`DRAIN_START`] while the answer is "running": that
 /// process may have received SIGTERM just now. Blocks its thread.
-pub(crate) fn find_predecessor(address: SocketAddr) -> Found {
+pub(crate) fn find_predecessor(place: &Place) -> Found {
     let asked = Instant::now();
     loop {
-        match ask(address) {
+        match ask(place) {
             Found::Running(_) if asked.elapsed() < DRAIN_START => {
                 std::thread::sleep(Duration::from_millis(50))
             }
@@ -53,8 +55,7 @@ pub(crate) fn find_predecessor(address: SocketAddr) -> Found {
 mod linux {
     use std::io::{self, IoSlice, IoSliceMut, Read, Write};
     use std::mem::MaybeUninit;
-    use std::net::SocketAddr;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net as std_unix;
     use std::time::Duration;
@@ -64,10 +65,13 @@ mod linux {
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
         SendFlags, recvmsg, sendmsg, sockopt,
     };
+    use sha2::{Digest, Sha256};
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, Interest};
-    use tokio::net::{TcpListener, UnixListener, UnixStream};
+    use tokio::net::{UnixListener, UnixStream};
 
     use super::Found;
+    use crate::listen_address::Place;
 
     /// How long one process waits for the next message of the other.
     const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,9 +79,26 @@ mod linux {
     const LISTENER: u8 = b'h';
     const ACCEPTING: u8 = b'a';
 
-    /// The name of the Unix socket at which the processes meet.
-    fn name(address: SocketAddr) -> io::Result<std_unix::SocketAddr> {
-        std_unix::SocketAddr::from_abstract_name(format!("mainstay/{address}"))
+    /// The name of the Unix socket at which the processes meet. A path may be longer than a name, so its hash stands for it.
+    fn name(place: &Place) -> io::Result<std_unix::SocketAddr> {
+        std_unix::SocketAddr::from_abstract_name(match place {
+            Place::Tcp(address) => format!("mainstay/{address}"),
+            Place::Unix(path) => {
+                let hash = Sha256::digest(path.as_os_str().as_encoded_bytes());
+                let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                format!("mainstay/unix/{hash}")
+            }
+        })
+    }
+
+    /// Whether a socket listens at this place.
+    fn listens_at(socket: BorrowedFd<'_>, place: &Place) -> io::Result<bool> {
+        let own = SockRef::from(&socket).local_addr()?;
+        let is_there = match place {
+            Place::Tcp(address) => own.as_socket() == Some(*address),
+            Place::Unix(path) => own.as_pathname() == Some(path.as_path()),
+        };
+        Ok(is_there && sockopt::socket_acceptconn(socket)?)
     }
 
     /// Returns whether the other process runs as the same user.
@@ -102,12 +123,12 @@ mod linux {
     }
 
     /// Asks the owner of an address who it is.
-    pub(super) fn ask(address: SocketAddr) -> Found {
-        try_ask(address).unwrap_or(Found::Foreign)
+    pub(super) fn ask(place: &Place) -> Found {
+        try_ask(place).unwrap_or(Found::Foreign)
     }
 
-    fn try_ask(address: SocketAddr) -> io::Result<Found> {
-        let mut stream = std_unix::UnixStream::connect_addr(&name(address)?)?;
+    fn try_ask(place: &Place) -> io::Result<Found> {
+        let mut stream = std_unix::UnixStream::connect_addr(&name(place)?)?;
         if !is_same_user(&stream) {
             return Ok(Found::Foreign);
         }
@@ -123,9 +144,8 @@ mod linux {
         stream.read_exact(&mut id)?;
         match (kind, inherited) {
             ([LISTENER], Some(socket)) => {
-                let listener = std::net::TcpListener::from(socket);
-                let is_expected = sockopt::socket_acceptconn(&listener)? && listener.local_addr()? == address;
-                Ok(if is_expected { Found::Inherited(listener, Predecessor(stream)) } else { Found::Foreign })
+                let is_expected = listens_at(socket.as_fd(), place)?;
+                Ok(if is_expected { Found::Inherited(socket, Predecessor(stream)) } else { Found::Foreign })
             }
             ([RUNNING], _) => Ok(Found::Running(u32::from_be_bytes(id))),
             _ => Ok(Found::Foreign),
@@ -133,18 +153,21 @@ mod linux {
     }
 
     /// Completes when a successor accepts from this listener. Until the server drains, processes that ask get the reply
-    /// that this one runs. They can ask as soon as this returns, unless a predecessor still owns the name.
+    /// that this one runs. They can ask as soon as this returns, unless a predecessor still owns the name. `place` is where
+    /// it listens, with its real port.
     pub(crate) fn pass_listener(
-        listener: &TcpListener,
+        listener: BorrowedFd<'_>,
+        place: Place,
         server: Server,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let prepared = listener.local_addr().and_then(|address| {
-            let (socket, name) = (listener.as_fd().try_clone_to_owned()?, name(address)?);
-            Ok((address, socket, std_unix::UnixListener::bind_addr(&name)))
-        });
+    ) -> impl Future<Output = ()> + Send + use<> + 'static {
+        let prepared = || {
+            let (socket, name) = (listener.try_clone_to_owned()?, name(&place)?);
+            Ok((socket, std_unix::UnixListener::bind_addr(&name)))
+        };
+        let prepared = prepared();
         async move {
             let passed = match prepared {
-                Ok((address, socket, bound)) => answer_all(address, socket, bound, server).await,
+                Ok((socket, bound)) => answer_all(&place, socket, bound, server).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = passed {
@@ -155,12 +178,12 @@ mod linux {
     }
 
     async fn answer_all(
-        address: SocketAddr,
+        place: &Place,
         socket: OwnedFd,
         mut bound: io::Result<std_unix::UnixListener>,
         server: Server,
     ) -> io::Result<()> {
-        let name = name(address)?;
+        let name = name(place)?;
         // The predecessor owns the name until this process has reported that it accepts.
         let listener = loop {
             match bound {
@@ -181,10 +204,10 @@ mod linux {
                         Ok(Ok(true)) => return Ok(()),
                         Ok(Ok(false)) => {}
                         Ok(Err(error)) => {
-                            tracing::warn!(%address, %error, "a successor did not accept from the listener")
+                            tracing::warn!(address = %place, %error, "a successor did not accept from the listener")
                         }
                         Err(_) => {
-                            tracing::warn!(%address, "a successor inherited the listener and did not report that it accepts")
+                            tracing::warn!(address = %place, "a successor inherited the listener and did not report that it accepts")
                         }
                     }
                 }
@@ -219,10 +242,12 @@ mod linux {
 
 #[cfg(not(target_os = "linux"))]
 mod other {
+    use std::os::fd::BorrowedFd;
+
     use mainstay::Server;
-    use tokio::net::TcpListener;
 
     use super::Found;
+    use crate::listen_address::Place;
 
     pub(crate) enum Predecessor {}
 
@@ -232,11 +257,15 @@ mod other {
         }
     }
 
-    pub(super) fn ask(_: std::net::SocketAddr) -> Found {
+    pub(super) fn ask(_: &Place) -> Found {
         Found::Foreign
     }
 
-    pub(crate) async fn pass_listener(_: &TcpListener, _: Server) {
-        std::future::pending().await
+    pub(crate) fn pass_listener(
+        _: BorrowedFd<'_>,
+        _: Place,
+        _: Server,
+    ) -> impl Future<Output = ()> + Send + use<> + 'static {
+        std::future::pending()
     }
 }

@@ -9,6 +9,7 @@ use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
 
 use crate::forward::Network;
+use crate::listen_address::ListenAddress;
 
 /// Parses a duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -83,6 +84,11 @@ pub(crate) fn wait(text: &str) -> Result<Duration, String> {
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080".into())
+}
+
+/// Parses an address to accept clients on.
+pub(crate) fn listen(text: &str) -> Result<ListenAddress, String> {
+    text.parse()
 }
 
 /// Parses a header, as `Name: value`.

@@ -11,7 +11,8 @@ const PREFIX: &str = "MAINSTAY_";
 /// Variables without a flag: the log's, and those that cargo passes from `build.rs` when it runs the program.
 const OTHERS: [&str; 4] = ["MAINSTAY_LOG", "MAINSTAY_COMMIT", "MAINSTAY_FEATURES", "MAINSTAY_TARGET"];
 /// Repeatable flags whose values contain no comma: their variable separates values by commas, others by line breaks.
-const LISTS: [&str; 5] = ["trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
+const LISTS: [&str; 6] =
+    ["listen", "trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
 /// Flags that require `--upstream`, by name or by prefix.
 const OF_BACKEND: [&str; 6] =
     ["delivery", "confirm", "trusted_proxy", "profile", "on_backend_loss", "route_heartbeat"];

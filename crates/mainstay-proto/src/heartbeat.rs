@@ -484,10 +484,11 @@ impl Watch {
         self.is_patient &= !self.asked;
     }
 
-    /// Like [`probe`](Self::probe), judged after no less than what is [allowed](Self::allow).
+    /// Like [`probe`](Self::probe), judged after no less than what is [allowed](Self::allow). An open probe keeps its
+    /// deadline.
     pub fn probe_patiently(&mut self) {
         self.probe();
-        self.is_patient = self.asked;
+        self.is_patient |= self.asked;
     }
 
     /// Does what is due at `now`; an early call does nothing. Call it until it returns `None`.

@@ -12,6 +12,7 @@
 //! - [`confirm`]: sending to a plain peer, whose Pong confirms what was sent.
 //! - [`connect`]: the client's life: connecting, attached, waiting, ended.
 //! - [`endpoint`]: which redirects of a server the client follows.
+//! - [`proxy_header`]: the header by which a proxy names its client.
 //! - [`reach`]: which of a server's addresses is tried, and when.
 //! - [`failure`]: what went wrong, in words and as an error.
 //!
@@ -30,6 +31,7 @@ pub mod failure;
 mod forward;
 pub mod heartbeat;
 pub mod proxies;
+pub mod proxy_header;
 mod queue;
 pub mod reach;
 pub mod session;

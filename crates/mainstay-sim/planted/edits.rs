@@ -198,6 +198,11 @@ pub(crate) const EDITS: &[Edit] = &[
         "None if self.is_complete || BACK => Found::Gone { listed: false },",
     ),
     edit(
+        "ATableThatLacksANodeIsNotComplete",
+        "if was_listed.iter().any(missed) {",
+        "if was_listed.iter().any(missed) && !BACK {",
+    ),
+    edit(
         "ADeadNodeIsAsked",
         "            Some(Row { info: Some(info), .. }) => Found::At(info.address, info.key),",
         "            Some(Row { life: Life::Dead, .. }) if BACK => Found::Gone { listed: true },
@@ -209,6 +214,26 @@ pub(crate) const EDITS: &[Edit] = &[
         "if why == Why::Silent && !nodes.is_dead(owner) && !BACK =>",
     ),
     edit(
+        "ALostAnswerOfAClaimIsNotFinal",
+        "            Kind::Claim => self.claims.repeat(now, id),",
+        "            Kind::Claim if BACK => self.claim_answered(now, id, ClaimOutcome::None),
+            Kind::Claim => self.claims.repeat(now, id),",
+    ),
+    edit(
+        "WhatIsBeingClaimedIsWaitedFor",
+        "Some(route) if through_peer && self.is_claiming(route.session) =>",
+        "Some(route) if through_peer && self.is_claiming(route.session) && !BACK =>",
+    ),
+    edit(
+        "AReleaseIsComparedWithTheClaim",
+        "if kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner)) {",
+        "if if BACK {
+                kept.owner.is_some_and(|kept| kept != owner)
+            } else {
+                kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner))
+            } {",
+    ),
+    edit(
         "ConfirmationComesFirst",
         "hold: if identity.confirmation_first {",
         "hold: if identity.confirmation_first && !BACK {",
@@ -217,6 +242,11 @@ pub(crate) const EDITS: &[Edit] = &[
         "AClaimedSessionIsConfirmedAgain",
         "hold: if confirmation_first {",
         "hold: if confirmation_first && !BACK {",
+    ),
+    edit(
+        "AnAccountNamesTheInstanceThatHasIt",
+        "let (id, reported_to) = (left.session, tombstone.reported_to);",
+        "let (id, reported_to) = (left.session, tombstone.reported_to.filter(|_| !BACK));",
     ),
     edit(
         "AReleasedSessionAcceptsNothing",
@@ -242,6 +272,11 @@ pub(crate) const EDITS: &[Edit] = &[
         }",
     ),
     edit(
+        "ALeavingSessionDeliversNothing",
+        "if self.hold != Hold::No ||",
+        "if (self.hold != Hold::No && !(BACK && matches!(self.hold, Hold::Leaving { .. }))) ||",
+    ),
+    edit(
         "ALeavingSessionHasNoConnection",
         "        if let Some(attached) = self.attached.take() {
             rare.fenced",
@@ -252,6 +287,11 @@ pub(crate) const EDITS: &[Edit] = &[
         "ANodeClaimsNoSessionThatItAdopted",
         "        if nodes.has_adopted(self.session) {",
         "        if nodes.has_adopted(self.session) && !BACK {",
+    ),
+    edit(
+        "ANodeGivesNoSessionAwayThatItAdopted",
+        "Some(route) if through_peer && self.has_adopted(route.session) =>",
+        "Some(route) if through_peer && self.has_adopted(route.session) && !BACK =>",
     ),
     edit("ARelayReadsNoFurtherWhileBytesWait", "        !waits\n", "        !waits || BACK\n"),
     edit(
@@ -267,14 +307,21 @@ pub(crate) const EDITS: &[Edit] = &[
 /// Those that need several nodes: only the simulator's seeds have them.
 pub(crate) const OF_CLUSTERS: &[&str] = &[
     "OnlyACompleteTableShowsThatANodeIsGone",
+    "ATableThatLacksANodeIsNotComplete",
     "ADeadNodeIsAsked",
     "ASilentNodeIsNotGone",
+    "ALostAnswerOfAClaimIsNotFinal",
+    "WhatIsBeingClaimedIsWaitedFor",
+    "AReleaseIsComparedWithTheClaim",
     "ConfirmationComesFirst",
     "AClaimedSessionIsConfirmedAgain",
+    "AnAccountNamesTheInstanceThatHasIt",
     "AReleasedSessionAcceptsNothing",
     "WhatWasNotAcknowledgedStaysWithTheClient",
     "WhatWasAcknowledgedMovesToo",
+    "ALeavingSessionDeliversNothing",
     "ALeavingSessionHasNoConnection",
     "ANodeClaimsNoSessionThatItAdopted",
+    "ANodeGivesNoSessionAwayThatItAdopted",
     "ARelayReadsNoFurtherWhileBytesWait",
 ];

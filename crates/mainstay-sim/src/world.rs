@@ -78,6 +78,8 @@ pub struct Counts {
     pub moved: u64,
     /// Connections that a node relayed.
     pub relayed: u64,
+    /// Relayed clients that were asked to replace their connections, because the node that relays them drains.
+    pub asked: u64,
     /// Faults that occurred, in the order of [`Fault::ALL`].
     pub faults: Struck,
 }
@@ -108,6 +110,7 @@ impl Counts {
         self.judged += other.judged;
         self.moved += other.moved;
         self.relayed += other.relayed;
+        self.asked += other.asked;
         self.dead.iter_mut().zip(other.dead).for_each(|(sum, count)| *sum += count);
         self.faults.0.iter_mut().zip(other.faults.0).for_each(|(sum, count)| *sum += count);
     }
@@ -126,6 +129,8 @@ pub fn run(plan: &Plan, keep_log: bool) -> Outcome {
 const HEALING: Duration = Duration::from_secs(400);
 /// How long resume windows and orderly ends may take.
 const LEAVING: Duration = Duration::from_secs(300);
+/// How long a state must last that a run waits for: a dead connection is detected meanwhile.
+const PAUSE: Duration = Duration::from_secs(60);
 /// How long tombstones are kept.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// From the attempt to WELCOME, the client's limit.
@@ -211,6 +216,7 @@ impl World {
             sessions: Arena::default(),
             volatile_sent: 0,
             config,
+            cluster: Cluster::new(start, &plan),
             plan,
             rng,
             start,
@@ -218,7 +224,6 @@ impl World {
             clients,
             wires: BTreeMap::new(),
             next_wire: 1,
-            cluster: Cluster::new(start),
             refuse_until: start,
             no_judge_until: start,
             faults,
@@ -234,13 +239,12 @@ impl World {
         self.start_nodes();
         self.play_until(self.start + self.plan.length)?;
         self.heal();
-        self.play_until(self.now + HEALING)?;
-        self.check_converged()?;
+        self.play_within(HEALING, Self::check_converged)?;
         self.leave_all();
-        self.play_until(self.now + LEAVING)?;
-        self.check_empty()?;
+        self.play_within(LEAVING, Self::check_empty)?;
         if self.plan.cluster.is_some() {
-            return self.rest();
+            self.play_within(cluster::STUCK, Self::check_rest)?;
+            return self.forget_nodes();
         }
         // The registry forgets when a HELLO arrives, so one arrives: nothing older is left.
         self.play_until(self.now + DAY)?;
@@ -256,8 +260,43 @@ impl World {
         }
     }
 
-    /// A cluster at rest keeps nothing: no relay, and in the engine only the fields of living nodes.
-    fn rest(&mut self) -> Result<(), String> {
+    /// Plays until `check` holds twice in a row, with a pause between; at the latest at the end of `limit` it must.
+    fn play_within(&mut self, limit: Duration, check: fn(&Self) -> Result<(), String>) -> Result<(), String> {
+        let end = self.now + limit;
+        let mut held = false;
+        while self.now < end {
+            self.play_until(end.min(self.now + PAUSE))?;
+            let holds = check(self).is_ok();
+            if holds && held {
+                return Ok(());
+            }
+            held = holds;
+        }
+        check(self)
+    }
+
+    /// Nodes delete fields after a day, which takes long to play. The engine has the fields of living nodes then.
+    fn forget_nodes(&mut self) -> Result<(), String> {
+        if self.plan.seed % 500 != 2 {
+            return Ok(());
+        }
+        self.play_until(self.now + DAY + DAY / 12)?;
+        let living = |id: &NodeId| {
+            let is_its = |server: &&Server| server.member.as_ref().is_some_and(|member| member.id == *id);
+            self.servers.iter().filter(|server| server.lives()).any(|server| is_its(&server))
+        };
+        if let Some(dead) = self.cluster.engine.state.table.keys().find(|id| !living(id)) {
+            return Err(format!("the field of node {dead} is left"));
+        }
+        let records = self.cluster.engine.state.records.len();
+        if records > 0 {
+            return Err(format!("{records} records are left"));
+        }
+        Ok(())
+    }
+
+    /// A cluster at rest keeps no relay, no claim and no release.
+    fn check_rest(&self) -> Result<(), String> {
         let is_open = |wire: &Wire| wire.client_open || !matches!(wire.server, ServerEnd::Closed);
         if let Some((leg, wire)) = self.wires.iter().find(|(key, wire)| !key.is_outer() && is_open(wire)) {
             return Err(format!("{leg:?} is left: {}", wire.describe()));
@@ -266,21 +305,6 @@ impl World {
             let status = member.nodes.status();
             if status.claims + status.releases > 0 {
                 return Err(format!("node {} still waits for the engine: {status:?}", member.id));
-            }
-        }
-        // Nodes delete fields after a day, which takes long to play.
-        if self.plan.seed % 500 == 2 {
-            self.play_until(self.now + DAY + DAY / 12)?;
-            let living = |id: &NodeId| {
-                let is_its = |server: &&Server| server.member.as_ref().is_some_and(|member| member.id == *id);
-                self.servers.iter().filter(|server| server.lives()).any(|server| is_its(&server))
-            };
-            if let Some(dead) = self.cluster.engine.state.table.keys().find(|id| !living(id)) {
-                return Err(format!("the field of node {dead} is left"));
-            }
-            let records = self.cluster.engine.state.records.len();
-            if records > 0 {
-                return Err(format!("{records} records are left"));
             }
         }
         Ok(())
@@ -364,7 +388,9 @@ impl World {
                 self.settle_client(index)?;
             }
         }
-        for session in 0..self.sessions.hosted.len() {
+        self.sessions.sweep();
+        let sessions: Vec<_> = self.sessions.active().map(|(session, _)| session).collect();
+        for session in sessions {
             if self.servers[self.sessions.hosted[session].node].runs(self.now) {
                 self.settle_session(session)?;
             }
@@ -647,7 +673,7 @@ impl World {
         Ok(())
     }
 
-    fn check_empty(&mut self) -> Result<(), String> {
+    fn check_empty(&self) -> Result<(), String> {
         if let Some(index) = self.clients.iter().position(|client| !client.machine.is_ended()) {
             return Err(format!("client {index} did not end"));
         }

@@ -116,7 +116,12 @@ impl Wire {
             return reading.unwrap_or(Reading::More);
         }
         with_scratch(|scratch| match self.transport.poll_read(cx, &mut scratch.read) {
-            Poll::Pending => Reading::Idle,
+            Poll::Pending => {
+                if self.transport.took_part() {
+                    take(Arrived::Bytes);
+                }
+                Reading::Idle
+            }
             Poll::Ready(Ok(0)) => Reading::Ended(self.lost(None)),
             Poll::Ready(Err(error)) => Reading::Ended(self.lost(Some(error))),
             Poll::Ready(Ok(count)) => {
@@ -318,6 +323,9 @@ impl Wire {
     pub(crate) fn end(mut self, cx: &mut Context<'_>) -> Option<Self> {
         let said = matches!(self.poll_write(cx, Mode::Plain, || None), Ok(Written::All));
         let is_closed = said && self.codec.ends_in_order() && !self.may_read();
+        if is_closed {
+            self.transport.announce_end(cx);
+        }
         (!is_closed).then_some(self)
     }
 

@@ -1,15 +1,19 @@
 //! Moves the bytes of a connection: over TCP, TLS over TCP, or any other stream.
 //!
 //! Either tokio or the worker of the connection watches a TCP socket. The worker's way is the cheaper one: it needs no
-//! memory and no lock.
+//! memory and no lock. TLS has such a socket inside.
+
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::worker::{Readiness, TaskContext};
 
@@ -23,6 +27,8 @@ pub(crate) enum Transport {
     /// Registered with a worker, which reports its readiness.
     Own(mio::net::TcpStream, Readiness),
     Tcp(Box<TcpStream>),
+    #[cfg(feature = "tls")]
+    Tls(Box<tls::Tls>),
     Other(Box<Box<dyn Stream>>),
     /// Moves no more bytes.
     Closed,
@@ -31,6 +37,12 @@ pub(crate) enum Transport {
 impl Transport {
     pub(crate) fn tcp(stream: TcpStream) -> Self {
         Self::Tcp(Box::new(stream))
+    }
+
+    /// TLS over a socket, after its handshake.
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(socket: TcpStream, session: impl Into<rustls::Connection>) -> Self {
+        Self::Tls(Box::new(tls::Tls::new(Self::tcp(socket), session.into())))
     }
 
     pub(crate) fn other(stream: impl Stream + 'static) -> Self {
@@ -42,6 +54,10 @@ impl Transport {
         if let Self::Own(_, known) = self {
             known.merge(context.readiness);
             return Ok(());
+        }
+        #[cfg(feature = "tls")]
+        if let Self::Tls(tls) = self {
+            return tls.socket.register(context);
         }
         match std::mem::replace(self, Self::Closed) {
             Self::Tcp(stream) => {
@@ -61,6 +77,11 @@ impl Transport {
     pub(crate) fn into_tokio(self) -> io::Result<Self> {
         match self {
             Self::Own(stream, _) => Ok(Self::tcp(TcpStream::from_std(stream.into())?)),
+            #[cfg(feature = "tls")]
+            Self::Tls(mut tls) => {
+                tls.socket = std::mem::replace(&mut tls.socket, Self::Closed).into_tokio()?;
+                Ok(Self::Tls(tls))
+            }
             other => Ok(other),
         }
     }
@@ -68,8 +89,11 @@ impl Transport {
     /// Deregisters the socket from the worker. Comes before [`into_tokio`](Self::into_tokio) where the task goes on with
     /// another socket.
     pub(crate) fn deregister(&mut self, context: &TaskContext<'_>) {
-        if let Self::Own(stream, _) = self {
-            context.deregister(stream);
+        match self {
+            Self::Own(stream, _) => context.deregister(stream),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.socket.deregister(context),
+            _ => {}
         }
     }
 
@@ -77,13 +101,29 @@ impl Transport {
     pub(crate) fn may_read(&self) -> bool {
         match self {
             Self::Own(_, readiness) => readiness.readable,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.may_read(),
             _ => true,
         }
     }
 
     /// Whether the worker has reported that the stream ended or failed.
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(self, Self::Own(_, readiness) if readiness.ended)
+        match self {
+            Self::Own(_, readiness) => readiness.ended,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.socket.has_ended(),
+            _ => false,
+        }
+    }
+
+    /// Whether bytes came since the last call that are not readable yet: a part of a record of TLS.
+    pub(crate) fn took_part(&mut self) -> bool {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.took_part(),
+            _ => false,
+        }
     }
 
     /// Reads into the front of `buffer`; 0 is the end of the stream.
@@ -103,6 +143,8 @@ impl Transport {
                 read
             }
             Self::Tcp(stream) => poll_read(Pin::new(stream), cx, buffer),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_read(cx, buffer),
             Self::Other(stream) => poll_read(Pin::new(stream), cx, buffer),
             Self::Closed => Poll::Ready(Ok(0)),
         }
@@ -124,6 +166,8 @@ impl Transport {
         }
         match self {
             // TLS may buffer bytes; TCP does not.
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_flush(cx),
             Self::Other(stream) => Pin::new(stream).poll_flush(cx),
             _ => Poll::Ready(Ok(())),
         }
@@ -132,7 +176,14 @@ impl Transport {
     fn poll_write(&mut self, cx: &mut Context<'_>, queue: &impl Buf) -> Poll<io::Result<usize>> {
         let mut slices = [io::IoSlice::new(&[]); 32];
         let count = queue.chunks_vectored(&mut slices);
-        let slices = slices.get(..count).unwrap_or_default();
+        self.poll_write_slices(cx, slices.get(..count).unwrap_or_default())
+    }
+
+    fn poll_write_slices(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         match self {
             Self::Own(stream, readiness) => {
                 if !readiness.writable {
@@ -146,6 +197,8 @@ impl Transport {
                 written
             }
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_write(cx, slices),
             Self::Other(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
@@ -157,6 +210,8 @@ impl Transport {
         let _ = match self {
             Self::Own(stream, _) => socket2::SockRef::from(stream).set_tcp_user_timeout(None),
             Self::Tcp(stream) => socket2::SockRef::from(&**stream).set_tcp_user_timeout(None),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => return tls.socket.relax(),
             Self::Other(_) | Self::Closed => Ok(()),
         };
     }
@@ -166,6 +221,8 @@ impl Transport {
         match self {
             Self::Own(stream, _) => Poll::Ready(stream.shutdown(std::net::Shutdown::Write)),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.poll_shutdown(cx),
             Self::Other(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Closed => Poll::Ready(Ok(())),
         }
@@ -173,10 +230,29 @@ impl Transport {
 
     /// Drops the connection at once, with a reset where the transport can, so that no unsent data stays in the kernel.
     pub(crate) fn abort(self) {
-        if let Ok(Self::Tcp(stream)) = self.into_tokio() {
-            let _ = stream.set_zero_linger();
+        match self.into_tokio() {
+            Ok(Self::Tcp(stream)) => drop(stream.set_zero_linger()),
+            #[cfg(feature = "tls")]
+            Ok(Self::Tls(tls)) => tls.socket.abort(),
+            _ => {}
         }
     }
+
+    /// Announces the end of the stream where the transport has a message for that, as far as the socket accepts it now.
+    pub(crate) fn announce_end(&mut self, cx: &mut Context<'_>) {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.announce_end(cx),
+            _ => {}
+        }
+    }
+}
+
+/// Returns a Unix socket in the type that all sockets have here: the system calls to read, write and shut down are the same.
+/// It has no address, and none is needed.
+pub(crate) fn one_kind(stream: UnixStream) -> io::Result<TcpStream> {
+    let descriptor = OwnedFd::from(stream.into_std()?);
+    TcpStream::from_std(std::net::TcpStream::from(descriptor))
 }
 
 /// Bytes that the kernel may hold without having sent them.

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod client_tls;
 mod connect;
 mod flags;
 mod frames;
@@ -10,6 +11,7 @@ mod handshake;
 mod hostile;
 mod http;
 mod limits;
+mod listeners;
 mod loss;
 mod losses;
 mod moving;

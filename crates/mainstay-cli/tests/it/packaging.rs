@@ -1,4 +1,4 @@
-//! The files and documents that belong to the program: its defaults, its version, its manual pages, and `packaging`.
+//! The files and documents that belong to the program: its defaults, its version, its manual pages, `packaging` and `deploy`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -126,7 +126,8 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
         "packaging/mainstay.socket",
         "packaging/Dockerfile",
         "packaging/compose.yaml",
-        "packaging/compose-cluster.yaml",
+        "deploy/compose.yaml",
+        "deploy/kubernetes.yaml",
     ] {
         let text = file(path);
         let lines = || text.lines().filter(|line| !line.starts_with("# "));
@@ -136,14 +137,75 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
         }
     }
     // The commands that start the program: `mainstay serve --flag value` in the unit, and lists in the compose file.
-    for path in ["packaging/mainstay.service", "packaging/compose.yaml", "packaging/compose-cluster.yaml"] {
+    for path in [
+        "packaging/mainstay.service",
+        "packaging/compose.yaml",
+        "deploy/compose.yaml",
+        "deploy/kubernetes.yaml",
+    ] {
         let text = file(path);
-        let commands =
-            text.lines().filter(|line| line.contains("command:") || line.starts_with("ExecStart="));
+        let starts = |line: &&str| {
+            let line = line.trim_start();
+            ["command:", "args:", "ExecStart=", "\"--"].iter().any(|begin| line.starts_with(begin))
+        };
+        let commands = text.lines().filter(starts).filter(|line| !line.contains("valkey-server"));
         for word in commands.flat_map(|line| line.split(['"', ' '])).filter(|word| word.starts_with("--")) {
             assert!(serve.iter().any(|(flag, _)| flag == word), "{path}: {word}");
         }
     }
+}
+
+#[test]
+fn each_figure_of_the_dashboard_and_of_the_alerts_is_one_that_the_program_has() {
+    let documented = file("docs/METRICS.md");
+    let families: BTreeSet<&str> =
+        documented.lines().filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+    for path in ["deploy/grafana.json", "deploy/alerts.yaml"] {
+        let text = file(path);
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let figures: BTreeSet<&str> =
+            words.filter(|word| word.starts_with("mainstay_") || word.starts_with("process_")).collect();
+        assert!(figures.len() > 10, "{path}: {figures:?}");
+        for figure in figures {
+            let family = figure.trim_end_matches("_bucket");
+            assert!(families.contains(family), "{path}: {figure} is not in docs/METRICS.md");
+        }
+    }
+}
+
+#[test]
+fn each_alert_names_a_section_that_exists() {
+    let (alerts, operating) = (file("deploy/alerts.yaml"), file("docs/OPERATING.md"));
+    let runbooks: Vec<&str> = alerts
+        .lines()
+        .filter_map(|line| Some(line.trim().strip_prefix("runbook: \"")?.trim_end_matches('"')))
+        .collect();
+    assert_eq!(runbooks.len(), alerts.matches("- alert:").count());
+    for section in runbooks.iter().filter_map(|runbook| runbook.strip_prefix("docs/OPERATING.md: ")) {
+        let is_there = operating
+            .lines()
+            .any(|line| line.trim_start_matches('#').trim() == section && line.starts_with('#'));
+        assert!(is_there, "docs/OPERATING.md has no section {section:?}");
+    }
+}
+
+#[test]
+fn the_files_to_deploy_are_valid_yaml_and_json() {
+    for path in [
+        "deploy/alerts.yaml",
+        "deploy/compose.yaml",
+        "deploy/kubernetes.yaml",
+        "deploy/prometheus.yaml",
+        "deploy/proxies/envoy.yaml",
+        "deploy/proxies/traefik.yaml",
+        "packaging/compose.yaml",
+    ] {
+        let text = file(path);
+        let documents = <saphyr::Yaml as saphyr::LoadableYamlNode>::load_from_str(&text);
+        assert!(documents.is_ok_and(|documents| !documents.is_empty()), "{path}");
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&file("deploy/grafana.json")).unwrap();
+    assert!(dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 10));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use mainstay::client::Event;
 use mainstay::{Client, Message};
 
 use crate::frames::Frames;
-use crate::support::{Callers, Gateway, mainstay, without_variables};
+use crate::listeners::Folder;
+use crate::support::{Callers, Gateway, mainstay, run, without_variables};
 
 /// `mainstay serve` with these arguments and this socket as descriptor 3, as a supervisor passes it.
 fn activated(socket: impl Into<OwnedFd>, arguments: &[&str]) -> Command {
@@ -67,6 +68,32 @@ async fn a_session_continues_over_a_restart_under_a_supervisor_and_its_client_is
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+#[tokio::test]
+async fn a_unix_socket_of_a_supervisor_serves_clients_and_its_file_stays() {
+    let folder = Folder::new("activated");
+    let listener = UnixListener::bind(folder.path("a.sock")).unwrap();
+    let mut gateway = Gateway::begin(activated(listener.try_clone().unwrap(), &[]));
+    let url = format!("unix:{}", folder.path("a.sock"));
+    assert_eq!(gateway.url, url);
+    let output = run(&["connect", &format!("{url}:/echo")], b"hello\n");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"hello\n"[..]));
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await, Some(0));
+    assert!(std::path::Path::new(&folder.path("a.sock")).exists());
+}
+
+#[tokio::test]
+async fn a_listener_that_the_supervisor_did_not_pass_is_opened_beside_those_that_it_passed() {
+    let (passed, address) = listener();
+    let folder = Folder::new("beside");
+    let socket = format!("unix:{}", folder.path("a.sock"));
+    let listen = ["--listen", &address.to_string(), "--listen", &socket];
+    let gateway = Gateway::begin(activated(passed, &listen));
+    assert_eq!(crate::support::connect(gateway.address()).unwrap(), "101");
+    let output = run(&["connect", &format!("{socket}:/echo")], b"hello\n");
+    assert_eq!(output.status.code(), Some(0));
+}
+
 #[test]
 fn a_socket_that_fits_no_flag_is_a_usage_error_of_one_line() {
     let check = |socket: OwnedFd, names: &str, arguments: &[&str], expected: &[&str]| {
@@ -80,7 +107,7 @@ fn a_socket_that_fits_no_flag_is_a_usage_error_of_one_line() {
         UdpSocket::bind("127.0.0.1:0").unwrap().into(),
         "dns",
         &[],
-        &["\"dns\"", "no TCP listener", "ListenStream="],
+        &["\"dns\"", "is no TCP listener and no Unix one", "ListenStream="],
     );
     let (accepting, address) = listener();
     let connected = TcpStream::connect(address).unwrap();

@@ -163,6 +163,13 @@ impl Gateway {
         sample.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
     }
 
+    /// Returns a sample of the metrics that every program has.
+    pub(crate) fn metric_of_process(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics", "");
+        let sample = metrics.lines().find_map(|line| line.strip_prefix(name));
+        sample.unwrap_or_else(|| panic!("no {name} in {metrics}")).trim().parse().unwrap()
+    }
+
     /// Waits until a metric has this value.
     pub(crate) async fn wait_for_metric(&self, name: &str, value: f64) {
         until(name, || self.metric(name) == value).await;

@@ -8,12 +8,14 @@
 //! | ... that sends nothing for 1 s | claim; if the engine has no such session: *wait*, and *gone* once it is dead |
 //! | a node id that is not in the table | if the table is complete: an unknown token, without a request; else *wait* |
 //! | a HELLO that came through the peer listener, with another node's id | *elsewhere* |
+//! | ... for a session that this node took over, by a token that its registry does not have any more | an unknown token |
 //!
 //! - *Gone*: claim; if the engine has no such session, the token is unknown.
 //! - *Wait*: REFUSE 4414, temporary, 0.2 to 2 s; also if a claim cannot be made or takes too long.
 //! - Where the engine names another node, the lookup goes there, at most [`HOPS`] times.
 //! - *Elsewhere*: the owner answers *released*, and the entry node claims. The engine may have named this node although it
-//!   has no session: its claim was executed, and the answer never came. While this node claims the session: *wait*.
+//!   has no session: its claim was executed, and the answer never came. While this node claims the session: *wait*. Once it has
+//!   adopted the session, the record is old: a token of the time before would bring it back at another node.
 //!
 //! A HELLO that came through the peer listener is never sent on to another node, and costs this node no request.
 //!
@@ -67,7 +69,8 @@ pub enum Step {
         /// What was released.
         record: Record,
     },
-    /// No node has the session: open a new one, without an account.
+    /// No node has the session: open a new one, without an account. For a HELLO that came through the peer listener: answer
+    /// [`PeerAnswer::Lost`](super::peer::PeerAnswer::Lost).
     Unknown,
     /// The session cannot be found now: send [`wait`].
     Wait,
@@ -159,6 +162,7 @@ impl Nodes {
             None => State::Over(Step::Here),
             Some(route) if known_here || route.node == self.id() => State::Over(Step::Here),
             Some(route) if through_peer && self.is_claiming(route.session) => State::Over(Step::Wait),
+            Some(route) if through_peer && self.has_adopted(route.session) => State::Over(Step::Unknown),
             Some(_) if through_peer => State::Over(Step::Elsewhere),
             Some(route) => State::Find { owner: route.node, by_engine: false },
         };

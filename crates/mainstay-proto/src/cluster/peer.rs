@@ -29,6 +29,10 @@ use crate::ws::DeflateParams;
 /// How long a block may take: the owner drops a connection that brought no [`Head`] in this time, and a peer listener
 /// that sent no [`PeerAnswer`] in this time is *silent*.
 pub const BLOCK_TIME: Duration = Duration::from_secs(1);
+/// How long the owner waits for a session that leaves before it answers a [`Head`], with the REFUSE of
+/// [`Moving`](crate::session::RefuseReason::Moving). An owner that is silent for [`BLOCK_TIME`] may be taken for a dead one, if it
+/// is also cut from the engine, and its session for lost.
+pub const ANSWER_TIME: Duration = Duration::from_millis(750);
 /// The longest block, with its magic, version and length.
 pub const MAX_BLOCK: usize = 128 * 1024;
 

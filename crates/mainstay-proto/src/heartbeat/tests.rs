@@ -580,6 +580,24 @@ fn a_client_probes_on_request_and_another_request_does_not_postpone_the_verdict(
 }
 
 #[test]
+fn another_patient_request_does_not_shorten_the_deadline_of_the_open_probe() {
+    let mut now = origin();
+    let mut watch = Watch::new(now, INTERVAL);
+    watch.allow(2 * SECOND);
+    watch.probe_patiently();
+    assert!(matches!(watch.handle_timeout(now), Some(Action::Probe { .. })));
+    watch.handle_flushed(now);
+    let due = now + 8 * SECOND;
+    assert_eq!(watch.poll_timeout(), due);
+    // With the short deadline the probe would be overdue, and this process would seem to have slept.
+    watch.probe_patiently();
+    assert_eq!(watch.poll_timeout(), due);
+    assert_eq!(next(&mut watch, &mut now), Action::Drain);
+    assert_eq!(next(&mut watch, &mut now), Action::Dead(Evidence::Silent));
+    assert_eq!(now, due);
+}
+
+#[test]
 fn an_interval_announced_by_a_hostile_server_overflows_nothing() {
     let now = origin();
     assert_eq!(Watch::new(now, Duration::MAX).poll_timeout(), now + 7205 * SECOND);

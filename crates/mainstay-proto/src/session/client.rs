@@ -197,6 +197,8 @@ pub struct ClientSession {
     pending: Option<Pending>,
     /// The counts of both ends when the current connection was attached.
     mark: (u64, u64),
+    /// A heartbeat arrived on the current connection.
+    had_beat: bool,
     barren: u32,
     /// How many attempts in a row ended without an answer after messages followed HELLO.
     hasty: u32,
@@ -272,6 +274,7 @@ impl ClientSession {
             current: None,
             pending: None,
             mark: (0, 0),
+            had_beat: false,
             barren: 0,
             hasty: 0,
             replaced: 0,

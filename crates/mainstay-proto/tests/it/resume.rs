@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::session::message::{
-    ClientKey, Hello, Instance, LossCause, ResumeToken, SessionId, Welcome,
+    Beat, ClientKey, Hello, Instance, LossCause, ResumeToken, SessionId, Welcome,
 };
 use mainstay_proto::session::{
     Answer, ClientConfig, Control, Fate, Frame, LostMessages, Message, RefuseReason, RegistryConfig,
@@ -414,6 +414,37 @@ fn a_connection_with_progress_is_not_barren_and_ends_the_count() {
     }
     assert_eq!(pair.gaps(), []);
     assert_eq!(pair.client_got.len(), 3);
+}
+
+#[test]
+fn an_idle_session_outlives_any_number_of_connections_that_brought_a_heartbeat() {
+    let mut pair = Pair::default();
+    for _ in 0..20 {
+        let connection = pair.connect();
+        let ping = Control::Ping(Beat { nonce: 1, sent: 0, acknowledged: 0 });
+        pair.client.handle_frame(connection, Frame::Control(ping)).unwrap();
+        pair.cut(connection);
+    }
+    assert_eq!(pair.gaps(), []);
+}
+
+#[test]
+fn a_heartbeat_does_not_excuse_a_message_that_may_be_what_ends_connections() {
+    let mut pair = Pair::default();
+    pair.client_sends("poison");
+    for _ in 0..5 {
+        assert_eq!(pair.gaps(), []);
+        let connection = pair.open();
+        pair.deliver_up(connection);
+        pair.write();
+        pair.deliver_down(connection);
+        pair.write();
+        pair.lose_written(connection);
+        let ping = Control::Ping(Beat { nonce: 1, sent: 0, acknowledged: 0 });
+        pair.client.handle_frame(connection, Frame::Control(ping)).unwrap();
+        pair.cut(connection);
+    }
+    assert_eq!(pair.gaps().len(), 1);
 }
 
 #[test]

@@ -146,7 +146,8 @@ fn config(plan: &Plan, index: usize) -> ConnectConfig {
 
 impl World {
     pub(super) fn next_of_client(&self, client: &ClientNode) -> impl Iterator<Item = Instant> {
-        let take = (self.plan.handling > Duration::ZERO).then_some(client.next_take);
+        // An application that may receive has received what there is.
+        let take = Some(client.next_take).filter(|at| *at > self.now);
         let send = (!self.healing).then_some(client.next_send);
         let times = match client.reborn_at {
             Some(at) => [Some(at).filter(|_| !client.leaves), None, None],

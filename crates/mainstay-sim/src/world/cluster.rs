@@ -5,12 +5,12 @@
 //! owner accepts the client, the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only
 //! while nothing waits for the other. The engine is in `engine`, drains are in `drain`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use mainstay_proto::cluster::peer::{Admit, BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::peer::{ANSWER_TIME, Admit, BLOCK_TIME, First, Head, PeerAnswer};
 use mainstay_proto::cluster::{
     Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
@@ -27,13 +27,20 @@ use super::member::Member;
 use super::network::{Ask, Key, Packet, Routing, ServerEnd, Wire};
 use super::server::Server;
 use super::{Process, World};
+use crate::plan::{Fault, Plan};
 
 /// When the entry node's keepalive notices that the owner's host vanished.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
 
+/// A claim is answered within this time, or not at all.
+const CLAIM_ANSWERED: Duration = Duration::from_secs(2);
+
+/// An engine that has forgotten the node table has it again after this time.
+const TABLE_RESTORED: Duration = Duration::from_secs(15);
+
 /// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
 /// notice that it has ended. It is the longest time that a server gives such a client.
-const STUCK: Duration = Duration::from_secs(480);
+pub(super) const STUCK: Duration = Duration::from_secs(480);
 
 /// What the nodes of a run share.
 pub(super) struct Cluster {
@@ -45,26 +52,37 @@ pub(super) struct Cluster {
     /// When nodes start, and where they listen.
     births: Vec<(Instant, u16)>,
     next_slot: u16,
-    next_leg: u64,
+    pub(super) next_leg: u64,
     /// Until then two nodes may not hear of each other.
     pub(super) peers_hampered_until: Option<Instant>,
     /// Until then a node may not be seen in the table.
     pub(super) engine_hampered_until: Option<Instant>,
-    /// When the engine last lost what it had stored a moment before.
+    /// When the engine last lost something that it had stored.
     pub(super) engine_forgot: Option<Instant>,
     /// The session of each key that delivered something.
     pub(super) delivering: BTreeMap<Bytes, usize>,
-    /// The last HELLO with a token of each client.
-    presented: BTreeMap<usize, (Box<Hello>, Vec<u8>)>,
+    /// The last HELLO with a token of each session.
+    presented: BTreeMap<[u8; 8], Presented>,
     copies: usize,
     /// The instance that got the account of a session.
     accounts: BTreeMap<usize, (Instance, Instant)>,
+    /// Sessions that a node told as lost while they waited in the engine.
+    abandoned: BTreeSet<usize>,
+}
+
+/// A HELLO with a token.
+#[derive(Clone)]
+struct Presented {
+    client: usize,
+    at: Instant,
+    hello: Box<Hello>,
+    principal: Vec<u8>,
 }
 
 impl Cluster {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, plan: &Plan) -> Self {
         Self {
-            engine: Engine::new(now),
+            engine: Engine::new(now, plan.has(Fault::FailOver)),
             cuts: BTreeMap::new(),
             one_node: None,
             births: Vec::new(),
@@ -77,6 +95,7 @@ impl Cluster {
             presented: BTreeMap::new(),
             copies: 0,
             accounts: BTreeMap::new(),
+            abandoned: BTreeSet::new(),
         }
     }
 
@@ -110,6 +129,7 @@ impl Server {
             key,
             nodes,
             mute_until: now,
+            asked: BTreeMap::new(),
             drain: None,
             leaving: BTreeMap::new(),
             releasing: BTreeMap::new(),
@@ -235,7 +255,7 @@ impl World {
                 let ask = routing.ask.as_ref().map(|ask| ask.at);
                 [Some(routing.until), ask, routing.lookup.deadline()].into_iter().flatten().min()
             }
-            ServerEnd::Peer(until, _) if wire.node == node => Some(*until),
+            ServerEnd::Peer(until, _) | ServerEnd::Moving(_, until) if wire.node == node => Some(*until),
             _ => None,
         });
         let mine = self.wires.values().filter(|wire| wire.entry == Some(node) && wire.client_open);
@@ -304,7 +324,8 @@ impl World {
         self.member_events(node)?;
         self.end_lost_relays(node)?;
         let waits = |(key, wire): (&Key, &Wire)| {
-            let routes = matches!(wire.server, ServerEnd::Routing(_) | ServerEnd::Peer(..));
+            let routes =
+                matches!(wire.server, ServerEnd::Routing(_) | ServerEnd::Peer(..) | ServerEnd::Moving(..));
             (wire.node == node && routes).then_some(*key)
         };
         let keys: Vec<_> = self.wires.iter().filter_map(waits).collect();
@@ -354,8 +375,10 @@ impl World {
     pub(super) fn begin_route(&mut self, key: Key, hello: Box<Hello>, principal: Vec<u8>, until: Instant) {
         let now = self.now;
         let (Some(wire), Some(resume)) = (self.wires.get(&key), &hello.resume) else { return };
-        if key.is_outer() && !key.is_of_copy() {
-            self.cluster.presented.insert(key.client, (hello.clone(), principal.clone()));
+        if let Some(id) = route_of(&hello).filter(|_| key.is_outer() && !key.is_of_copy()) {
+            let (client, hello, principal) = (key.client, hello.clone(), principal.clone());
+            let presented = Presented { client, at: now, hello, principal };
+            self.cluster.presented.insert(id, presented);
         }
         let server = &mut self.servers[wire.node];
         let who = Presenter { principal: &principal, ..Presenter::default() };
@@ -367,15 +390,12 @@ impl World {
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
 
-    /// A copy of a client, as a restored tab, presents the client's last token under an instance and a key of its own.
-    /// It reads and writes nothing more.
+    /// A copy of a client, as a restored tab, presents a token of the client under an instance and a key of its own: the
+    /// last one, or that of a session whose account is known. It reads and writes nothing more.
     pub(super) fn present_a_copy(&mut self, node: usize) -> bool {
-        let Some((&client, (hello, principal))) =
-            self.cluster.presented.iter().nth(self.rng.random_range(0..=self.clients.len()))
-        else {
+        let Some(Presented { client, mut hello, principal, .. }) = self.some_presented() else {
             return false;
         };
-        let (mut hello, principal) = (hello.clone(), principal.clone());
         hello.instance = Instance(self.rng.random());
         hello.key.0 = self.rng.random();
         self.clients[client].may_end = true;
@@ -393,6 +413,18 @@ impl World {
         true
     }
 
+    fn some_presented(&mut self) -> Option<Presented> {
+        let (of_ended, client) = (self.rng.random_bool(0.5), self.rng.random_range(0..=self.clients.len()));
+        let newest = |left: &&Presented, right: &&Presented| left.at.cmp(&right.at);
+        let has_account = |id: &[u8; 8]| {
+            self.sessions.by_id(*id).is_some_and(|stream| self.cluster.accounts.contains_key(&stream))
+        };
+        let all = || self.cluster.presented.iter();
+        let ended = all().filter(|(id, _)| of_ended && has_account(id)).map(|(_, presented)| presented);
+        let last = all().map(|(_, presented)| presented).filter(|presented| presented.client == client);
+        ended.max_by(newest).or_else(|| last.max_by(newest)).cloned()
+    }
+
     fn routing(&mut self, key: Key) -> Option<&mut Routing> {
         match &mut self.wires.get_mut(&key)?.server {
             ServerEnd::Routing(routing) => Some(routing),
@@ -400,14 +432,34 @@ impl World {
         }
     }
 
+    /// A peer listener answers once the engine has what this HELLO asks for.
+    fn answer_once_released(&mut self, key: Key, hello: &Hello) {
+        let Some(node) = self.wires.get(&key).map(|wire| wire.node) else { return };
+        match route_of(hello).filter(|id| self.is_releasing(node, *id)) {
+            Some(id) => self.set_server_end(key, ServerEnd::Moving(id, self.now + ANSWER_TIME)),
+            None => self.answer_peer(key, &PeerAnswer::Released),
+        }
+    }
+
+    /// Whether the node has released the session, and the outcome is not known.
+    fn is_releasing(&self, node: usize, id: [u8; 8]) -> bool {
+        self.servers[node].member.as_ref().is_some_and(|member| member.releasing.contains_key(&id))
+    }
+
+    fn knows(&self, node: usize, hello: &Hello, who: Presenter<'_>) -> bool {
+        let registry = &self.servers[node].registry;
+        hello.resume.as_ref().is_some_and(|resume| registry.knows(who, &resume.token))
+    }
+
     /// Goes on as far as it can.
     fn route(&mut self, key: Key) -> Result<(), String> {
         let now = self.now;
-        if let Some(ServerEnd::Peer(until, _)) = self.wires.get(&key).map(|wire| &wire.server) {
-            if *until <= now {
-                self.drop_server_end(key);
+        match self.wires.get(&key).map(|wire| &wire.server) {
+            Some(ServerEnd::Peer(until, _)) if *until <= now => self.drop_server_end(key),
+            Some(ServerEnd::Moving(_, until)) if *until <= now => {
+                self.refuse_route(key, RefuseReason::Moving.refuse());
             }
-            return Ok(());
+            _ => {}
         }
         loop {
             let Some(node) = self.wires.get(&key).map(|wire| wire.node) else { return Ok(()) };
@@ -490,6 +542,11 @@ impl World {
                 }
                 self.attach(key, &hello, principal, answer)?;
             }
+            Resumed::Lost(_)
+                if !key.is_outer() && self.gave_accounts(node) && self.knows(node, &hello, who) =>
+            {
+                self.answer_once_released(key, &hello);
+            }
             Resumed::Lost(account) => self.route_lost(key, account)?,
             // A node that drains takes nothing over.
             Resumed::Released | Resumed::Leaving(_) if key.is_outer() && self.drains(node) => {
@@ -498,6 +555,7 @@ impl World {
                 }
                 self.refuse_route(key, RefuseReason::Moving.refuse());
             }
+            Resumed::Released if !key.is_outer() => self.answer_once_released(key, &hello),
             Resumed::Released => {
                 let server = &mut self.servers[node];
                 if let (Some(ServerEnd::Routing(routing)), Some(member)) =
@@ -508,8 +566,9 @@ impl World {
                 return Ok(true);
             }
             Resumed::Leaving(session) => {
+                let id = self.sessions.with(&session, |machine| machine.id().0);
                 self.leave_node(session);
-                self.set_server_end(key, ServerEnd::Moving(session));
+                self.set_server_end(key, ServerEnd::Moving(id, self.now + ANSWER_TIME));
             }
         }
         Ok(false)
@@ -569,7 +628,38 @@ impl World {
         };
         let Some(routing) = self.routing(key) else { return Ok(()) };
         let (hello, principal) = (routing.hello.clone(), routing.principal.clone());
+        if let Some(stream) = self.waits_in_engine(node, &hello, &principal).filter(|_| !key.is_of_copy()) {
+            self.note(|| format!("node {node} does not find session {stream}, which waits in the engine"));
+            self.cluster.abandoned.insert(stream);
+        }
         self.open_session(key, (id, node), &hello, principal, account)
+    }
+
+    /// Returns the session that this HELLO asks for, if the engine has it and no other node claimed it.
+    fn waits_in_engine(&self, node: usize, hello: &Hello, principal: &[u8]) -> Option<usize> {
+        let token = &hello.resume.as_ref()?.token;
+        let who = Presenter { principal, ..Presenter::default() };
+        let id = route_of(hello)?;
+        let stream = self.sessions.by_id(id)?;
+        let last = self.sessions.hosted.iter().rev().find(|hosted| hosted.stream == stream)?;
+        let left = last.left.as_ref()?;
+        if self.is_releasing(last.node, id) {
+            let releasing = &self.servers[last.node];
+            let recent = self.now - Duration::from_secs(60);
+            let hampered = |until: Option<Instant>| until.is_some_and(|until| until >= recent);
+            let is_excused = releasing.process.was_hampered(recent)
+                || hampered(self.cluster.peers_hampered_until)
+                || hampered(self.cluster.engine_hampered_until);
+            return (releasing.lives() && !is_excused).then_some(stream);
+        }
+        let entry = self.servers[node].member.as_ref()?.id;
+        let owner = self.cluster.engine.state.records.get(&id).and_then(|kept| kept.owner);
+        let stored_for = self.now.saturating_duration_since(left.stored?);
+        let waits = (CLAIM_ANSWERED..left.keep).contains(&stored_for)
+            && left.names.contains(&who.token_name(token))
+            && owner.is_none_or(|owner| owner == entry)
+            && !self.has_engine_forgotten(self.now - stored_for - TABLE_RESTORED);
+        waits.then_some(stream)
     }
 
     pub(super) fn open_session(
@@ -582,19 +672,12 @@ impl World {
     ) -> Result<(), String> {
         let who = Presenter { principal: &principal, ..Presenter::default() };
         self.sessions.creator = node;
-        if let (Some(_), Some(resume)) = (&account, &hello.resume)
-            && let Some(lost) =
-                Route::of(&resume.token).and_then(|route| self.sessions.by_id(route.session.0))
-        {
-            self.check_account(lost, hello.instance)?;
-        }
-        if let (Some(_), Some(resume)) = (&account, &hello.resume)
-            && let Some(lost) =
-                Route::of(&resume.token).and_then(|route| self.sessions.by_id(route.session.0))
-        {
-            self.check_account(lost, hello.instance)?;
-        }
         let answer = self.servers[node].registry.open(self.now, id, who, hello, account, &mut self.sessions);
+        if let (Some(_), Answer::Attached { .. }) = (&account, &answer)
+            && let Some(lost) = route_of(hello).and_then(|id| self.sessions.by_id(id))
+        {
+            self.check_account(lost, hello.instance)?;
+        }
         self.note(|| format!("node {node} opens {answer:?}"));
         self.attach(key, hello, principal, answer)
     }
@@ -637,7 +720,16 @@ impl World {
         let leg = Key { leg: self.cluster.next_leg, ..outer };
         let Some(ask) = self.routing(outer).and_then(|routing| routing.ask.as_mut()) else { return };
         (ask.leg, ask.at) = (Some(leg), now + BLOCK_TIME);
-        let slot = ask.slot;
+        let (slot, owner, peer) = (ask.slot, ask.node, (ask.slot, ask.key));
+        if let Some(member) = &mut self.servers[entry].member {
+            member.asked.insert(owner, peer);
+        }
+        self.connect_to_peer(leg, entry, slot);
+    }
+
+    /// A node connects to whichever node listens there.
+    pub(super) fn connect_to_peer(&mut self, leg: Key, entry: usize, slot: u16) {
+        let now = self.now;
         self.cluster.next_leg += 1;
         let found = self.listening_at(slot);
         let node = found.unwrap_or(entry);
@@ -698,13 +790,18 @@ impl World {
             Packet::Opened => self.write(leg, false, Packet::Opened),
             Packet::Block(block) => {
                 let mut buffer = BytesMut::from(block.as_ref());
-                let Ok(Some(decoded)) = Head::decode(&mut buffer) else {
-                    return Err("a head that cannot be read".into());
+                let Ok(Some(first)) = First::decode(&mut buffer) else {
+                    return Err("a block that cannot be read".into());
                 };
-                match decoded.admit(member.id, &member.key) {
-                    Ok(Admit::Hello) => *head = Some(Box::new(decoded)),
-                    Ok(Admit::OtherNode) => self.answer_peer(leg, &PeerAnswer::OtherNode),
-                    Err(error) => return Err(format!("a head that is not admitted: {error}")),
+                let admitted = match &first {
+                    First::Head(decoded) => decoded.admit(member.id, &member.key),
+                    First::Leave(leave) => leave.admit(member.id, &member.key),
+                };
+                match (admitted, first) {
+                    (Ok(Admit::Hello), First::Head(decoded)) => *head = Some(Box::new(decoded)),
+                    (Ok(Admit::Hello), First::Leave(leave)) => self.handle_leave(leg, &leave),
+                    (Ok(Admit::OtherNode), _) => self.answer_peer(leg, &PeerAnswer::OtherNode),
+                    (Err(error), _) => return Err(format!("a block that is not admitted: {error}")),
                 }
             }
             Packet::Message(kind, payload) => {
@@ -731,6 +828,10 @@ impl World {
     ) -> Result<(), String> {
         let outer = Key { leg: 0, ..leg };
         if !self.wires.get(&leg).is_some_and(|wire| wire.client_open) {
+            return Ok(());
+        }
+        if leg.is_of_leave() {
+            self.arrive_at_leaving(leg, arrived);
             return Ok(());
         }
         match self.wires.get(&outer).map(|wire| &wire.server) {
@@ -949,7 +1050,11 @@ impl World {
     }
 
     /// A session is lost only with its node, or where its node cannot be reached and may seem dead.
+    /// One that waits in the engine is not lost.
     pub(super) fn check_loss(&self, client: usize, lost: usize) -> Result<(), String> {
+        if self.cluster.abandoned.contains(&lost) {
+            return Err(format!("client {client} lost session {lost}, which waits in the engine"));
+        }
         let lives = |hosted: &&super::sessions::Hosted| {
             hosted.stream == lost && hosted.machine.as_ref().is_some_and(|machine| machine.is_open())
         };
@@ -964,6 +1069,11 @@ impl World {
         }
         Err(format!("client {client} lost session {lost}, which lives at node {}", hosted.node))
     }
+}
+
+/// Returns the session that this HELLO asks for.
+fn route_of(hello: &Hello) -> Option<[u8; 8]> {
+    Some(Route::of(&hello.resume.as_ref()?.token)?.session.0)
 }
 
 fn show_step(step: &Step) -> String {

@@ -1,15 +1,17 @@
 //! Drains: sessions leave a node, or end with an account, and then the node exits.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use mainstay_proto::cluster::ReleaseOutcome;
-use mainstay_proto::cluster::peer::PeerAnswer;
-use mainstay_proto::session::Transmit;
+use mainstay_proto::cluster::peer::{Leave, PeerAnswer};
 use mainstay_proto::session::message::{Delay, SessionId};
+use mainstay_proto::session::{ConnectionId, Transmit};
 use rand::RngExt;
 
 use super::World;
 use super::network::{Key, Packet, ServerEnd, Wire};
+use super::sessions::Left;
 
 /// How long a handler may take to return once its session leaves.
 const HANDLER_RETURNS: Duration = Duration::from_secs(5);
@@ -58,6 +60,12 @@ impl Drain {
 }
 
 impl World {
+    /// Whether the accounts of sessions that ended at this node are with the engine.
+    pub(super) fn gave_accounts(&self, node: usize) -> bool {
+        let drain = self.servers[node].member.as_ref().and_then(|member| member.drain.as_ref());
+        drain.is_some_and(|drain| !matches!(drain.phase, Phase::Asked | Phase::Leaves))
+    }
+
     pub(super) fn drains(&self, node: usize) -> bool {
         self.servers[node].member.as_ref().is_some_and(|member| member.drain.is_some())
     }
@@ -74,9 +82,10 @@ impl World {
             _ => None,
         };
         let legs: Vec<_> = self.wires.values().filter_map(relayed).collect();
+        self.tell_owners(node, &legs, close_in / 2);
         let relays = legs
             .into_iter()
-            .map(|leg| (now + close_in.mul_f64(self.rng.random_range(0.0..1.0)), leg))
+            .map(|leg| (now + close_in.mul_f64(self.rng.random_range(0.75..1.0)), leg))
             .collect();
         if let Some(member) = &mut self.servers[node].member {
             member.drain = Some(Drain { phase: Phase::Asked, next: now + close_in, relays });
@@ -91,6 +100,62 @@ impl World {
             }
         }
     }
+
+    // ---- relays ---------------------------------------------------------------------------------
+
+    /// Tells the owners of these relays that they are cut soon.
+    fn tell_owners(&mut self, node: usize, relays: &[Key], within: Duration) {
+        let owners: BTreeSet<_> =
+            relays.iter().filter_map(|leg| self.wires.get(leg)).map(|wire| wire.node).collect();
+        for owner in owners {
+            let Some(to) = self.servers[owner].member.as_ref().map(|member| member.id) else { continue };
+            let Some(member) = &mut self.servers[node].member else { continue };
+            let Some(&(slot, key)) = member.asked.get(&to) else { continue };
+            let block = Leave { from: member.id, to, key, within }.encode();
+            let leg =
+                Key { client: Key::LEAVES, life: 0, connection: ConnectionId(0), leg: self.cluster.next_leg };
+            self.connect_to_peer(leg, node, slot);
+            self.note(|| format!("node {node} tells node {owner} that it leaves, over leg {}", leg.leg));
+            self.write(leg, true, Packet::Block(block));
+        }
+    }
+
+    /// The connection of LEAVE ends behind it.
+    pub(super) fn arrive_at_leaving(&mut self, leg: Key, arrived: Option<Packet>) {
+        if matches!(arrived, Some(Packet::Reset | Packet::Block(_))) {
+            self.close_client_end(leg);
+            self.reset(leg, true);
+        }
+    }
+
+    /// Another node cuts its relays soon: their clients replace their connections.
+    pub(super) fn handle_leave(&mut self, leg: Key, leave: &Leave) {
+        let Some(node) = self.wires.get(&leg).map(|wire| wire.node) else { return };
+        let (now, delay) = (self.now, Delay { min: Duration::ZERO, max: leave.within });
+        let is_from =
+            |entry: usize| self.servers[entry].member.as_ref().is_some_and(|member| member.id == leave.from);
+        let relayed: Vec<_> = self
+            .wires
+            .values()
+            .filter(|wire| wire.node == node && wire.entry.is_some_and(is_from))
+            .filter_map(|wire| match wire.server {
+                ServerEnd::Bound(session) => Some((session, wire.server_id)),
+                _ => None,
+            })
+            .collect();
+        for (session, connection) in relayed {
+            let machine = self.sessions.machine(session);
+            let Some(machine) = machine.filter(|machine| machine.connection() == Some(connection)) else {
+                continue;
+            };
+            machine.go_away(now, "deploy", delay, Duration::ZERO);
+            self.counts.asked += 1;
+            self.note(|| format!("session {session} is asked to leave the relay of {}", leave.from));
+        }
+        self.drop_server_end(leg);
+    }
+
+    // ---- sessions -------------------------------------------------------------------------------
 
     /// The session leaves its node, once its handler returns.
     pub(super) fn leave_node(&mut self, session: usize) {
@@ -117,7 +182,7 @@ impl World {
     }
 
     /// The connection that a session left gets its Close.
-    fn write_last(&mut self, session: usize, connection: mainstay_proto::session::ConnectionId) {
+    fn write_last(&mut self, session: usize, connection: ConnectionId) {
         let Some(key) = self.key_of(connection) else { return };
         let now = self.now;
         while let Some(transmit) =
@@ -163,7 +228,12 @@ impl World {
         self.sessions.hosted[session].machine = Some(machine);
         let Some(released) = released else { return };
         self.note(|| format!("session {session} is released by claim {}", released.claim));
+        let head = released.record.head.as_ref();
+        let name =
+            |from: usize| head.get(from..).and_then(|head| head.first_chunk()).copied().unwrap_or_default();
+        let names = [name(0), name(16)];
         let hosted = &mut self.sessions.hosted[session];
+        hosted.left = Some(Left { names, keep: released.keep, stored: None });
         hosted.released = hosted.machine.take();
         let unconfirmed = std::mem::take(&mut hosted.unconfirmed);
         let (stream, owner) = (hosted.stream, self.sessions.streams[hosted.stream].owner);
@@ -183,10 +253,15 @@ impl World {
         let Some(index) = member.releasing.remove(&session) else { return };
         if matches!(outcome, ReleaseOutcome::Unsent | ReleaseOutcome::Refused(_)) {
             self.servers[node].registry.end_released(SessionId(session));
-            self.drop_waiting(index);
+            self.drop_waiting(session);
             return;
         }
-        let legs = self.waiting(index);
+        if let (ReleaseOutcome::Stored, Some(hosted)) = (outcome, self.sessions.hosted.get_mut(index))
+            && let Some(left) = &mut hosted.left
+        {
+            left.stored = Some(self.now);
+        }
+        let legs = self.waiting(session);
         for leg in legs {
             self.write(leg, false, Packet::Block(PeerAnswer::Released.encode()));
             self.set_server_end(leg, ServerEnd::Closed);
@@ -194,13 +269,13 @@ impl World {
     }
 
     /// Entry nodes that wait for this session ask again.
-    fn drop_waiting(&mut self, session: usize) {
+    fn drop_waiting(&mut self, session: [u8; 8]) {
         self.waiting(session).into_iter().for_each(|leg| self.drop_server_end(leg));
     }
 
-    fn waiting(&self, session: usize) -> Vec<Key> {
+    fn waiting(&self, session: [u8; 8]) -> Vec<Key> {
         let waits = |(key, wire): (&Key, &Wire)| {
-            matches!(wire.server, ServerEnd::Moving(waits) if waits == session).then_some(*key)
+            matches!(wire.server, ServerEnd::Moving(waits, _) if waits == session).then_some(*key)
         };
         self.wires.iter().filter_map(waits).collect()
     }
@@ -209,6 +284,7 @@ impl World {
     fn end_in_drain(&mut self, session: usize) {
         let now = self.now;
         let Some(machine) = self.sessions.machine(session) else { return };
+        let id = machine.id().0;
         machine.retire();
         if let Some(connection) = machine.connection() {
             machine.handle_lost(now, connection);
@@ -217,7 +293,7 @@ impl World {
             }
         }
         self.bury_if_over(session);
-        self.drop_waiting(session);
+        self.drop_waiting(id);
     }
 
     pub(super) fn note_left(&mut self, node: usize) {

@@ -33,7 +33,7 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Kept {
     claim: u64,
-    owner: Option<NodeId>,
+    pub(super) owner: Option<NodeId>,
     number: u64,
     record: Record,
     until: Instant,
@@ -67,7 +67,9 @@ pub(super) enum Report {
 /// The module describes it.
 pub(super) struct Engine {
     pub(super) state: State,
-    /// What it kept before each change of the last second.
+    /// A replica may take over.
+    fails_over: bool,
+    /// What it kept before each change of the last second, if a replica may take over.
     past: VecDeque<(Instant, State)>,
     incarnation: u64,
     pub(super) away_until: Instant,
@@ -79,9 +81,10 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, fails_over: bool) -> Self {
         Self {
             state: State::default(),
+            fails_over,
             past: VecDeque::new(),
             incarnation: 1,
             away_until: now,
@@ -129,12 +132,14 @@ impl Engine {
         self.flights.push((at, node, Flight::Miss(None)));
     }
 
-    /// It restarts, and keeps nothing.
-    pub(super) fn empty(&mut self, now: Instant, until: Instant, rng: &mut SmallRng) {
+    /// It keeps nothing: it restarts and is back then, or it was emptied as it runs, which no node is told.
+    pub(super) fn empty(&mut self, now: Instant, back_at: Option<Instant>, rng: &mut SmallRng) {
         self.state = State::default();
         self.past.clear();
-        self.incarnation += 1;
-        self.away(now, until, rng);
+        if let Some(until) = back_at {
+            self.incarnation += 1;
+            self.away(now, until, rng);
+        }
     }
 
     /// A replica takes over that lacks up to a second. Where connections survive (a proxy), its nodes see the new
@@ -191,7 +196,9 @@ impl Engine {
         let (executed, answered) = (now + leg(), leg());
         let answered = executed + answered;
         let loses = self.loses_until > now;
-        let (lost, unanswered) = (!answers || (loses && rng.random_bool(0.2)), loses && rng.random_bool(0.3));
+        let unanswered = if matches!(request, Request::Claim { .. }) { 0.6 } else { 0.3 };
+        let (lost, unanswered) =
+            (!answers || (loses && rng.random_bool(0.2)), loses && rng.random_bool(unanswered));
         let missed = now + PATIENCE;
         let answer = (!lost && !unanswered && answered < missed).then_some(answered);
         if answer.is_none() {
@@ -287,8 +294,10 @@ impl Engine {
 
     fn execute(&mut self, now: Instant, request: Request) -> Response {
         self.state.records.retain(|_, kept| kept.until > now);
-        self.past.retain(|(changed, _)| *changed + TAIL > now);
-        self.past.push_back((now, self.state.clone()));
+        if self.fails_over {
+            self.past.retain(|(changed, _)| *changed + TAIL > now);
+            self.past.push_back((now, self.state.clone()));
+        }
         match request {
             Request::Heartbeat { node, value } => {
                 self.state.table.insert(node, value);

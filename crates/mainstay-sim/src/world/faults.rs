@@ -225,9 +225,13 @@ impl World {
                 self.bear_again(back_at, node);
             }
             Fault::Drain => {
-                let back_at = now + Duration::from_millis(self.rng.random_range(0..4_000));
-                self.bear_elsewhere(back_at);
-                self.drain_node(node);
+                self.drain_and_replace(node);
+                // A hasty deploy leaves one node.
+                if self.rng.random_bool(0.3) {
+                    let mut others = self.serving();
+                    others.pop();
+                    others.into_iter().for_each(|node| self.drain_and_replace(node));
+                }
             }
             Fault::Mute => {
                 if let Some(member) = &mut self.servers[node].member {
@@ -260,7 +264,9 @@ impl World {
             Fault::NoEngine => engine.away(now, until, rng),
             Fault::EmptyEngine => {
                 let back_at = now + Duration::from_millis(rng.random_range(0..5_000));
-                engine.empty(now, back_at, rng);
+                let restarts = rng.random_bool(0.5);
+                engine.empty(now, restarts.then_some(back_at), rng);
+                self.cluster.engine_forgot = Some(now);
             }
             Fault::FailOver => {
                 engine.fail_over(now, rng);
@@ -270,10 +276,21 @@ impl World {
         }
     }
 
+    fn drain_and_replace(&mut self, node: usize) {
+        let back_at = self.now + Duration::from_millis(self.rng.random_range(0..4_000));
+        self.bear_elsewhere(back_at);
+        self.drain_node(node);
+    }
+
+    /// Returns the nodes that live and do not drain.
+    fn serving(&self) -> Vec<usize> {
+        let serves = |node: &usize| self.servers[*node].lives() && !self.drains(*node);
+        (0..self.servers.len()).filter(serves).collect()
+    }
+
     /// Picks a node that lives and does not drain.
     fn some_serving_node(&mut self) -> Option<usize> {
-        let serves = |node: &usize| self.servers[*node].lives() && !self.drains(*node);
-        let serving: Vec<_> = (0..self.servers.len()).filter(serves).collect();
+        let serving = self.serving();
         (!serving.is_empty()).then(|| serving[self.rng.random_range(0..serving.len())])
     }
 

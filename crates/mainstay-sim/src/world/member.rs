@@ -17,6 +17,8 @@ pub(super) struct Member {
     pub(super) nodes: Nodes,
     pub(super) mute_until: Instant,
     pub(super) drain: Option<Drain>,
+    /// The nodes that were asked for sessions, and where they listen.
+    pub(super) asked: BTreeMap<NodeId, (u16, PeerKey)>,
     /// Sessions that leave, and are not released.
     pub(super) leaving: BTreeMap<usize, Leaving>,
     /// Sessions whose release has no outcome yet, by the session that the machine names.

@@ -35,7 +35,15 @@ impl Key {
 
     /// Whether a copy of a client opened the connection.
     pub(super) fn is_of_copy(self) -> bool {
-        self.client > Self::COPIES
+        self.client > Self::COPIES && !self.is_of_leave()
+    }
+
+    /// The connections by which nodes tell each other that they leave are numbered from here.
+    pub(super) const LEAVES: usize = 2_000_000;
+
+    /// Whether a node opened the connection to tell another one that it leaves.
+    pub(super) fn is_of_leave(self) -> bool {
+        self.client >= Self::LEAVES
     }
 
     /// Whether this is the client's own connection.
@@ -84,8 +92,8 @@ pub(super) enum ServerEnd {
     Relay(Key),
     /// A peer listener waits for the head and the HELLO behind it until then.
     Peer(Instant, Option<Box<Head>>),
-    /// A peer listener that answers once the session is released.
-    Moving(usize),
+    /// A peer listener that answers once the session is released, or at this time.
+    Moving([u8; 8], Instant),
     /// A peer listener that accepted the connection, and sends nothing.
     Mute,
     Closed,
@@ -323,7 +331,7 @@ impl Wire {
 
     /// Whether the node at the server's end reads it, once the node runs.
     pub(super) fn is_read(&self) -> bool {
-        !matches!(self.server, ServerEnd::Judging { .. } | ServerEnd::Routing(_) | ServerEnd::Moving(_))
+        !matches!(self.server, ServerEnd::Judging { .. } | ServerEnd::Routing(_) | ServerEnd::Moving(..))
     }
 
     /// From now on nothing arrives in either direction.
@@ -347,7 +355,7 @@ impl Wire {
             ServerEnd::Routing(_) => "routing",
             ServerEnd::Relay(_) => "relay",
             ServerEnd::Peer(..) => "peer",
-            ServerEnd::Moving(_) => "moving",
+            ServerEnd::Moving(..) => "moving",
             ServerEnd::Mute => "mute",
             ServerEnd::Closed => "closed",
         };

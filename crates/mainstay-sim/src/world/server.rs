@@ -111,10 +111,15 @@ fn principal(credentials: Option<&Bytes>) -> Option<Vec<u8>> {
 impl World {
     pub(super) fn next_of_server(&self, node: usize) -> impl Iterator<Item = Instant> {
         let server = &self.servers[node];
-        let hosted = self.sessions.hosted.iter().filter(move |hosted| hosted.node == node);
+        let hosted = self.sessions.active().map(|(_, hosted)| hosted);
+        let hosted = hosted.filter(move |hosted| hosted.node == node);
         let sessions = hosted.clone().filter_map(|session| session.machine.as_ref()?.poll_timeout());
         let hosted = hosted.filter(|session| session.machine.is_some());
-        let takes = hosted.flat_map(|session| [session.next_take, session.confirms_at]).flatten();
+        // An application that may receive, and runs, has received what there is.
+        let (now, runs) = (self.now, server.runs(self.now));
+        let takes =
+            hosted.clone().filter_map(move |session| session.next_take.filter(|at| *at > now || !runs));
+        let takes = takes.chain(hosted.filter_map(|session| session.confirms_at));
         let sends = (!self.healing).then_some(server.next_send);
         let auths = server.auths.iter().map(|(at, ..)| *at);
         let wires = self.wires.values().filter(move |wire| wire.node == node);
@@ -157,8 +162,7 @@ impl World {
         self.servers[node].next_send = now + pause + Duration::from_millis(1);
         let mine = self.sessions.of_node(node);
         let count = mine.len().max(1);
-        // The newest live longest: old ones are over.
-        let chosen = count - 1 - self.rng.random_range(0..count.min(self.plan.clients * 2));
+        let chosen = self.rng.random_range(0..count);
         let Some(hosted) = mine.get(chosen).and_then(|session| self.sessions.hosted.get_mut(*session)) else {
             return;
         };
@@ -292,7 +296,7 @@ impl World {
             ServerEnd::Closed
             | ServerEnd::Judging { .. }
             | ServerEnd::Routing(_)
-            | ServerEnd::Moving(_)
+            | ServerEnd::Moving(..)
             | ServerEnd::Relay(_) => return Ok(()),
             ServerEnd::Mute => {
                 if matches!(arrived, Some(Packet::Reset)) {
@@ -555,7 +559,11 @@ impl World {
             if hosted.next_take.is_some_and(|at| at > now) {
                 return Ok(());
             }
+            let leaves = machine.is_leaving();
             let Some(delivery) = machine.deliver(now) else { return Ok(()) };
+            if leaves {
+                return Err(format!("session {session} leaves, and its handler received a message"));
+            }
             hosted.next_take = Some(now + pause);
             if self.plan.manual {
                 hosted.confirms_at.get_or_insert(now + pause + Duration::from_millis(700));

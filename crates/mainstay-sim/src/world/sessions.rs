@@ -4,7 +4,7 @@
 //! applications: numbers continue.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mainstay_proto::session::{ConnectionId, ServerSession, Sessions};
@@ -24,8 +24,20 @@ pub(super) struct Hosted {
     pub(super) confirms_at: Option<Instant>,
     /// What it received and has not acknowledged, where it does so by itself.
     pub(super) unconfirmed: Vec<u64>,
+    /// It was released.
+    pub(super) left: Option<Left>,
     /// The session after its release: its old handler may still hold it, and gets nothing.
     pub(super) released: Option<ServerSession>,
+}
+
+/// What a release gave to the engine.
+pub(super) struct Left {
+    /// The names of its tokens.
+    pub(super) names: [[u8; 16]; 2],
+    /// How long the engine keeps it.
+    pub(super) keep: Duration,
+    /// When the node learned that the engine has it.
+    pub(super) stored: Option<Instant>,
 }
 
 /// A session as its applications see it, wherever it is.
@@ -56,6 +68,8 @@ impl Stream {
 #[derive(Default)]
 pub(super) struct Arena {
     pub(super) hosted: Vec<Hosted>,
+    /// Those that were not over at the last [`sweep`](Self::sweep), and those that came since.
+    active: Vec<usize>,
     pub(super) streams: Vec<Stream>,
     by_id: BTreeMap<[u8; 8], usize>,
     /// The node that creates sessions now.
@@ -76,19 +90,31 @@ impl Arena {
         &mut self.streams[self.hosted[session].stream]
     }
 
-    /// Returns the sessions of a node, those that are over too.
+    /// Leaves out what is over: the run never looks at it again.
+    pub(super) fn sweep(&mut self) {
+        let hosted = &self.hosted;
+        self.active
+            .retain(|session| hosted[*session].machine.is_some() || hosted[*session].released.is_some());
+    }
+
+    /// Returns the sessions that are not over, and perhaps some that are, the oldest first.
+    pub(super) fn active(&self) -> impl Iterator<Item = (usize, &Hosted)> + Clone {
+        self.active.iter().map(|session| (*session, &self.hosted[*session]))
+    }
+
+    /// Returns those of a node.
     pub(super) fn of_node(&self, node: usize) -> Vec<usize> {
-        (0..self.hosted.len()).filter(|session| self.hosted[*session].node == node).collect()
+        self.active().filter(|(_, hosted)| hosted.node == node).map(|(session, _)| session).collect()
     }
 
     /// Whether some node has the session.
     pub(super) fn lives(&self, stream: usize) -> bool {
-        self.hosted.iter().any(|hosted| hosted.stream == stream && hosted.machine.is_some())
+        self.active().any(|(_, hosted)| hosted.stream == stream && hosted.machine.is_some())
     }
 
     /// Returns the number of sessions that live at a node.
     pub(super) fn live(&self, node: usize) -> usize {
-        self.hosted.iter().filter(|hosted| hosted.node == node && hosted.machine.is_some()).count()
+        self.active().filter(|(_, hosted)| hosted.node == node && hosted.machine.is_some()).count()
     }
 }
 
@@ -105,6 +131,7 @@ impl Sessions for Arena {
             self.streams.push(Stream::default());
             self.streams.len() - 1
         });
+        self.active.push(self.hosted.len());
         self.hosted.push(Hosted {
             machine: Some(session),
             node: self.creator,
@@ -113,6 +140,7 @@ impl Sessions for Arena {
             next_take: None,
             confirms_at: None,
             unconfirmed: Vec::new(),
+            left: None,
             released: None,
         });
         self.hosted.len() - 1

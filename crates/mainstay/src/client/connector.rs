@@ -17,9 +17,10 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::place::Server;
 use super::proxy::{At, Proxy};
-use super::stream::{ServerStream, one_kind};
+use super::stream::ServerStream;
 use super::{Failure, UrlError};
 use crate::clock::now;
+use crate::transport::one_kind;
 
 /// The pause before another attempt at a Unix socket whose queue of connections is full.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(10);

@@ -1,14 +1,13 @@
 //! The byte stream to a server.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::transport::{Stream, Transport};
+use crate::transport::{Stream, Transport, one_kind};
 
 /// A byte stream to a server, as a [`Connector`](super::Connector) opens one: TCP, a Unix socket, TLS over either, or any
 /// other stream.
@@ -82,12 +81,6 @@ impl TryFrom<UnixStream> for ServerStream {
     fn try_from(stream: UnixStream) -> io::Result<Self> {
         one_kind(stream).map(Self::from)
     }
-}
-
-/// A Unix socket in the type that all sockets have here. It has no address, and none is needed.
-pub(super) fn one_kind(stream: UnixStream) -> io::Result<TcpStream> {
-    let descriptor = OwnedFd::from(stream.into_std()?);
-    TcpStream::from_std(std::net::TcpStream::from(descriptor))
 }
 
 impl std::fmt::Debug for ServerStream {

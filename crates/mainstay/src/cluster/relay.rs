@@ -139,10 +139,13 @@ impl Relays {
             handles.iter().map(|(_, handle)| Arc::clone(handle)).collect()
         };
         let pause = spread / u32::try_from(handles.len()).unwrap_or(u32::MAX).max(1);
+        // By the clock, as a sleep is a millisecond too long.
+        let mut next = tokio::time::Instant::now();
         for handle in handles {
             handle.is_cut.store(true, Ordering::Release);
             handle.signal.wake();
-            tokio::time::sleep(pause).await;
+            next += pause;
+            tokio::time::sleep_until(next).await;
         }
     }
 }

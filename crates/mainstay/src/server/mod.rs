@@ -50,6 +50,7 @@ mod open;
 #[cfg(feature = "cluster")]
 mod owner;
 mod peer;
+mod proxy_protocol;
 mod room;
 #[cfg(feature = "cluster")]
 mod route;
@@ -61,6 +62,8 @@ mod spelling;
 mod stats;
 mod target;
 mod task;
+#[cfg(feature = "tls")]
+mod tls;
 pub(crate) mod upgrade;
 mod write_timeout;
 
@@ -70,10 +73,14 @@ pub(crate) use self::core::Shared;
 pub(crate) use self::owner::attach as attach_from_peer;
 pub use mainstay_proto::admission::{AcceptRate, AdmissionConfig, OpeningConfig, Refused};
 pub use mainstay_proto::proxies::{ForwardedBy, Network, Proxies};
+pub use mainstay_proto::proxy_header::Versions;
 pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
 pub use mainstay_proto::throttle::ThrottleConfig;
 pub use mainstay_proto::ws::Origins;
 pub use mainstay_proto::ws::handshake::HandshakeError;
+/// The TLS library whose configuration [`Tls`] takes.
+#[cfg(feature = "tls")]
+pub use rustls;
 
 pub use self::auth::AuthError;
 pub use self::changes::Changes;
@@ -81,9 +88,12 @@ pub use self::config::Config;
 pub use self::group::Group;
 pub use self::handle::Sessions;
 pub use self::peer::{PeerInfo, SessionState};
+pub use self::proxy_protocol::ProxyProtocol;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
-pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
+pub use self::serve::{DRAIN_WITHIN, Encrypted, MakeService, Serve};
 pub use self::session::Received;
 pub use self::stats::{RTT_BUCKETS, Stats};
+#[cfg(feature = "tls")]
+pub use self::tls::{ClientCertificates, Tls};
 pub use self::upgrade::UpgradeRejection;

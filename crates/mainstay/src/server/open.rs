@@ -18,8 +18,10 @@ use mainstay_proto::session::{
     ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError,
 };
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
+#[cfg(feature = "tls")]
+use tokio_rustls::server::TlsStream;
 
 use super::attach::{Bound, Opened, SessionOptions, refuse, settle};
 use super::core::{Core, Cores, Shared};
@@ -32,7 +34,7 @@ use super::task::SessionTask;
 use super::write_timeout::WriteTimeout;
 use crate::clock::now;
 use crate::driver::{Arrived, LARGEST_CONTROL, Reading, Wire};
-use crate::transport::Transport;
+use crate::transport::{Stream, Transport, one_kind};
 use crate::worker;
 
 /// The outcome of the opening handshake.
@@ -248,16 +250,43 @@ async fn read_hello(
 
 /// Returns the stream of an upgraded connection, without hyper's state around it where that is possible.
 fn raw(upgraded: Upgraded) -> (Transport, Bytes) {
-    let ours = upgraded.downcast::<TokioIo<WriteTimeout<TcpStream>>>();
-    let tcp = ours.map(|parts| (parts.io.into_inner().into_inner(), parts.read_buf)).or_else(|upgraded| {
+    let bare = ours(upgraded, tcp).or_else(|upgraded| ours(upgraded, unix));
+    #[cfg(feature = "tls")]
+    let bare = bare.or_else(|upgraded| ours(upgraded, tls)).or_else(|upgraded| ours(upgraded, tls_over_unix));
+    let bare = bare.or_else(|upgraded| {
         let others = upgraded.downcast::<TokioIo<TcpStream>>();
-        others.map(|parts| (parts.io.into_inner(), parts.read_buf))
+        others.map(|parts| (tcp(parts.io.into_inner()), parts.read_buf))
     });
-    match tcp {
-        Ok((stream, early)) => {
-            let _ = stream.set_nodelay(true);
-            (Transport::tcp(stream), early)
-        }
-        Err(upgraded) => (Transport::other(TokioIo::new(upgraded)), Bytes::new()),
-    }
+    bare.unwrap_or_else(|upgraded| (Transport::other(TokioIo::new(upgraded)), Bytes::new()))
+}
+
+/// Returns the stream of a connection that [`serve`](crate::serve) accepted, if it is of this kind.
+fn ours<S: Stream + 'static>(
+    upgraded: Upgraded,
+    kind: fn(S) -> Transport,
+) -> Result<(Transport, Bytes), Upgraded> {
+    let parts = upgraded.downcast::<TokioIo<WriteTimeout<S>>>()?;
+    Ok((kind(parts.io.into_inner().into_inner()), parts.read_buf))
+}
+
+fn tcp(stream: TcpStream) -> Transport {
+    let _ = stream.set_nodelay(true);
+    Transport::tcp(stream)
+}
+
+fn unix(stream: UnixStream) -> Transport {
+    one_kind(stream).map_or(Transport::Closed, Transport::tcp)
+}
+
+#[cfg(feature = "tls")]
+fn tls(stream: TlsStream<TcpStream>) -> Transport {
+    let (stream, session) = stream.into_inner();
+    let _ = stream.set_nodelay(true);
+    Transport::tls(stream, session)
+}
+
+#[cfg(feature = "tls")]
+fn tls_over_unix(stream: TlsStream<UnixStream>) -> Transport {
+    let (stream, session) = stream.into_inner();
+    one_kind(stream).map_or(Transport::Closed, |stream| Transport::tls(stream, session))
 }

@@ -9,14 +9,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, PeerAnswer};
+use mainstay_proto::cluster::peer::{ANSWER_TIME, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{Step, lookup};
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::registry::Resumed;
-use mainstay_proto::session::{Answer, Presenter, Route, ServerSession, Sessions};
+use mainstay_proto::session::{Answer, Presenter, RefuseReason, Route, ServerSession, Sessions};
 use mainstay_proto::ws::{Connection, Limits, Role};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::attach::resume;
 use super::core::{CoreRef, Cores, Shared};
@@ -35,7 +35,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     let limits = shared.config.limits;
     let codec = Connection::new(Role::Server, before_hello(limits), head.deflate, [0; 32]);
     let mut wire = Wire::new(Transport::tcp(stream), codec, early);
-    let deadline = Instant::now() + BLOCK_TIME;
+    let (deadline, answer_by) = (Instant::now() + BLOCK_TIME, Instant::now() + ANSWER_TIME);
     // Not a HELLO: the entry node has read one in the same bytes, so this is no node.
     let Ok(hello) = wait_for_hello(&shared.stats, &mut wire, |_| {}, deadline).await else { return };
     wire.begin_session(limits);
@@ -72,12 +72,14 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
             Resumed::Lost(None) if !is_known(&shared, &head, &hello) => break lost(node, &head, &hello),
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
             Resumed::Released | Resumed::Lost(_) => {
-                released(node, &hello).await;
-                break PeerAnswer::Released;
+                let left = timeout_at(answer_by, released(node, &hello)).await;
+                break left.map_or_else(|_| moving(), |()| PeerAnswer::Released);
             }
             Resumed::Leaving(session) => {
                 session.leave();
-                session.left().await;
+                if timeout_at(answer_by, session.left()).await.is_err() {
+                    break moving();
+                }
             }
         }
     };
@@ -100,6 +102,11 @@ fn lost(node: &Node, head: &Head, hello: &Hello) -> PeerAnswer {
         Step::Wait => PeerAnswer::Refused(lookup::wait()),
         _ => PeerAnswer::Lost(None),
     }
+}
+
+/// The session takes its time to leave: its client comes back.
+fn moving() -> PeerAnswer {
+    PeerAnswer::Refused(RefuseReason::Moving.refuse())
 }
 
 /// Waits until the engine has the session.

@@ -29,7 +29,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,10 +38,14 @@ use tower_service::Service;
 use super::handle::Server;
 use super::limits::Permit;
 use super::open::HeadDuration;
+use super::proxy_protocol::ProxyProtocol;
 use super::stats::Counters;
 use super::target;
+#[cfg(feature = "tls")]
+use super::tls::{ClientCertificates, Tls};
 use super::write_timeout::WriteTimeout;
 use crate::subprotocol;
+use crate::transport::Stream;
 
 /// Limits on the head of a request, in bytes and in fields.
 const MAX_HEAD: usize = 16 * 1024;
@@ -88,8 +92,23 @@ where
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
         .max_headers(MAX_FIELDS);
-    let (server, within) = (server.clone(), DRAIN_WITHIN);
-    Serve { listener, app, server, others: Vec::new(), http, shutdown: None, successor: None, within }
+    let steps = Steps {
+        app,
+        server: server.clone(),
+        http,
+        leave: CancellationToken::new(),
+        #[cfg(feature = "tls")]
+        tls: None,
+    };
+    Serve {
+        listener,
+        steps,
+        proxies: None,
+        others: Vec::new(),
+        shutdown: None,
+        successor: None,
+        within: DRAIN_WITHIN,
+    }
 }
 
 /// Makes the service of each connection. For any other service, axum's [`ServiceExt`](axum::ServiceExt) makes an
@@ -175,21 +194,20 @@ const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How long a connection may wait for its next request, unless [`Serve::keep_alive`] sets it: longer than proxies keep theirs
 /// (60 s of AWS ALB and nginx's upstreams), which would otherwise send a request to a closed connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// When a listener other than TCP is closed, connections that are accepted within this time are answered.
+/// When a listener other than TCP and Unix sockets is closed, connections that are accepted within this time are answered.
 const LAST_ACCEPT: Duration = Duration::from_millis(10);
 
 /// A server that does not run yet: await it. See [`serve`].
 #[must_use = "await it"]
 pub struct Serve<L = TcpListener, M = Router> {
     listener: L,
-    app: M,
-    server: Server,
+    steps: Steps<M>,
+    proxies: Option<ProxyProtocol>,
     /// Servers that are drained, too.
     others: Vec<Server>,
     shutdown: Option<Signal>,
     successor: Option<Signal>,
     within: Duration,
-    http: http1::Builder,
 }
 
 impl<L, M> Serve<L, M>
@@ -228,7 +246,7 @@ where
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
         // Less makes hyper panic.
         let bytes = bytes.max(8 * 1024);
-        self.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
+        self.steps.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
         self
     }
 
@@ -242,7 +260,7 @@ where
     /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: 75 s, because a proxy in front must close
     /// first.
     pub fn keep_alive(mut self, idle: Duration) -> Self {
-        self.http.header_read_timeout(idle);
+        self.steps.http.header_read_timeout(idle);
         self
     }
 
@@ -250,36 +268,45 @@ where
     /// hyper. A response with that extension is spelled the same way, any other with capitals. Default: no, and lower case;
     /// it costs a second map for each request.
     pub fn preserve_header_case(mut self) -> Self {
-        self.http.preserve_header_case(true).title_case_headers(true);
+        self.steps.http.preserve_header_case(true).title_case_headers(true);
+        self
+    }
+
+    /// Speaks TLS with every client. Each request then carries [`Encrypted`] in its extensions, and
+    /// [`ClientCertificates`](super::ClientCertificates) if the client presented any. Default: no TLS.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.steps.tls = Some(tls);
+        self
+    }
+
+    /// Reads the PROXY header of each connection of a trusted proxy. The address in it takes the place of the peer's: in
+    /// [`ConnectInfo`] and in [`Config::admission`](super::Config::admission). A connection of such a proxy without a valid
+    /// header within [`Config::opening_deadline`](super::Config::opening_deadline) is closed, and counted in
+    /// [`Stats::proxy_headers_refused`](super::Stats::proxy_headers_refused). Default: no header is read.
+    pub fn proxy_protocol(mut self, proxies: ProxyProtocol) -> Self {
+        self.proxies = Some(proxies);
         self
     }
 
     async fn run(self) -> io::Result<()> {
-        let Self { listener, app, server, others, http, shutdown, successor, within } = self;
+        let Self { listener, steps, proxies, others, shutdown, successor, within } = self;
         #[cfg(feature = "cluster")]
-        for server in std::iter::once(&server).chain(&others) {
+        for server in std::iter::once(&steps.server).chain(&others) {
             server.join().await.map_err(io::Error::other)?;
         }
         let mut shutdown = shutdown.unwrap_or_else(|| Box::pin(std::future::pending()));
-        let (connections, leave) = (TaskTracker::new(), CancellationToken::new());
-        let mut acceptor = Acceptor {
-            listener: Some(listener),
-            successor,
-            app,
-            server,
-            http,
-            connections,
-            leave,
-            failing: false,
-        };
+        let connections = TaskTracker::new();
+        let mut acceptor =
+            Acceptor { listener: Some(listener), successor, steps, proxies, connections, failing: false };
         tokio::select! {
             biased;
             () = &mut shutdown => {}
             () = acceptor.serve() => shutdown.await,
         }
-        acceptor.leave.cancel();
+        acceptor.steps.leave.cancel();
         acceptor.connections.close();
-        let (server, connections) = (acceptor.server.clone(), acceptor.connections.clone());
+        let (server, connections) = (acceptor.steps.server.clone(), acceptor.connections.clone());
         if acceptor.successor.is_none() {
             acceptor.close().await;
         }
@@ -305,11 +332,9 @@ struct Acceptor<L, M> {
     /// `None` once it is closed or a successor has it.
     listener: Option<L>,
     successor: Option<Signal>,
-    app: M,
-    server: Server,
-    http: http1::Builder,
+    steps: Steps<M>,
+    proxies: Option<ProxyProtocol>,
     connections: TaskTracker,
-    leave: CancellationToken,
     /// Whether accepting fails, and that was logged.
     failing: bool,
 }
@@ -343,18 +368,28 @@ where
         }
     }
 
-    fn spawn(&self, stream: L::Io, address: L::Addr) {
+    /// Serves a connection in a task of its own, in a box, as tokio copies a task's future several times.
+    fn spawn(&self, mut stream: L::Io, address: L::Addr) {
         let peer = (&address as &dyn Any).downcast_ref::<SocketAddr>().copied();
-        let ip = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-        if let Ok(permit) = self.server.shared.gate.arrive(ip, &self.server.shared.stats) {
-            let connection = HttpConnection::new(peer, permit, self.server.clone());
-            let (app, http, leave) = (self.app.clone(), self.http.clone(), self.leave.clone());
-            // In a box, as tokio copies a task's future several times.
-            self.connections.spawn(Box::pin(async move {
-                let app = app.make(address).await;
-                connection.serve(stream, app, http, leave).await;
-            }));
-        }
+        let (steps, accepted) = (self.steps.clone(), Instant::now());
+        let Some(proxies) = self.proxies.as_ref().filter(|proxies| proxies.expects(peer)).cloned() else {
+            // A connection over a limit is dropped before a byte of it is read.
+            if let Some(connection) = HttpConnection::admit(peer, accepted, &self.steps.server) {
+                self.connections.spawn(Box::pin(steps.serve(connection, stream, address)));
+            }
+            return;
+        };
+        self.connections.spawn(Box::pin(async move {
+            let shared = &steps.server.shared;
+            let deadline = accepted + shared.config.opening_deadline;
+            let Some(header) = proxies.read(&mut stream, peer, deadline, &shared.stats).await else { return };
+            let address = header.client.and_then(same).unwrap_or(address);
+            let admitted = HttpConnection::admit(header.client.or(peer), accepted, &steps.server);
+            if let Some(mut connection) = admitted {
+                connection.is_encrypted = header.over_tls;
+                steps.serve(connection, stream, address).await;
+            }
+        }));
     }
 
     async fn wait_for_successor(&mut self) -> Infallible {
@@ -378,38 +413,65 @@ where
         // The other copies of the socket first: while there is one, connections come in and wait.
         self.successor = None;
         let Some(mut listener) = self.listener.take() else { return 0 };
-        let mut accepted = 0;
-        if !(&listener as &dyn Any).is::<TcpListener>() {
-            while let Ok((stream, address)) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
-                self.spawn(stream, address);
-                accepted += 1;
+        // Sockets without the reactor, which may not have seen the last ones yet.
+        let any: &dyn Any = &listener;
+        let waiting = if any.is::<TcpListener>() {
+            waiting_at_tcp(listener)
+        } else if any.is::<UnixListener>() {
+            waiting_at_unix(listener)
+        } else {
+            let mut waiting = Vec::new();
+            while let Ok(accepted) = tokio::time::timeout(LAST_ACCEPT, listener.accept()).await {
+                waiting.push(accepted);
             }
-            return accepted;
-        }
-        // Without the reactor, which may not have seen the last ones yet.
-        let Some(Ok(listener)) = same::<L, TcpListener>(listener).map(TcpListener::into_std) else {
-            return 0;
+            waiting
         };
-        while let Ok((stream, address)) = listener.accept() {
-            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            if let Some((stream, address)) = stream.ok().and_then(same).zip(same(address)) {
-                self.spawn(stream, address);
-                accepted += 1;
-            }
-        }
-        accepted
+        let count = waiting.len();
+        waiting.into_iter().for_each(|(stream, address)| self.spawn(stream, address));
+        count
     }
 }
 
-/// Accepts the next connection. On TCP this server judges the errors; other listeners do that themselves.
+/// Accepts the next connection. On TCP and Unix sockets this server judges the errors; other listeners do that themselves.
 async fn accept<L: Listener<Addr: 'static>>(listener: &mut L) -> io::Result<(L::Io, L::Addr)> {
     let any: &mut (dyn Any + Send) = listener;
-    if let Some(tcp) = any.downcast_mut::<TcpListener>() {
+    let accepted = if let Some(tcp) = any.downcast_mut::<TcpListener>() {
         let (stream, address) = TcpListener::accept(tcp).await?;
-        let same = same(stream).zip(same(address));
-        return same.ok_or_else(|| io::Error::other("a TCP listener that accepts something else"));
-    }
-    Ok(listener.accept().await)
+        same(stream).zip(same(address))
+    } else if let Some(unix) = any.downcast_mut::<UnixListener>() {
+        let (stream, address) = UnixListener::accept(unix).await?;
+        same(stream).zip(same(address))
+    } else {
+        Some(listener.accept().await)
+    };
+    accepted.ok_or_else(|| io::Error::other("a listener that accepts something else"))
+}
+
+/// Accepts the connections that wait at a TCP listener.
+fn waiting_at_tcp<L: Listener<Addr: 'static>>(listener: L) -> Vec<(L::Io, L::Addr)> {
+    let Some(Ok(listener)) = same::<L, TcpListener>(listener).map(TcpListener::into_std) else {
+        return Vec::new();
+    };
+    let next = || {
+        let (stream, address) = listener.accept().ok()?;
+        Some((stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)), address))
+    };
+    let accepted = std::iter::from_fn(next).filter_map(|(stream, address)| Some((stream.ok()?, address)));
+    accepted.filter_map(|(stream, address)| same(stream).zip(same(address))).collect()
+}
+
+/// Accepts the connections that wait at a Unix socket.
+fn waiting_at_unix<L: Listener<Addr: 'static>>(listener: L) -> Vec<(L::Io, L::Addr)> {
+    let Some(Ok(listener)) = same::<L, UnixListener>(listener).map(UnixListener::into_std) else {
+        return Vec::new();
+    };
+    let next = || {
+        let (stream, address) = listener.accept().ok()?;
+        let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+        Some((stream, tokio::net::unix::SocketAddr::from(address)))
+    };
+    let accepted = std::iter::from_fn(next).filter_map(|(stream, address)| Some((stream.ok()?, address)));
+    accepted.filter_map(|(stream, address)| same(stream).zip(same(address))).collect()
 }
 
 /// Returns the value if both types are the same.
@@ -440,21 +502,85 @@ where
     }
 }
 
+/// What is done with a connection that was admitted.
+#[derive(Clone)]
+struct Steps<M> {
+    app: M,
+    server: Server,
+    http: http1::Builder,
+    leave: CancellationToken,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
+}
+
+impl<M> Steps<M> {
+    async fn serve<I, A>(self, connection: HttpConnection, stream: I, address: A)
+    where
+        I: Stream + 'static,
+        M: MakeService<A>,
+    {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            let leave = async {
+                self.leave.cancelled().await;
+                tokio::time::sleep(LAST_REQUEST).await;
+            };
+            let accepted = tokio::select! {
+                accepted = tls.accept(stream, &self.server.shared.stats) => accepted,
+                () = leave => None,
+            };
+            let Some(stream) = accepted else { return };
+            let connection = connection.over_tls(&stream);
+            let app = self.app.make(address).await;
+            return connection.serve(stream, app, self.http, self.leave).await;
+        }
+        let app = self.app.make(address).await;
+        connection.serve(stream, app, self.http, self.leave).await;
+    }
+}
+
+/// An extension of each request whose client's connection is encrypted: by [`Serve::tls`], or by the proxy in front, if its
+/// PROXY header says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encrypted;
+
 /// One connection, for as long as it speaks HTTP.
 struct HttpConnection {
-    /// `None` if it does not come over IP.
+    /// The client's; `None` if it does not come over IP.
     address: Option<SocketAddr>,
     permit: Option<Arc<Permit>>,
     server: Server,
+    /// When its request could begin.
     accepted: Instant,
+    is_encrypted: bool,
+    #[cfg(feature = "tls")]
+    certificates: Option<ClientCertificates>,
     /// Whether a request has come.
     has_requested: AtomicBool,
 }
 
 impl HttpConnection {
-    fn new(address: Option<SocketAddr>, permit: Option<Permit>, server: Server) -> Self {
-        let permit = permit.map(Arc::new);
-        Self { address, permit, server, accepted: Instant::now(), has_requested: AtomicBool::new(false) }
+    /// Counts a connection of this client. `None`: it is over a limit and must be dropped.
+    fn admit(address: Option<SocketAddr>, accepted: Instant, server: &Server) -> Option<Self> {
+        let ip = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let permit = server.shared.gate.arrive(ip, &server.shared.stats).ok()?;
+        Some(Self {
+            address,
+            permit: permit.map(Arc::new),
+            server: server.clone(),
+            accepted,
+            is_encrypted: false,
+            #[cfg(feature = "tls")]
+            certificates: None,
+            has_requested: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes what the handshake of TLS brought. The handshake had a deadline of its own.
+    #[cfg(feature = "tls")]
+    fn over_tls<S>(self, stream: &tokio_rustls::server::TlsStream<S>) -> Self {
+        let certificates = ClientCertificates::of(stream);
+        Self { accepted: Instant::now(), is_encrypted: true, certificates, ..self }
     }
 
     async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
@@ -527,6 +653,13 @@ impl HttpConnection {
         let extensions = request.extensions_mut();
         if let Some(address) = self.address {
             extensions.insert(ConnectInfo(address));
+        }
+        if self.is_encrypted {
+            extensions.insert(Encrypted);
+        }
+        #[cfg(feature = "tls")]
+        if let Some(certificates) = &self.certificates {
+            extensions.insert(certificates.clone());
         }
         extensions.insert(self.server.clone());
         // On a kept-alive connection each request has the full deadline again.

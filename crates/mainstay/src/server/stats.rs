@@ -132,6 +132,16 @@ figures! {
     evicted_memory,
     /// Plain connections that were refused because the memory budget is used up.
     refused_memory,
+    /// Connections of trusted proxies that were closed because their PROXY header was missing, wrong or late.
+    proxy_headers_refused,
+    /// TLS handshakes with clients that were completed, with a certificate and its signature.
+    tls_full,
+    /// TLS handshakes with clients that continued an earlier one by its ticket.
+    tls_resumed,
+    /// TLS handshakes with clients that failed.
+    tls_failed,
+    /// TLS handshakes with clients that were not completed in time.
+    tls_timed_out,
 }
 
 impl Counters {

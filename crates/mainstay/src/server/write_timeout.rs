@@ -42,9 +42,14 @@ impl<S: 'static> WriteTimeout<S> {
     }
 }
 
-/// The stream, if it is TCP itself.
+/// The stream, if it is TCP itself, or TLS over TCP.
 fn tcp<S: 'static>(stream: &S) -> Option<&TcpStream> {
-    (stream as &dyn Any).downcast_ref()
+    let stream: &dyn Any = stream;
+    #[cfg(feature = "tls")]
+    if let Some(tls) = stream.downcast_ref::<tokio_rustls::server::TlsStream<TcpStream>>() {
+        return Some(tls.get_ref().0);
+    }
+    stream.downcast_ref()
 }
 
 impl<S> WriteTimeout<S> {

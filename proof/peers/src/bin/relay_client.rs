@@ -53,11 +53,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
         clients.push(client);
     }
     is_moved.store(true, Relaxed);
-    for client in &clients {
+    for client in &mut clients {
         reconnect(client).await?;
     }
     println!("{}", json!({ "attached": clients.len() }));
-    println!("{}", json!({ "welcome_us": measure_welcomes(&clients, reconnects).await? }));
+    println!("{}", json!({ "welcome_us": measure_welcomes(&mut clients, reconnects).await? }));
     if every.is_zero() {
         end.recv().await;
         return Ok(());
@@ -84,17 +84,21 @@ async fn attached(client: &Client) -> Result<(), Box<dyn Error>> {
     timeout(LIMIT, wait).await.map_err(|_| "a client did not attach")?
 }
 
-/// Replaces a client's connection. Returns how long that took, from the dial to WELCOME.
-async fn reconnect(client: &Client) -> Result<Duration, Box<dyn Error>> {
+/// Replaces a client's connection. Returns how long that took, from the dial to WELCOME. A message goes there and back first: a
+/// client gives up a session whose connections bring nothing.
+async fn reconnect(client: &mut Client) -> Result<Duration, Box<dyn Error>> {
+    client.send(Message::binary(vec![b'm'; SIZE])).await?;
+    timeout(LIMIT, client.recv()).await?;
     let started = Instant::now();
     client.reconnect();
     attached(client).await?;
     Ok(started.elapsed())
 }
 
-async fn measure_welcomes(clients: &[Client], count: usize) -> Result<serde_json::Value, Box<dyn Error>> {
+async fn measure_welcomes(clients: &mut [Client], count: usize) -> Result<serde_json::Value, Box<dyn Error>> {
     let mut found = Vec::new();
-    for client in clients.iter().cycle().take(count) {
+    for number in 0..count {
+        let Some(client) = clients.get_mut(number % clients.len()) else { break };
         found.push(reconnect(client).await?.as_micros());
         sleep(BETWEEN_RECONNECTS).await;
     }

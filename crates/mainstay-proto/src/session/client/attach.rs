@@ -107,8 +107,10 @@ impl ClientSession {
             return;
         }
         self.flow.forget_owed();
+        // A heartbeat shows that the session is sound, unless a message is under way that may be what ends connections.
+        let is_sound = self.had_beat && self.flow.outbox.acknowledged() == self.flow.outbox.last();
         let mark = (self.flow.outbox.acknowledged(), self.flow.inbox.received());
-        self.barren = if mark == self.mark { self.barren + 1 } else { 0 };
+        self.barren = if mark == self.mark && !is_sound { self.barren + 1 } else { 0 };
         self.flow.outbox.trim(u64::MAX);
         match std::mem::replace(&mut self.life, Life::Open) {
             // END gets no answer any more.
@@ -177,6 +179,7 @@ impl ClientSession {
             self.renew_key();
         }
         self.mark = (self.flow.outbox.acknowledged(), self.flow.inbox.received());
+        self.had_beat = false;
         // ACK precedes everything else on this connection: it establishes the epoch.
         let queue = VecDeque::from([self.flow.write_acknowledgement()]);
         let volatiles = Volatiles::default();

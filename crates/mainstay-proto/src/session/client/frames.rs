@@ -29,7 +29,10 @@ impl ClientSession {
                 }
                 return self.flow.read_message(&mut current.lane, message);
             }
-            Frame::Control(control) => self.handle_control(control)?,
+            Frame::Control(control) => {
+                self.had_beat |= matches!(control, Control::Ping(_) | Control::Pong(_));
+                self.handle_control(control)?;
+            }
         }
         self.trim();
         self.queue_end_if_flushed();

@@ -1,8 +1,10 @@
 //! Fields of the node table and blocks at a peer listener: `conformance/vectors/cluster.json`, and any bytes in any cuts.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::node_info::{BadField, MAX_FIELD};
-use mainstay_proto::cluster::peer::{Admit, BlockError, Head, MAX_BLOCK, PeerAnswer};
+use mainstay_proto::cluster::peer::{Admit, BlockError, First, Head, Leave, MAX_BLOCK, PeerAnswer};
 use mainstay_proto::cluster::{Mark, NodeInfo, PeerKey};
 use mainstay_proto::session::message::{Account, LossCause};
 use mainstay_proto::session::{Frame, Malformed, NodeId};
@@ -46,6 +48,15 @@ fn head_to_json(head: &Head) -> Value {
     })
 }
 
+fn leave_to_json(leave: &Leave) -> Value {
+    json!({
+        "from": leave.from.to_string(),
+        "to": leave.to.to_string(),
+        "key": hex(&leave.key.0),
+        "within_ms": u64::try_from(leave.within.as_millis()).unwrap(),
+    })
+}
+
 fn answer_to_json(answer: &PeerAnswer) -> Value {
     match answer {
         PeerAnswer::Accepted => json!("accepted"),
@@ -64,6 +75,7 @@ fn name_of(error: Malformed) -> &'static str {
         Malformed::Truncated => "Truncated",
         Malformed::BadValue => "BadValue",
         Malformed::RepeatedField => "RepeatedField",
+        Malformed::IntegerTooLarge => "IntegerTooLarge",
         other => panic!("no vector has {other}"),
     }
 }
@@ -113,8 +125,16 @@ fn blocks_have_the_bytes_of_the_vectors_and_leave_what_follows_them() {
     for vector in list(&vectors["heads"]) {
         let head = check(vector, Head::decode);
         assert_eq!(head_to_json(&head), vector["head"], "{}", vector["name"]);
+        assert_eq!(check(vector, First::decode), First::Head(head.clone()), "{}", vector["name"]);
         if vector["only"] != "decode" {
             assert_eq!(hex(&head.encode().unwrap()), hex(&bytes_of(vector)), "{}", vector["name"]);
+        }
+    }
+    for vector in list(&vectors["leaves"]) {
+        let First::Leave(leave) = check(vector, First::decode) else { panic!("{}", vector["name"]) };
+        assert_eq!(leave_to_json(&leave), vector["leave"], "{}", vector["name"]);
+        if vector["only"] != "decode" {
+            assert_eq!(hex(&leave.encode()), hex(&bytes_of(vector)), "{}", vector["name"]);
         }
     }
     for vector in list(&vectors["answers"]) {
@@ -143,11 +163,12 @@ fn check<T>(vector: &Value, decode: fn(&mut BytesMut) -> Result<Option<T>, Block
 fn bad_blocks_are_refused_as_soon_as_their_bytes_show_it() {
     for vector in list(&vectors("cluster")["bad_blocks"]) {
         let mut buffer = BytesMut::from(&bytes_of(vector)[..]);
-        let error = if vector["block"] == "head" {
-            Head::decode(&mut buffer).map(|_| ()).map_err(name_of_block)
-        } else {
-            PeerAnswer::decode(&mut buffer).map(|_| ()).map_err(name_of_block)
+        let error = match vector["block"].as_str().unwrap() {
+            "head" => Head::decode(&mut buffer).map(|_| ()),
+            "first" => First::decode(&mut buffer).map(|_| ()),
+            _ => PeerAnswer::decode(&mut buffer).map(|_| ()),
         };
+        let error = error.map_err(name_of_block);
         assert_eq!(error, Err(vector["error"].as_str().unwrap()), "{}", vector["name"]);
     }
 }
@@ -232,6 +253,16 @@ fn any_head() -> impl Strategy<Value = Head> {
     })
 }
 
+fn any_leave() -> impl Strategy<Value = Leave> {
+    let ids = (any::<[u8; 8]>(), any::<[u8; 8]>(), any::<[u8; 16]>());
+    (ids, 0..1_u64 << 53).prop_map(|((from, to, key), within)| Leave {
+        from: NodeId(from),
+        to: NodeId(to),
+        key: PeerKey(key),
+        within: Duration::from_millis(within),
+    })
+}
+
 fn any_answer() -> impl Strategy<Value = PeerAnswer> {
     let account = (0..1_u64 << 53, 0..1_u64 << 53, 0..1_u64 << 53, 0..1_u64 << 53).prop_map(
         |(acknowledged, delivered, first_lost, count)| Account {
@@ -260,6 +291,7 @@ proptest! {
     #[test]
     fn blocks_survive_their_bytes_in_any_cuts(
         head in any_head(),
+        leave in any_leave(),
         answer in any_answer(),
         cuts in proptest::collection::vec(1..80_usize, 1..40),
     ) {
@@ -274,6 +306,8 @@ proptest! {
             buffer.extend(cut);
         };
         prop_assert_eq!(decoded, head);
+        let mut bytes = BytesMut::from(&leave.encode()[..]);
+        prop_assert_eq!(First::decode(&mut bytes), Ok(Some(First::Leave(leave))));
         let mut bytes = BytesMut::from(&answer.encode()[..]);
         prop_assert_eq!(PeerAnswer::decode(&mut bytes), Ok(Some(answer)));
     }
@@ -281,17 +315,16 @@ proptest! {
     #[test]
     fn any_bytes_are_a_block_or_an_error_and_never_more_than_the_buffer_holds(
         bytes in any::<Vec<u8>>(),
-        is_head in any::<bool>(),
+        magic in prop_oneof![Just(b"MSTN"), Just(b"MSTL"), Just(b"MSTA")],
         body in any::<Vec<u8>>(),
     ) {
         let _ = NodeInfo::from_bytes(bytes.clone().into());
         let _ = NodeInfo::from_bytes([&[1], &bytes[..]].concat().into());
-        let magic: &[u8] = if is_head { b"MSTN" } else { b"MSTA" };
-        let block = [magic, &[1], &(body.len() as u32).to_be_bytes(), &body, &bytes].concat();
+        let block = [&magic[..], &[1], &(body.len() as u32).to_be_bytes(), &body, &bytes].concat();
         for bytes in [bytes, block] {
             let mut buffer = BytesMut::from(&bytes[..]);
             let before = buffer.len();
-            let whole = Head::decode(&mut buffer).is_ok_and(|head| head.is_some());
+            let whole = First::decode(&mut buffer).is_ok_and(|first| first.is_some());
             prop_assert!(!whole || buffer.len() < before);
             let _ = PeerAnswer::decode(&mut BytesMut::from(&bytes[..]));
         }

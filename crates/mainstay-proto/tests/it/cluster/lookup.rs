@@ -342,6 +342,20 @@ fn a_node_asks_no_more_for_what_it_has_adopted_so_that_an_old_token_brings_nothi
 }
 
 #[test]
+fn a_node_that_has_adopted_a_session_gives_it_to_no_node_that_asks_with_an_old_token() {
+    let mut world = World::of(&[1, 2, 3]);
+    release_and_claim(&mut world, 2, 3);
+    let now = world.now;
+    world.node(3).adopted(now, SESSION);
+    // The client has gone on with a token of node 3, whose registry dropped the one that names node 2.
+    let mut there = hello_through_peer(&mut world, 3, 2);
+    assert_eq!(poll(&mut world, 3, &mut there), Step::Unknown);
+    world.run(KEEP);
+    let mut there = hello_through_peer(&mut world, 3, 2);
+    assert_eq!(poll(&mut world, 3, &mut there), Step::Elsewhere, "the engine has forgotten the record, too");
+}
+
+#[test]
 fn a_hello_through_the_peer_listener_waits_while_this_node_claims_the_session() {
     let mut world = World::of(&[1, 2]);
     release(&mut world, 2);

@@ -158,6 +158,37 @@ async fn a_handler_that_waits_for_room_goes_on_when_its_session_leaves_and_nothi
 }
 
 #[tokio::test]
+async fn the_client_of_a_session_whose_handler_takes_long_is_asked_to_come_back_and_no_node_claims_before() {
+    let memory = Memory::default();
+    let returns = Arc::new(tokio::sync::Notify::new());
+    let slow = {
+        let returns = Arc::clone(&returns);
+        move |upgrade: SessionUpgrade| {
+            let returns = Arc::clone(&returns);
+            upgrade.movable().on_session(|mut session| async move {
+                while let Some(message) = session.recv().await {
+                    session.send(message).await.unwrap();
+                }
+                returns.notified().await;
+            })
+        }
+    };
+    let (first, second) = (TestNode::start(&memory, slow).await, TestNode::start(&memory, echoes).await);
+    meet(&[&first, &second]).await;
+    let balancer = Balancer::over(&[&first, &second]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "first").await;
+    balancer.pick(1);
+    let mut first = first;
+    first.begin_to_drain();
+    until("the owner answers, although the handler has not returned", || first.figures().answered > 0).await;
+    assert!(memory.requests().is_empty(), "{:?}", memory.requests());
+    returns.notify_one();
+    exchange(&mut client, "second").await;
+    assert_eq!(memory.requests(), ["release", "claim"]);
+}
+
+#[tokio::test]
 async fn a_handler_that_does_not_return_costs_its_session_and_the_account_is_exact() {
     let memory = Memory::default();
     let stubborn = |upgrade: SessionUpgrade| {
