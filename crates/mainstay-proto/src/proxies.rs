@@ -43,12 +43,13 @@ pub enum ForwardedBy {
 /// let proxies = Proxies::new([Network::parse("10.0.0.0/8").unwrap()], ForwardedBy::XForwardedFor);
 /// let mut headers = http::HeaderMap::new();
 /// headers.insert("x-forwarded-for", "198.51.100.9, 203.0.113.7, 10.0.0.2".parse().unwrap());
-/// let client = proxies.client("10.0.0.1:5000".parse().unwrap(), &headers);
+/// let client = proxies.client("10.0.0.1:5000".parse().ok(), &headers).unwrap();
 /// assert_eq!(client.ip(), "203.0.113.7".parse::<std::net::IpAddr>().unwrap());
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     trusted: Vec<Network>,
+    trusts_unix: bool,
     reads: ForwardedBy,
 }
 
@@ -84,7 +85,20 @@ impl Proxies {
     /// Trusts these networks, whose proxies report their clients in this field.
     #[must_use]
     pub fn new(trusted: impl IntoIterator<Item = Network>, reads: ForwardedBy) -> Self {
-        Self { trusted: trusted.into_iter().collect(), reads }
+        Self { trusted: trusted.into_iter().collect(), trusts_unix: false, reads }
+    }
+
+    /// Trusts every peer that connects over a Unix socket, which has no address. Default: none of them.
+    #[must_use]
+    pub fn trust_unix(mut self, trusts_unix: bool) -> Self {
+        self.trusts_unix = trusts_unix;
+        self
+    }
+
+    /// Whether peers that have no address are trusted.
+    #[must_use]
+    pub fn trusts_unix(&self) -> bool {
+        self.trusts_unix
     }
 
     /// Whether a connection from `peer` is one of a trusted proxy.
@@ -93,11 +107,11 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(peer))
     }
 
-    /// Returns the address of the client whose request came over a connection from `peer`. A reported address without
-    /// a port has port 0.
+    /// Returns the address of the client whose request came over a connection from `peer`, which has none over a Unix
+    /// socket. A reported address without a port has port 0.
     #[must_use]
-    pub fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
-        if !self.trusts(peer.ip()) {
+    pub fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<SocketAddr> {
+        if !peer.map_or(self.trusts_unix, |peer| self.trusts(peer.ip())) {
             return peer;
         }
         match self.reads {
@@ -114,11 +128,15 @@ impl Proxies {
     }
 
     /// Follows the entries from the nearest proxy to the first address that is none of a trusted proxy.
-    fn first_other<'a>(&self, peer: SocketAddr, entries: impl Iterator<Item = &'a str>) -> SocketAddr {
+    fn first_other<'a>(
+        &self,
+        peer: Option<SocketAddr>,
+        entries: impl Iterator<Item = &'a str>,
+    ) -> Option<SocketAddr> {
         let mut client = peer;
         for entry in entries {
             let Some(address) = address(entry) else { break };
-            client = address;
+            client = Some(address);
             if !self.trusts(address.ip()) {
                 break;
             }
@@ -127,10 +145,10 @@ impl Proxies {
     }
 
     /// Several fields are the client's doing: a proxy replaces them.
-    fn reported_once(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+    fn reported_once(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<SocketAddr> {
         let mut all = lines(headers, &X_REAL_IP);
         match (all.next().and_then(address), all.next()) {
-            (Some(reported), None) => reported,
+            (Some(reported), None) => Some(reported),
             _ => peer,
         }
     }
@@ -192,7 +210,7 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        Proxies::new(trusted, reads).client(peer.parse().unwrap(), &headers).to_string()
+        Proxies::new(trusted, reads).client(peer.parse().ok(), &headers).unwrap().to_string()
     }
 
     #[test]
@@ -262,6 +280,15 @@ mod tests {
         }
         let none = Proxies::default();
         assert!(!none.trusts([127, 0, 0, 1].into()));
+    }
+
+    #[test]
+    fn a_peer_of_a_unix_socket_is_trusted_by_choice() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", http::HeaderValue::from_static("203.0.113.7"));
+        let client = |trusts: bool| Proxies::default().trust_unix(trusts).client(None, &headers);
+        assert_eq!(client(true).map(|client| client.to_string()).as_deref(), Some("203.0.113.7:0"));
+        assert_eq!(client(false), None);
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
         let (mut at, mut passed) = (from, 0);
         while at < from + during {
             let now = meter.origin + at;
-            if meter.wait(now, key).is_none() {
+            while meter.wait(now, key).is_none() {
                 meter.spend(now, key);
                 passed += 1;
             }

@@ -83,12 +83,14 @@ impl Gate {
     }
 
     /// The address of the client whose request came over a connection from `peer`.
-    pub(super) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+    pub(super) fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<SocketAddr> {
         self.proxies.read().unwrap_or_else(PoisonError::into_inner).client(peer, headers)
     }
 
+    /// A peer without an address counts as the unspecified one.
     fn is_proxy(&self, peer: IpAddr) -> bool {
-        self.proxies.read().unwrap_or_else(PoisonError::into_inner).trusts(peer)
+        let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner);
+        proxies.trusts(peer) || (peer.is_unspecified() && proxies.trusts_unix())
     }
 
     /// Counts a connection that was accepted. One of a trusted proxy counts in total only, because its requests may be of

@@ -169,7 +169,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
         let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
         let (uri, path) = (parts.uri.clone(), original.path().into());
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        let address = peer.map(|peer| server.shared.gate.client(peer, &parts.headers));
+        let address = server.shared.gate.client(peer, &parts.headers);
         let (settings, limits) = (Arc::clone(&server.shared.sessions), server.shared.config.limits);
         let deflate = server.shared.config.deflate;
         Ok(Self {
