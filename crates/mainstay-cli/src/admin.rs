@@ -12,6 +12,7 @@ use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -30,8 +31,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 
 use crate::descriptors::{self, Spare};
-use crate::links::Links;
 use crate::listen_address::Place;
+use crate::routes::Routes;
 use crate::{metrics, successor};
 
 /// Maximum number of open connections. Supervisors and scrapers are few.
@@ -41,11 +42,11 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves until the process ends. When a successor inherits the listener, this process continues on another port of the
 /// same address.
-pub(crate) async fn serve(listener: TcpListener, server: Server, links: Links, token: Option<Token>) {
+pub(crate) async fn serve(listener: TcpListener, server: Server, routes: Arc<Routes>, token: Option<Token>) {
     let address = listener.local_addr();
     let place = Place::Tcp(address.as_ref().map_or(SocketAddr::from(([0; 4], 0)), |address| *address));
     let passed = successor::pass_listener(listener.as_fd(), place, server.clone());
-    let app = router(server, links, token);
+    let app = router(server, routes, token);
     tokio::select! {
         never = accept(listener, app.clone()) => match never {},
         () = passed => {}
@@ -106,8 +107,8 @@ async fn serve_connection(stream: TcpStream, app: Router) {
 #[derive(Clone, Copy)]
 struct Local(Option<IpAddr>);
 
-fn router(server: Server, links: Links, token: Option<Token>) -> Router {
-    let (measured, is_open) = (links.clone(), token.is_none());
+fn router(server: Server, routes: Arc<Routes>, token: Option<Token>) -> Router {
+    let (measured, is_open) = (Arc::clone(&routes), token.is_none());
     let metrics = |State(server): State<Server>, headers: HeaderMap| async move {
         if token.is_some_and(|token| !token.is_presented(&headers)) {
             return unauthorized();
@@ -115,7 +116,7 @@ fn router(server: Server, links: Links, token: Option<Token>) -> Router {
         let text = metrics::render(&server, &measured);
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
     };
-    let ready = |State(server): State<Server>| async move { ready(&server, &links) };
+    let ready = |State(server): State<Server>| async move { ready(&server, &routes) };
     let app = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -216,14 +217,23 @@ fn unauthorized() -> Response {
         .into_response()
 }
 
-fn ready(server: &Server, links: &Links) -> (StatusCode, String) {
+/// Responds with 503 until one backend was reached: a backend that is down must not keep clients away from the others.
+fn ready(server: &Server, routes: &Routes) -> (StatusCode, String) {
     if !server.is_ready() {
         return (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
     }
-    match links.not_ready() {
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        None => (StatusCode::OK, format!("ready{}\n", engine_away(server))),
+    let routes = routes.all();
+    let named = routes.len() > 1;
+    let not_ready = routes.iter().filter_map(|route| {
+        let why = route.links.not_ready()?;
+        Some(if named { format!("route {}: {why}", route.name) } else { why })
+    });
+    let not_ready: Vec<String> = not_ready.collect();
+    let lines = not_ready.iter().map(|line| format!("{line}\n")).collect::<String>();
+    if !routes.is_empty() && not_ready.len() == routes.len() {
+        return (StatusCode::SERVICE_UNAVAILABLE, lines);
     }
+    (StatusCode::OK, format!("ready{}\n{lines}", engine_away(server)))
 }
 
 /// Returns what to add while the engine does not answer. The node stays ready: its own sessions need no engine.

@@ -124,7 +124,7 @@ mod tests {
     use mainstay::client::{End, EndCause};
 
     use super::*;
-    use crate::profiles::ProfileFlags;
+    use crate::config::profile::Section;
 
     fn closed(code: u16) -> Lost {
         Lost::Closed { code: CloseCode::new(code), reason: "bye".to_owned() }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_restart_renews_a_session_and_any_other_close_ends_it() {
-        let settings = ProfileFlags::default().settings().unwrap();
+        let settings = Section::default().settings().unwrap();
         let close = |code| ClientEnd::Close(CloseCode::new(code).unwrap(), "bye".to_owned());
         for (code, is_resumable, expected) in [
             (1012, true, ClientEnd::Renew),
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_refusal_closes_a_new_client_and_renews_one_that_was_connected() {
-        let settings = ProfileFlags::default().settings().unwrap();
+        let settings = Section::default().settings().unwrap();
         let status = ReasonCode::from(StatusCode::UNAUTHORIZED);
         let refused = after(None, Some(status)).client_end(&settings, true);
         assert_eq!(refused, ClientEnd::Close(CloseCode::POLICY, "no".to_owned()));

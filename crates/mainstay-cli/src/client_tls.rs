@@ -31,7 +31,7 @@ pub(crate) use self::reload::{ClientTls, Reloads, figures};
 use self::tickets::Tickets;
 
 /// TLS towards clients. Without a certificate every listener is plain.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct TlsSection {
     /// The certificates, each with its key. A client gets the first that is for the host that it asks for, else the first of
@@ -52,7 +52,7 @@ pub(crate) struct TlsSection {
 }
 
 /// A certificate and its key.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct CertificateFiles {
     /// A file (PEM) with the certificate first, then those of its issuers.
@@ -62,7 +62,7 @@ pub(crate) struct CertificateFiles {
 }
 
 /// Whether a client must present a certificate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum ClientCertificates {
     /// A client without one is refused in the handshake.
@@ -191,6 +191,7 @@ impl TlsSection {
 
 /// Returns the subject of the certificate that the client of a request presented, as `CN=alice, O=Example`. `None` without
 /// a certificate.
+#[allow(dead_code)] // The part of credentials uses it.
 pub(crate) fn client_subject(extensions: &Extensions) -> Option<Arc<str>> {
     certificates::subject(extensions.get::<ClientChain>()?.0.first()?)
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use mainstay::ConfigError;
 use mainstay::cluster::{ClusterConfig, ClusterStatus, Engine, JoinError, StateDirError};
 
-use crate::profiles::{BackendLoss, Settings};
+use crate::config::Config;
 use crate::values;
 
 /// Where sessions go when this process ends, and how other nodes reach it.
@@ -19,126 +19,100 @@ pub(crate) struct ClusterFlags {
     #[arg(long, value_name = "URL", value_parser = engine, env = "MAINSTAY_CLUSTER")]
     cluster: Option<Engine>,
     /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
-    #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay", requires = "cluster")]
+    #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay")]
     cluster_name: String,
     /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
     /// free port at the address by which this node reaches the engine.
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address, requires = "cluster")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     cluster_listen: Option<SocketAddr>,
     /// Address by which other nodes reach this one, if it differs from --cluster-listen, as behind a NAT. Default: the
     /// listener's own.
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address, requires = "cluster")]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     cluster_advertise: Option<SocketAddr>,
     /// The public URL of this node alone, such as wss://n3.example.com: clients that can follow it resume there directly.
     /// Default: none, other nodes forward them.
-    #[arg(long, value_name = "URL", value_parser = values::url, requires = "cluster")]
+    #[arg(long, value_name = "URL", value_parser = values::url)]
     cluster_url: Option<String>,
     /// A file with the engine's password, on one line: arguments and variables can be read by others. Default: none, or the
     /// URL's.
-    #[arg(long, value_name = "FILE", requires = "cluster")]
+    #[arg(long, value_name = "FILE")]
     cluster_password_file: Option<PathBuf>,
     /// Sessions continue at another node, or in the next process, when this one ends: each gets a new connection to the
     /// backend there. For backends that need nothing but the request, so it requires --on-backend-loss keep (or a profile
     /// with it), and --cluster or --state-dir. Default: off, the sessions end with an exact account.
     #[arg(long)]
-    pub(crate) movable: bool,
+    movable: bool,
     /// A folder of this process alone, in which it leaves its sessions for the next process when it ends. For one node
     /// without an engine. Default: none.
     #[arg(long, value_name = "DIR", env = "MAINSTAY_STATE_DIR")]
     state_dir: Option<PathBuf>,
 }
 
-impl ClusterFlags {
-    /// Returns the library's configuration; `None` without a cluster and a folder. `purpose`: what this node's clients are
-    /// forwarded to. A node with another purpose belongs to another cluster.
-    ///
-    /// # Errors
-    /// A value is out of range, or the file of the password cannot be read.
-    pub(crate) fn config(&self, purpose: &str) -> Result<Option<ClusterConfig>, String> {
-        let Some(engine) = &self.cluster else {
-            return Ok(self.state_dir.as_ref().map(ClusterConfig::state_dir));
-        };
-        let engine = match &self.cluster_password_file {
-            Some(file) => engine.clone().password(password(file)?),
-            None => engine.clone(),
-        };
-        let wrong = |flag: &'static str| move |error: ConfigError| format!("{flag}: must be {}", error.bound);
-        let mut config =
-            ClusterConfig::new(engine).name(&self.cluster_name).map_err(wrong("--cluster-name"))?;
-        if let Some(address) = self.cluster_listen {
-            config = config.listen(address);
+/// Returns the library's configuration; `None` without a cluster and a folder. `purpose`: what this node's clients are
+/// forwarded to. A node with another purpose belongs to another cluster.
+///
+/// # Errors
+/// Begins with the key. A value is out of range, or the file of the password cannot be read.
+pub(crate) fn config(
+    config: &Config,
+    purpose: &str,
+) -> Result<Option<ClusterConfig>, (&'static str, String)> {
+    let section = &config.cluster;
+    let Some(engine) = &section.engine else {
+        return Ok(config.state_dir.as_ref().map(ClusterConfig::state_dir));
+    };
+    let engine = match &section.password_file {
+        Some(file) => {
+            let read = password(file);
+            (**engine).clone().password(read.map_err(|what| ("cluster.password-file", what))?)
         }
-        if let Some(address) = self.cluster_advertise {
-            config = config.advertise(address).map_err(wrong("--cluster-advertise"))?;
-        }
-        if let Some(url) = &self.cluster_url {
-            config = config.url(url).map_err(wrong("--cluster-url"))?;
-        }
-        Ok(Some(config.mark(purpose)))
+        None => (**engine).clone(),
+    };
+    let wrong =
+        |key: &'static str| move |error: ConfigError| (key, format!("<{key}>: must be {}", error.bound));
+    let mut cluster = ClusterConfig::new(engine).name(&section.name).map_err(wrong("cluster.name"))?;
+    if let Some(address) = section.listen {
+        cluster = cluster.listen(address);
     }
-
-    /// Returns a line about this node for the banner.
-    pub(crate) fn banner(&self, status: &ClusterStatus) -> String {
-        let node = &status.node;
-        let Some(engine) = &status.engine else {
-            let folder = self.state_dir.as_deref().unwrap_or(Path::new("")).display();
-            return format!("node {node}; the next process continues from {folder}");
-        };
-        let place =
-            status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}"));
-        let name = &self.cluster_name;
-        match &status.incarnation {
-            _ if !status.was_reached => {
-                format!("node {node}{place}; cluster {name}: serving alone until {engine} answers")
-            }
-            Some(incarnation) => {
-                format!("node {node}{place}; cluster {name} in {engine}, incarnation {incarnation}")
-            }
-            None => format!("node {node}{place}; cluster {name} in {engine}"),
-        }
+    if let Some(address) = section.advertise {
+        cluster = cluster.advertise(address).map_err(wrong("cluster.advertise"))?;
     }
-
-    /// Returns the line that says why this node cannot join, and the exit code: 2 for what waiting does not change.
-    pub(crate) fn explain(&self, error: &JoinError) -> (String, ExitCode) {
-        let usage = ExitCode::from(2);
-        match error {
-            JoinError::Engine(error) => (format!("--cluster {error}"), usage),
-            JoinError::StateDir(error @ StateDirError::InUse { .. }) => {
-                (format!("--state-dir {error}"), ExitCode::FAILURE)
-            }
-            JoinError::StateDir(error) => (format!("--state-dir {error}"), usage),
-            error => (error.to_string(), ExitCode::FAILURE),
-        }
+    if let Some(url) = &section.url {
+        cluster = cluster.url(url).map_err(wrong("cluster.url"))?;
     }
+    Ok(Some(cluster.mark(purpose)))
+}
 
-    /// Checks the flags against each other, and against what a lost backend connection means for a client.
-    ///
-    /// # Errors
-    /// Names the two flags that contradict each other, or the one that is missing.
-    pub(crate) fn check(&self, has_backend: bool, settings: &Settings) -> Result<(), String> {
-        if self.state_dir.is_some() && self.cluster.is_some() {
-            return Err(
-                "--state-dir contradicts --cluster: in a cluster another node continues the sessions at once, and a session \
-                 in a file would wait for this node; remove one of them"
-                    .into(),
-            );
+/// Returns a line about this node for the banner.
+pub(crate) fn banner(config: &Config, status: &ClusterStatus) -> String {
+    let node = &status.node;
+    let Some(engine) = &status.engine else {
+        let folder = config.state_dir.as_deref().unwrap_or(Path::new("")).display();
+        return format!("node {node}; the next process continues from {folder}");
+    };
+    let place = status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}"));
+    let name = &config.cluster.name;
+    match &status.incarnation {
+        _ if !status.was_reached => {
+            format!("node {node}{place}; cluster {name}: serving alone until {engine} answers")
         }
-        if !self.movable {
-            return Ok(());
+        Some(incarnation) => {
+            format!("node {node}{place}; cluster {name} in {engine}, incarnation {incarnation}")
         }
-        if self.cluster.is_none() && self.state_dir.is_none() {
-            return Err(
-                "--movable requires a place for the sessions: add --cluster URL, or --state-dir DIR for one node".into()
-            );
+        None => format!("node {node}{place}; cluster {name} in {engine}"),
+    }
+}
+
+/// Returns the line that says why this node cannot join, and the exit code: 2 for what waiting does not change.
+pub(crate) fn explain(error: &JoinError) -> (String, ExitCode) {
+    let usage = ExitCode::from(2);
+    match error {
+        JoinError::Engine(error) => (format!("--cluster {error}"), usage),
+        JoinError::StateDir(error @ StateDirError::InUse { .. }) => {
+            (format!("--state-dir {error}"), ExitCode::FAILURE)
         }
-        if has_backend && settings.on_backend_loss != BackendLoss::Keep {
-            return Err(
-                "--movable requires --on-backend-loss keep, or a profile with it: a session that moves gets a new connection \
-                 to the backend, and with renew its client would start again anyway"
-                    .into(),
-            );
-        }
-        Ok(())
+        JoinError::StateDir(error) => (format!("--state-dir {error}"), usage),
+        error => (error.to_string(), ExitCode::FAILURE),
     }
 }
 
@@ -148,7 +122,7 @@ fn engine(text: &str) -> Result<Engine, String> {
 }
 
 /// Parses the name of a cluster, which is a part of the engine's keys.
-fn name(text: &str) -> Result<String, String> {
+pub(crate) fn name(text: &str) -> Result<String, String> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let is_name = (1..=64).contains(&text.len()) && text.bytes().all(is_allowed);
     is_name
@@ -158,7 +132,7 @@ fn name(text: &str) -> Result<String, String> {
 
 /// Reads a password from the only line of a file. Errors never quote its content.
 fn password(file: &Path) -> Result<String, String> {
-    let wrong = |what: String| format!("--cluster-password-file {}: {what}", file.display());
+    let wrong = |what: String| format!("<cluster.password-file> {}: {what}", file.display());
     let text =
         std::fs::read_to_string(file).map_err(|error| wrong(format!("{error}; name a readable file")))?;
     let line = text.trim_end_matches(['\r', '\n']);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use http::{Extensions, StatusCode};
-use mainstay::server::Encrypted;
+use mainstay::server::{Encrypted, Proxies};
 
 use crate::client_tls;
 
@@ -17,49 +17,22 @@ const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+/// The part of the path that was removed, as other proxies name it.
+const PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-
-/// A network: one address, or `address/bits`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network {
-    address: IpAddr,
-    bits: u32,
-}
-
-impl Network {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (address, bits) =
-            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let address: IpAddr = address.parse().ok()?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Some(width), |bits| bits.parse().ok().filter(|bits| *bits <= width))?;
-        // An IPv4-mapped address is compared as IPv4, so an IPv4-mapped network would never match.
-        (address.to_canonical() == address).then_some(Self { address, bits })
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                (ours.to_bits() ^ theirs.to_bits()).leading_zeros() >= self.bits
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                (ours.to_bits() ^ theirs.to_bits()).leading_zeros() >= self.bits
-            }
-            _ => false,
-        }
-    }
-}
 
 /// How requests are forwarded.
 pub(crate) struct Forwarding {
     pub(crate) upstream: Uri,
+    /// Removed from the beginning of the client's path; no slash at its end.
+    pub(crate) strips: Option<Box<str>>,
     /// The Host header for the backend; `None`: the client's.
     pub(crate) host: Option<HeaderValue>,
     /// Fields to set on every request; they replace the client's of the same name.
     pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
     /// The proxies whose fields about the client are accepted.
-    pub(crate) trusted_proxies: Vec<Network>,
+    pub(crate) proxies: Proxies,
 }
 
 /// The scheme of a request, for `X-Forwarded-Proto`.
@@ -89,6 +62,11 @@ impl Forwarding {
     /// The result is no valid target, or the path might lead out of the backend's.
     pub(crate) fn target(&self, requested: &Uri) -> Result<PathAndQuery, String> {
         let prefix = self.upstream.path();
+        let stripped = match &self.strips {
+            Some(own) => Some(stripped(requested, own).ok_or("the path cannot be forwarded")?),
+            None => None,
+        };
+        let requested = stripped.as_ref().unwrap_or(requested);
         let path = requested.path_and_query().map_or("/", PathAndQuery::as_str);
         if prefix == "/" || prefix.is_empty() {
             return path.parse().map_err(|_| "the path cannot be forwarded".to_owned());
@@ -120,8 +98,7 @@ impl Forwarding {
     /// `peer` is the address that connected.
     pub(crate) fn fields(&self, asked: &HeaderMap, peer: Option<SocketAddr>, scheme: Scheme) -> HeaderMap {
         let peer = peer.map(|peer| peer.ip().to_canonical());
-        let is_trusted =
-            peer.is_some_and(|peer| self.trusted_proxies.iter().any(|network| network.contains(peer)));
+        let is_trusted = self.proxies.trusts_peer(peer);
         let mut fields = HeaderMap::with_capacity(asked.len() + 4);
         let host = asked.get(header::HOST);
         if let Some(host) = self.host.as_ref().or(host).cloned().or_else(|| self.own_host()) {
@@ -150,6 +127,9 @@ impl Forwarding {
             Scheme::SecureWebSocket => "wss",
             Scheme::SecureHttp => "https",
         }));
+        if let Some(prefix) = self.strips.as_deref().and_then(|own| HeaderValue::try_from(own).ok()) {
+            fields.insert(PREFIX, prefix);
+        }
         for (name, _) in &self.fields {
             fields.remove(name);
         }
@@ -232,15 +212,23 @@ pub(crate) fn accepts_trailers(fields: &HeaderMap) -> bool {
     lines.flat_map(|line| line.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
+/// Returns a target without `own` at the beginning of its path.
+fn stripped(requested: &Uri, own: &str) -> Option<Uri> {
+    let rest = requested.path().strip_prefix(own).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+    let path = if rest.is_empty() { "/" } else { rest };
+    let query = requested.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{path}{query}").parse().ok()
+}
+
 /// Returns whether a backend may read a segment of this path as `..`: some backends decode the path first, treat `\` as
 /// `/`, or cut a segment at `;`.
-fn climbs(path: &str) -> bool {
+pub(crate) fn climbs(path: &str) -> bool {
     let decoded = decode(path.as_bytes());
     let parts = decoded.split(|byte| matches!(byte, b'/' | b'\\'));
     parts.map(|part| part.split(|byte| *byte == b';').next()).any(|part| part == Some(b".."))
 }
 
-fn decode(mut path: &[u8]) -> Vec<u8> {
+pub(crate) fn decode(mut path: &[u8]) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut out = Vec::with_capacity(path.len());
     loop {
@@ -321,6 +309,8 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mainstay::server::{ForwardedBy, Network};
+
     use super::*;
 
     fn asked(extra: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -346,9 +336,13 @@ mod tests {
     fn to(upstream: &'static str, trusted: &[&str]) -> Forwarding {
         Forwarding {
             upstream: Uri::from_static(upstream),
+            strips: None,
             host: None,
             fields: Vec::new(),
-            trusted_proxies: trusted.iter().map(|network| Network::parse(network).unwrap()).collect(),
+            proxies: Proxies::new(
+                trusted.iter().map(|network| Network::parse(network).unwrap()),
+                ForwardedBy::default(),
+            ),
         }
     }
 
@@ -416,29 +410,28 @@ mod tests {
         assert_eq!(described(&[], "192.0.2.7:5000", &["192.0.2.7"]), OURS);
     }
 
-    #[test]
-    fn a_network_contains_the_addresses_that_begin_with_its_bits() {
-        let check = |network: &str, address: &str, expected| {
-            let network = Network::parse(network).unwrap();
-            assert_eq!(network.contains(address.parse().unwrap()), expected, "{network:?} {address}");
-        };
-        check("10.1.0.0/15", "10.0.255.255", true);
-        check("10.1.0.0/15", "10.2.0.0", false);
-        check("10.1.2.3", "10.1.2.3", true);
-        check("10.1.2.3", "10.1.2.2", false);
-        check("::/0", "2001:db8::1", true);
-        check("::/0", "10.0.0.1", false);
-        check("2001:db8::/33", "2001:db8:7fff::1", true);
-        check("2001:db8::/33", "2001:db8:8000::1", false);
-        for wrong in
-            ["", "localhost", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/", "/8", "::ffff:10.0.0.0/104"]
-        {
-            assert_eq!(Network::parse(wrong), None, "{wrong}");
-        }
-    }
-
     fn joined(upstream: &'static str, requested: &'static str) -> Result<String, String> {
         to(upstream, &[]).url(&Uri::from_static(requested)).map(|url| url.to_string())
+    }
+
+    #[test]
+    fn the_path_of_a_route_is_removed_and_reported() {
+        let forwarding = Forwarding { strips: Some("/chat".into()), ..to("ws://backend/app", &[]) };
+        for (requested, expected) in [
+            ("/chat", "/app"),
+            ("/chat/", "/app"),
+            ("/chat/room?a=b", "/app/room?a=b"),
+            ("/chat?a=b", "/app?a=b"),
+        ] {
+            assert_eq!(forwarding.target(&Uri::from_static(requested)).unwrap(), expected, "{requested}");
+        }
+        for wrong in ["/chatter", "/%63hat", "/"] {
+            assert!(forwarding.target(&Uri::from_static(wrong)).is_err(), "{wrong}");
+        }
+        let root = Forwarding { strips: Some("".into()), ..to("ws://backend", &[]) };
+        assert_eq!(root.target(&Uri::from_static("/a?b")).unwrap(), "/a?b");
+        let fields = forwarding.fields(&asked(&[("x-forwarded-prefix", "/forged")]), None, Scheme::Http);
+        assert_eq!(fields.get_all(PREFIX).iter().collect::<Vec<_>>(), ["/chat"]);
     }
 
     #[test]

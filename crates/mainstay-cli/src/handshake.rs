@@ -11,6 +11,7 @@
 //! the backend refuses, the client receives END.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -19,11 +20,13 @@ use http::header::{self, HeaderMap, HeaderName};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
-use mainstay::{Server, SessionUpgrade};
+use mainstay::{ConfigError, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
+use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
+use crate::config::limits::SlowClients;
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -39,13 +42,18 @@ use crate::values;
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
 pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
+        routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
     if !lists(request.headers(), &header::UPGRADE, "websocket") {
         return route.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
-    let response = match SessionUpgrade::from_request_parts(&mut head, server).await {
+    let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
+    if let Some(address) = upgrade.as_ref().ok().and_then(SessionUpgrade::address) {
+        head.extensions.insert(ClientAddress(address.ip()));
+    }
+    let response = match upgrade.and_then(|upgrade| upgrade.origins(&route.origins)) {
         // Boxed, or the future of every request would be as large as this one.
         Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&route))).await,
         Err(rejection) => rejection.into_response(),
@@ -70,15 +78,25 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade.heartbeat(route.heartbeats.for_path(&request.path));
+    let principal = route.principal.of(upgrade.headers());
+    let upgrade =
+        match with_settings(upgrade, &route, &request.path).map(|upgrade| upgrade.principal(principal)) {
+            Ok(upgrade) => upgrade,
+            Err(error) => return cannot_be_forwarded(&error.to_string()),
+        };
     if upgrade.is_resumable() {
-        let principal = route.principal.of(upgrade.headers());
         let upgrade = if route.movable { upgrade.movable() } else { upgrade };
+        let drops_oldest = route.slow_clients == SlowClients::DropOldest;
+        let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
         return upgrade
-            .principal(principal)
             .manual_ack()
             .on_session(move |session| session::serve_session(session, request, route));
     }
+    // Before the backend does anything for this client.
+    let upgrade = match upgrade.judge() {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return rejection.into_response(),
+    };
     let Some(offer) = Offer::of_request(&head.headers, route.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
     };
@@ -103,6 +121,17 @@ async fn forward_handshake(
         Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
     };
     accept_client(upgrade, request, accepted, route)
+}
+
+/// Gives a client what its route says of sessions and connections. The configuration was checked for all of it.
+fn with_settings(upgrade: SessionUpgrade, route: &Route, path: &str) -> Result<SessionUpgrade, ConfigError> {
+    let upgrade = upgrade.limits(route.limits)?.resume_window(route.resume_window)?;
+    Ok(upgrade
+        .heartbeat(route.heartbeats.for_path(path))
+        .lifetime(route.lifetime)
+        .deflate(route.deflate)
+        .group(&route.group)
+        .throttle(route.throttle))
 }
 
 /// Accepts a plain client as the backend did, and exchanges messages.

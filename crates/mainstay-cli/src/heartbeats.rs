@@ -2,11 +2,12 @@
 
 use mainstay::HeartbeatConfig;
 
+use crate::config::heartbeat::Section;
 use crate::values;
 
 /// Flags of `mainstay serve` for heartbeats.
 #[derive(clap::Args, Clone)]
-pub(crate) struct Heartbeats {
+pub(crate) struct HeartbeatFlags {
     /// Interval of heartbeats, towards clients and the backend. A dead peer is detected within the interval plus 5 to 20 s.
     /// Range: 100ms to 1h.
     #[arg(long, value_name = "DURATION", value_parser = values::heartbeat, default_value = "25s")]
@@ -15,6 +16,13 @@ pub(crate) struct Heartbeats {
     /// matching path wins.
     #[arg(long, value_name = "PATH=DURATION", value_parser = route_heartbeat)]
     route_heartbeat: Vec<RouteHeartbeat>,
+}
+
+/// The heartbeats of a route's connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Heartbeats {
+    heartbeat: HeartbeatConfig,
+    paths: Vec<RouteHeartbeat>,
 }
 
 /// A path and the heartbeat of its connections.
@@ -37,14 +45,23 @@ fn route_heartbeat(text: &str) -> Result<RouteHeartbeat, String> {
 }
 
 impl Heartbeats {
-    /// Returns the heartbeat of all other paths.
-    pub(crate) fn global(&self) -> HeartbeatConfig {
-        self.heartbeat
+    /// Builds the heartbeats of a section.
+    ///
+    /// # Errors
+    /// An interval is out of range.
+    pub(crate) fn new(section: &Section) -> Result<Self, String> {
+        let heartbeat = HeartbeatConfig::every(section.interval)
+            .map_err(|error| format!("interval: must be {}", error.bound))?;
+        let paths = section
+            .paths
+            .iter()
+            .map(|(path, heartbeat)| RouteHeartbeat { path: path.as_str().into(), heartbeat: **heartbeat });
+        Ok(Self { heartbeat, paths: paths.collect() })
     }
 
     /// Returns the heartbeat of a connection at this path.
     pub(crate) fn for_path(&self, path: &str) -> HeartbeatConfig {
-        let matching = self.route_heartbeat.iter().filter(|route| route.matches(path));
+        let matching = self.paths.iter().filter(|route| route.matches(path));
         matching.max_by_key(|route| route.path.len()).map_or(self.heartbeat, |route| route.heartbeat)
     }
 }
@@ -62,8 +79,8 @@ mod tests {
     use super::*;
 
     fn seconds(path: &str, routes: &[&str]) -> u64 {
-        let route_heartbeat = routes.iter().map(|route| super::route_heartbeat(route).unwrap()).collect();
-        let heartbeats = Heartbeats { heartbeat: HeartbeatConfig::default(), route_heartbeat };
+        let paths = routes.iter().map(|route| super::route_heartbeat(route).unwrap()).collect();
+        let heartbeats = Heartbeats { heartbeat: HeartbeatConfig::default(), paths };
         heartbeats.for_path(path).interval().as_secs()
     }
 

@@ -14,9 +14,10 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::{Connector, FailureKind};
-use mainstay_proto::ws::DeflateParams;
+use mainstay::server::Proxies;
 
-use crate::forward::{self, Forwarding, Network, Scheme};
+use crate::config::RouteSection;
+use crate::forward::{self, Forwarding, Scheme};
 use crate::links::Links;
 use crate::request_body::{Broken, Upload};
 use crate::response_body::Download;
@@ -48,35 +49,6 @@ pub(crate) struct Arguments {
     max_request_body: Option<u64>,
 }
 
-impl Arguments {
-    /// Returns the compression to offer to the backend.
-    pub(crate) fn deflate(&self) -> Option<DeflateParams> {
-        self.upstream_deflate.then(DeflateParams::default)
-    }
-
-    /// Builds the proxy that these flags describe.
-    pub(crate) fn proxy(
-        &self,
-        upstream: &Uri,
-        connector: &Connector,
-        trusted_proxies: &[Network],
-        links: &Links,
-    ) -> HttpProxy {
-        let (answer_timeout, links) = (self.upstream_answer_timeout, links.clone());
-        HttpProxy {
-            forwarding: Forwarding {
-                upstream: upstream.clone(),
-                host: self.upstream_host.clone(),
-                fields: self.upstream_headers.clone(),
-                trusted_proxies: trusted_proxies.to_vec(),
-            },
-            upstream: Upstream::new(upstream.clone(), connector.clone(), answer_timeout, links.clone()),
-            max_body: self.max_request_body,
-            links,
-        }
-    }
-}
-
 /// Forwards requests to the backend.
 pub(crate) struct HttpProxy {
     pub(crate) forwarding: Forwarding,
@@ -87,6 +59,35 @@ pub(crate) struct HttpProxy {
 }
 
 impl HttpProxy {
+    /// Builds the proxy of a route to `upstream`.
+    pub(crate) fn new(
+        route: &RouteSection,
+        upstream: &Uri,
+        connector: &Connector,
+        proxies: Proxies,
+        links: &Links,
+    ) -> Self {
+        let section = &route.upstream;
+        let rule = route.rule();
+        HttpProxy {
+            forwarding: Forwarding {
+                upstream: upstream.clone(),
+                strips: rule.stripped(),
+                host: section.host.as_ref().map(|host| host.0.clone()),
+                fields: section.fields(),
+                proxies,
+            },
+            upstream: Upstream::new(
+                upstream.clone(),
+                connector.clone(),
+                section.answer_timeout,
+                links.clone(),
+            ),
+            max_body: route.limits.request_body,
+            links: links.clone(),
+        }
+    }
+
     /// Forwards a request and returns the response.
     pub(crate) async fn forward(&self, request: Request) -> Response {
         let response = self.respond(request).await;

@@ -10,11 +10,11 @@ use crate::values;
 #[group(skip)]
 pub(crate) struct Arguments {
     /// Maximum number of parked sessions (their client is away) of one address, which is one /64 in IPv6. A session above
-    /// the limit replaces the one whose client has been away longest. Do not set it behind a proxy: all clients then
-    /// have the proxy's address, even if it is trusted. Default: no limit. When sessions, local ports or memory
+    /// the limit replaces the one whose client has been away longest. Behind a proxy list it as --trusted-proxy: then each
+    /// client has its own address, or else all have the proxy's. Default: no limit. When sessions, local ports or memory
     /// run out, the address with the most parked sessions loses its oldest first. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
-    pub(crate) max_parked_per_ip: Option<usize>,
+    max_parked_per_ip: Option<usize>,
     /// Memory for all messages that wait, are not acknowledged or are not complete, of all clients and links together.
     /// When it is nearly used up, the connections that keep most are slowed down, parked sessions are evicted and new
     /// clients are refused. Default: a quarter of the memory that the process may use, its control group included.
@@ -23,19 +23,15 @@ pub(crate) struct Arguments {
     memory_budget: Option<Budget>,
 }
 
-impl Arguments {
-    /// Returns the memory budget; warns if `max_message` does not fit into it.
-    pub(crate) fn budget(&self, max_message: usize) -> Budget {
-        let budget = self.memory_budget.clone().unwrap_or_default();
-        if let Some(limit) = budget.limit().filter(|limit| *limit / 2 < max_message as u64) {
-            tracing::warn!(
-                budget = limit,
-                max_message,
-                "--max-message is more than half of the memory budget, so the largest messages may not get through; \
-                 lower --max-message or raise --memory-budget"
-            );
-        }
-        budget
+/// Warns if the largest message of a route does not fit into the memory budget.
+pub(crate) fn warn_about_budget(budget: &Budget, max_message: usize) {
+    if let Some(limit) = budget.limit().filter(|limit| *limit / 2 < max_message as u64) {
+        tracing::warn!(
+            budget = limit,
+            max_message,
+            "--max-message is more than half of the memory budget, so the largest messages may not get through; \
+             lower --max-message or raise --memory-budget"
+        );
     }
 }
 

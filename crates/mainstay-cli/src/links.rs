@@ -14,6 +14,7 @@ use mainstay::client::{Connector, Sender, State};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 pub(crate) use self::monitor::LinkMonitor;
 use crate::backend_health::{BackendHealth, Failure, Line, Reason};
@@ -30,8 +31,10 @@ struct Shared {
     health: Mutex<BackendHealth>,
     /// The time of the next probe changed.
     changed: Notify,
-    figures: Counters,
-    open: Mutex<Slab<Sender>>,
+    /// The task that probes the backend.
+    probing: Mutex<Option<AbortHandle>>,
+    figures: Arc<Counters>,
+    open: Arc<Mutex<Slab<Sender>>>,
 }
 
 #[derive(Default)]
@@ -57,6 +60,8 @@ struct Counters {
     /// Requests that got no complete response of the backend.
     unanswered: AtomicU64,
     pings_unanswered: AtomicU64,
+    slow_lost: AtomicU64,
+    slow_closed: AtomicU64,
     /// Whether the backend answers Pings, as the latest link observed that found out.
     answers_pings: Mutex<Option<bool>>,
 }
@@ -110,6 +115,43 @@ pub(crate) struct Figures {
     pub(crate) requests: [u64; 5],
     /// Requests that got no complete response of the backend.
     pub(crate) unanswered: u64,
+    /// Messages that slow clients lost: dropped, or replaced by later ones.
+    pub(crate) slow_lost: u64,
+    /// Slow clients that were closed.
+    pub(crate) slow_closed: u64,
+}
+
+impl Figures {
+    /// Adds the figures of several links up. The backends are up if each is.
+    pub(crate) fn sum(all: impl Iterator<Item = Self>) -> Self {
+        all.fold(Self { up: true, ..Self::default() }, |sum, one| Self {
+            up: sum.up && one.up,
+            attached: sum.attached + one.attached,
+            failed: added(sum.failed, one.failed),
+            refused: added(sum.refused, one.refused),
+            unreached: sum.unreached + one.unreached,
+            lost: sum.lost + one.lost,
+            dead_silent: sum.dead_silent + one.dead_silent,
+            dead_frozen: sum.dead_frozen + one.dead_frozen,
+            dead_stalled: sum.dead_stalled + one.dead_stalled,
+            unknown: sum.unknown + one.unknown,
+            not_delivered: sum.not_delivered + one.not_delivered,
+            undeliverable: sum.undeliverable + one.undeliverable,
+            prologues: sum.prologues + one.prologues,
+            prologues_failed: sum.prologues_failed + one.prologues_failed,
+            pings_unanswered: sum.pings_unanswered + one.pings_unanswered,
+            kept_bytes: sum.kept_bytes + one.kept_bytes,
+            unread_bytes: sum.unread_bytes + one.unread_bytes,
+            requests: added(sum.requests, one.requests),
+            unanswered: sum.unanswered + one.unanswered,
+            slow_lost: sum.slow_lost + one.slow_lost,
+            slow_closed: sum.slow_closed + one.slow_closed,
+        })
+    }
+}
+
+fn added<const N: usize>(one: [u64; N], other: [u64; N]) -> [u64; N] {
+    std::array::from_fn(|at| one.get(at).zip(other.get(at)).map_or(0, |(one, other)| one + other))
 }
 
 impl Default for Links {
@@ -117,14 +159,53 @@ impl Default for Links {
         let shared = Shared {
             health: Mutex::new(BackendHealth::new(Instant::now())),
             changed: Notify::new(),
-            figures: Counters::default(),
-            open: Mutex::default(),
+            probing: Mutex::default(),
+            figures: Arc::default(),
+            open: Arc::default(),
         };
         Self(Arc::new(shared))
     }
 }
 
 impl Links {
+    /// Returns links to another backend whose figures continue these.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let shared = Shared {
+            health: Mutex::new(BackendHealth::new(Instant::now())),
+            changed: Notify::new(),
+            probing: Mutex::default(),
+            figures: Arc::clone(&self.0.figures),
+            open: Arc::clone(&self.0.open),
+        };
+        Self(Arc::new(shared))
+    }
+
+    /// Returns a number that links have in common if they report to the health of one backend.
+    pub(crate) fn backend_id(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
+    /// Returns a number that links have in common if they have one set of figures.
+    pub(crate) fn figures_id(&self) -> usize {
+        Arc::as_ptr(&self.0.figures).addr()
+    }
+
+    /// Probes the backend whenever a probe is due, until [`stop_probing`](Self::stop_probing). Does nothing if it is probed
+    /// already.
+    pub(crate) fn start_probing(&self, connector: Connector, upstream: Uri) {
+        let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        if probing.is_none() {
+            *probing = Some(tokio::spawn(self.clone().probe(connector, upstream)).abort_handle());
+        }
+    }
+
+    /// Ends the probes.
+    pub(crate) fn stop_probing(&self) {
+        if let Some(probing) = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            probing.abort();
+        }
+    }
+
     /// Counts one more link until its monitor is dropped. Call it before the link dials.
     pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> LinkMonitor {
         let slot = self.list().insert(sender);
@@ -168,7 +249,7 @@ impl Links {
 
     /// Probes the backend whenever a probe is due, for as long as the process lives. A probe opens a connection, with TLS
     /// for wss://, and closes it.
-    pub(crate) async fn probe(self, connector: Connector, upstream: Uri) {
+    async fn probe(self, connector: Connector, upstream: Uri) {
         loop {
             let due = self.health().poll_timeout();
             let due = async {
@@ -256,7 +337,19 @@ impl Links {
             unread_bytes: self.sum(Sender::unread_bytes),
             requests: self.0.figures.requests.each_ref().map(read),
             unanswered: read(&self.0.figures.unanswered),
+            slow_lost: read(&self.0.figures.slow_lost),
+            slow_closed: read(&self.0.figures.slow_closed),
         }
+    }
+
+    /// A slow client lost messages.
+    pub(crate) fn slow_lost(&self, messages: u64) {
+        self.0.figures.slow_lost.fetch_add(messages, Relaxed);
+    }
+
+    /// A slow client is closed. Returns how many were before.
+    pub(crate) fn slow_closed(&self) -> u64 {
+        self.0.figures.slow_closed.fetch_add(1, Relaxed)
     }
 
     /// A client got a response, from the backend or from the gateway.

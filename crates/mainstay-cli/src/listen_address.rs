@@ -12,6 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::config::text::{Expected, Written};
+
 /// Where a listener is: what names it to its predecessor and to clients.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
@@ -66,6 +68,14 @@ impl FromStr for ListenAddress {
             "write an IP address and a port, for example 127.0.0.1:8080 or [::1]:8080, or unix:/run/mainstay.sock"
         })?;
         Ok(Self { is_plain: plain.is_some(), ..Self::tcp(address) })
+    }
+}
+
+impl Written for ListenAddress {
+    const EXPECTED: Expected = Expected { kind: "address", example: "127.0.0.1:8080" };
+
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse()
     }
 }
 

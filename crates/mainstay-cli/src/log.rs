@@ -27,10 +27,22 @@ const BYTES: usize = 1 << 20;
 /// `mainstay::server`.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
                        mainstay::successor=info,mainstay::backend_health=info,mainstay::cluster=info,\
-                       mainstay::server::leave=info";
+                       mainstay::reload=info,mainstay::server::leave=info";
 
 /// The format of log lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    ValueEnum,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Format {
     /// A message and name=value fields.
     #[default]
@@ -70,16 +82,18 @@ pub(crate) fn start() {
 /// Installs the subscriber for the lines of the program and its libraries.
 ///
 /// # Errors
-/// `MAINSTAY_LOG` is not a valid filter.
-pub(crate) fn listen(format: Format) -> Result<(), String> {
-    let filter = filter(std::env::var_os("MAINSTAY_LOG").as_deref().map(std::ffi::OsStr::to_string_lossy))?;
+/// `MAINSTAY_LOG`, or `other` in its place, is not a valid filter.
+pub(crate) fn listen(format: Format, other: Option<&str>) -> Result<(), String> {
+    let variable = std::env::var_os("MAINSTAY_LOG");
+    let filter = match variable.as_deref().map(std::ffi::OsStr::to_string_lossy) {
+        Some(variable) => filter(Some(variable))?,
+        None => filter(other)?,
+    };
+    use_format(format);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
     match format {
         Format::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
         Format::Json => {
-            if let Some(queue) = QUEUE.get() {
-                queue.lock().json = true;
-            }
             builder.json().flatten_event(true).init();
         }
     }
@@ -92,8 +106,15 @@ pub(crate) fn listen(format: Format) -> Result<(), String> {
     Ok(())
 }
 
+/// Sets the format of the lines that the program itself writes.
+pub(crate) fn use_format(format: Format) {
+    if let Some(queue) = QUEUE.get() {
+        queue.lock().json = format == Format::Json;
+    }
+}
+
 /// Parses the filter.
-fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
+pub(crate) fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, String> {
     let text = variable.as_ref().map_or("", |text| text.as_ref().trim());
     let text = if text.is_empty() { DEFAULT } else { text };
     let wrong = |what: &str| {

@@ -16,6 +16,7 @@ mod client_listeners;
 mod client_request;
 mod client_tls;
 mod cluster;
+mod config;
 mod connect;
 mod descriptors;
 mod exchange;
@@ -39,6 +40,7 @@ mod principal;
 mod process_metrics;
 mod profiles;
 mod prologue;
+mod reload;
 mod request_body;
 mod response_body;
 mod retry_after;
@@ -49,8 +51,10 @@ mod saved;
 mod serve;
 mod session;
 mod signals;
+mod slow_clients;
 mod successor;
 mod supervisor;
+mod table;
 mod tls;
 mod upstream;
 mod upstream_error;
@@ -64,11 +68,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextValue, ErrorKind};
-use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::activation::Activated;
-use crate::variables::UnknownVariable;
+use crate::config::{Loaded, Sources};
 
 /// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
 /// configures it, returns the memory to the system within a second. See `docs/adr/0007-an-allocator-that-gives-back.md`.
@@ -96,6 +99,9 @@ enum Command {
     /// Measure a WebSocket server: throughput, latency, CPU time and memory.
     #[command(after_help = bench::AFTER_HELP)]
     Bench(bench::Arguments),
+    /// Check, show and describe the configuration of `mainstay serve`.
+    #[command(after_help = config::AFTER_HELP)]
+    Config(config::Arguments),
     /// Ask a running `mainstay serve` whether it is ready.
     #[command(after_help = health::AFTER_HELP)]
     Health(health::Arguments),
@@ -145,22 +151,21 @@ fn run(activated: Result<Activated, String>) -> ExitCode {
         Ok(read) => read,
         Err(error) => return refuse(without_passwords(error)),
     };
-    let format = match &arguments.command {
-        Command::Serve(arguments) => arguments.log.log_format,
-        _ => log::Format::Text,
-    };
-    if let Err(line) = log::listen(format).and_then(|()| check(&command, &matches)) {
+    match arguments.command {
+        Command::Serve(_) => serve(&command, &matches, activated),
+        other => run_other(other, command),
+    }
+}
+
+/// Runs any command but `serve`.
+fn run_other(subcommand: Command, command: clap::Command) -> ExitCode {
+    if let Err(line) = log::listen(log::Format::Text, None) {
         log::write_line(&line);
         return ExitCode::from(2);
     }
-    match arguments.command {
-        Command::Serve(mut arguments) => match activated_for(&mut arguments, &matches, activated) {
-            Ok(activated) => in_runtime(serve::run(*arguments, activated)),
-            Err(line) => {
-                log::write_line(&line);
-                ExitCode::from(2)
-            }
-        },
+    match subcommand {
+        Command::Serve(_) => ExitCode::SUCCESS,
+        Command::Config(arguments) => config::run(arguments, &command),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Health(arguments) => health::run(&arguments),
@@ -179,41 +184,51 @@ fn run(activated: Result<Activated, String>) -> ExitCode {
     }
 }
 
-/// Returns the listeners that a supervisor passed, compared with the flags. Without `--listen` they take the place of its
-/// default.
-fn activated_for(
-    arguments: &mut serve::Arguments,
-    matches: &ArgMatches,
-    activated: Result<Activated, String>,
-) -> Result<Activated, String> {
-    let given = matches.subcommand_matches("serve").and_then(|serve| serve.value_source("listen"));
-    let is_given = given.is_some_and(|source| source != ValueSource::DefaultValue);
-    let activated = activated?;
-    activated.check(&arguments.addresses(is_given))?;
-    if !is_given {
-        arguments.listen_instead(activated.clients.iter().map(activation::Passed::address).collect());
-    }
-    Ok(activated)
-}
-
-/// Checks what clap does not: unknown environment variables, and flags about a backend without `--upstream`.
-fn check(command: &clap::Command, matches: &ArgMatches) -> Result<(), String> {
-    let Some((serve, given)) = command.find_subcommand("serve").zip(matches.subcommand_matches("serve"))
-    else {
-        return Ok(());
+/// Runs `mainstay serve`.
+fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activated, String>) -> ExitCode {
+    let read = || {
+        let (serve, given) = command
+            .find_subcommand("serve")
+            .zip(matches.subcommand_matches("serve"))
+            .ok_or_else(|| vec!["there is no subcommand".to_owned()])?;
+        let format = given.get_one::<log::Format>("log_format").copied().unwrap_or_default();
+        log::use_format(format);
+        let (sources, warnings) = Sources::new(serve, given).map_err(|line| vec![line])?;
+        let mut loaded =
+            sources.load().map_err(|wrong| wrong.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let log = &loaded.config.log;
+        log::listen(log.format, log.filter.as_deref()).map_err(|line| vec![line])?;
+        for name in warnings {
+            tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
+        }
+        let activated = activated_for(&mut loaded, activated).map_err(|line| vec![line])?;
+        Ok((sources, loaded, activated))
     };
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    for variable in variables::unknown_variables(serve, names) {
-        match variable {
-            UnknownVariable::Misspelt(name, meant) => {
-                return Err(format!("{name} is not a variable of mainstay; write {meant}, or unset it"));
-            }
-            UnknownVariable::Unrelated(name) => {
-                tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
-            }
+    match read() {
+        Ok((sources, loaded, activated)) => in_runtime(serve::run(sources, loaded, activated)),
+        Err(lines) => {
+            let lines: Vec<String> = lines;
+            lines.iter().for_each(|line| log::write_line(line));
+            ExitCode::from(2)
         }
     }
-    variables::check_backend(given)
+}
+
+/// Returns the listeners that a supervisor passed, compared with the configuration. Without `listen` they take the place of its
+/// default.
+fn activated_for(loaded: &mut Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
+    let activated = activated?;
+    let is_given = loaded.is_set("listen");
+    let listen = || loaded.config.listen.iter().map(|address| (**address).clone()).collect();
+    activated.check(&activation::Flags {
+        listen: is_given.then(listen),
+        admin: loaded.config.admin.listen.as_ref().and_then(|text| values::address(text).ok()),
+    })?;
+    if !is_given && !activated.clients.is_empty() {
+        let places = activated.clients.iter().map(|passed| passed.address().to_string());
+        loaded.config.listen = places.map(|place| config::Text::new(&place)).collect::<Result<_, _>>()?;
+    }
+    Ok(activated)
 }
 
 /// Writes to standard output. A closed pipe is success: its reader has what it wants.

@@ -3,14 +3,16 @@
 //! `docs/METRICS.md` says what each family is good for, in the order in which they are served here.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering::Relaxed;
 
 use mainstay::cluster::{ClusterFigures, ClusterStatus};
 use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
 
 use crate::backend_health::Reason;
-use crate::client_tls::{self, Expiry, Reloads};
+use crate::client_tls::{self, Expiry};
 use crate::links::{Figures, Links};
+use crate::routes::Routes;
 use crate::{log, process_metrics};
 
 /// Everything that is served, at one moment.
@@ -20,7 +22,12 @@ struct Snapshot {
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
+    /// Of all routes together.
     links: Figures,
+    /// Of each route, with its label: `route="chat"`, or nothing if only flags describe it.
+    routes: Vec<(String, Figures)>,
+    unrouted: u64,
+    reloads: Reloads,
     /// Payload bytes kept for clients. A message that one leg received and the other has not accepted counts for the
     /// other, which it waits for.
     kept_for_clients: u64,
@@ -29,12 +36,22 @@ struct Snapshot {
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
     /// When the certificates in use expire, and how often files were reloaded.
-    tls: (Vec<Expiry>, Reloads),
+    tls: (Vec<Expiry>, client_tls::Reloads),
+}
+
+/// How the latest reloads of the configuration went.
+#[derive(Default)]
+struct Reloads {
+    done: u64,
+    refused: u64,
+    is_successful: bool,
+    read_at: u64,
 }
 
 /// Returns the text of `/metrics`.
-pub(crate) fn render(server: &Server, links: &Links) -> String {
-    let figures = links.figures();
+pub(crate) fn render(server: &Server, routes: &Routes) -> String {
+    let figures = Figures::sum(routes.links().iter().map(Links::figures));
+    let reloads = &routes.reloads;
     Snapshot {
         stats: server.stats(),
         sessions: server.sessions(),
@@ -43,11 +60,29 @@ pub(crate) fn render(server: &Server, links: &Links) -> String {
         kept_for_clients: server.kept_bytes() + figures.unread_bytes,
         kept_for_backend: server.unread_bytes() + figures.kept_bytes,
         links: figures,
+        routes: of_routes(routes),
+        unrouted: routes.unrouted.load(Relaxed),
+        reloads: Reloads {
+            done: reloads.done.load(Relaxed),
+            refused: reloads.refused.load(Relaxed),
+            is_successful: reloads.is_successful(),
+            read_at: reloads.read_at.load(Relaxed),
+        },
         log_lines_lost: log::lines_lost(),
         cluster: server.cluster().map(Cluster::from),
         tls: client_tls::figures(),
     }
     .render()
+}
+
+/// Returns the figures of each route with its label. The demonstration, which has no route, is always up.
+fn of_routes(routes: &Routes) -> Vec<(String, Figures)> {
+    let (table, is_named) = (routes.all(), routes.are_named());
+    let label = |name: &str| if is_named { format!("route=\"{name}\"") } else { String::new() };
+    match table.len() {
+        0 => vec![(String::new(), Figures { up: true, ..Figures::default() })],
+        _ => table.iter().map(|route| (label(&route.name), route.links.figures())).collect(),
+    }
 }
 
 impl Snapshot {
@@ -114,6 +149,11 @@ impl Snapshot {
             &[
                 ("{reason=\"full\"}", s.refused_full),
                 ("{reason=\"address\"}", s.refused_address),
+                ("{reason=\"subject\"}", s.refused_principal),
+                ("{reason=\"address_rate\"}", s.refused_address_rate),
+                ("{reason=\"subject_rate\"}", s.refused_principal_rate),
+                ("{reason=\"accept_rate\"}", s.refused_rate),
+                ("{reason=\"route\"}", s.refused_route),
                 ("{reason=\"origin\"}", s.refused_origin),
                 ("{reason=\"draining\"}", s.refused_draining),
                 ("{reason=\"unreachable\"}", self.links.unreached),
@@ -213,6 +253,13 @@ impl Snapshot {
             "Payload bytes of application messages.",
             &[("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)],
         );
+        to.counter(
+            "client_pauses_total",
+            "Times that a client was not read for a while because it sends too fast.",
+            s.throttled,
+        );
+        let help = "Client connections closed because the client kept sending too fast.";
+        to.counter("clients_too_fast_total", help, s.throttled_closed);
         to.counter("replayed_total", "Messages written again after a resume.", s.replayed);
         to.family(
             "gaps_total",
@@ -234,42 +281,63 @@ impl Snapshot {
     }
 
     fn backend(&self, to: &mut Families) {
-        let links = &self.links;
-        to.gauge("backend_up", "1 if the latest attempt reached the backend, 0 if not.", links.up.into());
-        to.gauge("links", "Connections to the backend open now.", links.attached);
-        let labels = Reason::ALL.map(|reason| format!("{{reason=\"{}\"}}", reason.label()));
-        let failed: Vec<_> = labels.iter().map(String::as_str).zip(links.failed).collect();
+        let each = Each { routes: &self.routes };
+        each.figure(
+            to,
+            "backend_up",
+            "gauge",
+            "1 if the latest attempt reached the backend, 0 if not.",
+            |links| links.up.into(),
+        );
+        each.figure(to, "links", "gauge", "Connections to the backend open now.", |links| links.attached);
+        let labels = Reason::ALL.map(|reason| format!("reason=\"{}\"", reason.label()));
+        let labels = labels.each_ref().map(String::as_str);
         let help =
             "Attempts to reach the backend or to open a WebSocket that failed, probes included, by reason.";
-        to.family("link_attempts_failed_total", "counter", help, &failed);
-        to.counter("links_lost_total", "Connections to the backend that were lost.", links.lost);
-        to.family(
+        each.family(to, "link_attempts_failed_total", "counter", help, labels, |links| links.failed);
+        each.figure(
+            to,
+            "links_lost_total",
+            "counter",
+            "Connections to the backend that were lost.",
+            |links| links.lost,
+        );
+        each.family(
+            to,
             "link_messages_total",
             "counter",
             "Messages of clients that may not have reached the backend, by fate.",
-            &[
-                ("{fate=\"unknown\"}", links.unknown),
-                ("{fate=\"not_delivered\"}", links.not_delivered),
-                ("{fate=\"undeliverable\"}", links.undeliverable),
-            ],
+            ["fate=\"unknown\"", "fate=\"not_delivered\"", "fate=\"undeliverable\""],
+            |links| [links.unknown, links.not_delivered, links.undeliverable],
         );
-        let [informational, ok, redirected, refused, failed] = links.requests;
-        to.family(
+        each.family(
+            to,
             "http_requests_total",
             "counter",
             "Responses to clients, by class of status.",
-            &[
-                ("{status=\"1xx\"}", informational),
-                ("{status=\"2xx\"}", ok),
-                ("{status=\"3xx\"}", redirected),
-                ("{status=\"4xx\"}", refused),
-                ("{status=\"5xx\"}", failed),
-            ],
+            ["status=\"1xx\"", "status=\"2xx\"", "status=\"3xx\"", "status=\"4xx\"", "status=\"5xx\""],
+            |links| links.requests,
         );
         let help = "Requests that got no complete response of the backend.";
-        to.counter("http_unanswered_total", help, links.unanswered);
+        each.figure(to, "http_unanswered_total", "counter", help, |links| links.unanswered);
         let help = "Links that found that the backend answers no Ping.";
-        to.counter("links_pings_unanswered_total", help, links.pings_unanswered);
+        each.figure(to, "links_pings_unanswered_total", "counter", help, |links| links.pings_unanswered);
+        let help = "Messages that slow clients lost: dropped, or replaced by later ones.";
+        each.figure(to, "slow_client_messages_total", "counter", help, |links| links.slow_lost);
+        let help = "Clients closed because they took too little.";
+        each.figure(to, "slow_clients_closed_total", "counter", help, |links| links.slow_closed);
+        to.counter("unrouted_total", "Requests that no route takes: they get 404.", self.unrouted);
+        let reloads = &self.reloads;
+        to.family(
+            "config_reloads_total",
+            "counter",
+            "Reloads of the configuration, by outcome.",
+            &[("{outcome=\"done\"}", reloads.done), ("{outcome=\"refused\"}", reloads.refused)],
+        );
+        let help = "1 if the latest configuration that was read is in force, 0 if it was refused.";
+        to.gauge("config_last_reload_successful", help, reloads.is_successful.into());
+        let help = "When the configuration in force was read, in seconds since 1970.";
+        to.gauge("config_last_reload_success_timestamp_seconds", help, reloads.read_at);
     }
 
     fn process(&self, to: &mut Families) {
@@ -277,15 +345,52 @@ impl Snapshot {
         to.counter("log_lines_lost_total", help, self.log_lines_lost);
         let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
         to.family("build_info", "gauge", "1; the label has the version.", &[(version, 1)]);
-        to.family(
+        Each { routes: &self.routes }.family(
+            to,
             "prologues_total",
             "counter",
             "Prologues replayed to new connections to the backend, by outcome.",
-            &[
-                ("{outcome=\"done\"}", self.links.prologues),
-                ("{outcome=\"failed\"}", self.links.prologues_failed),
-            ],
+            ["outcome=\"done\"", "outcome=\"failed\""],
+            |links| [links.prologues, links.prologues_failed],
         );
+    }
+}
+
+/// Families with the samples of each route.
+struct Each<'a> {
+    routes: &'a [(String, Figures)],
+}
+
+impl Each<'_> {
+    fn figure(&self, to: &mut Families, name: &str, kind: &str, help: &str, value: impl Fn(&Figures) -> u64) {
+        self.family(to, name, kind, help, [""], |figures| [value(figures)]);
+    }
+
+    fn family<const N: usize>(
+        &self,
+        to: &mut Families,
+        name: &str,
+        kind: &str,
+        help: &str,
+        labels: [&str; N],
+        values: impl Fn(&Figures) -> [u64; N],
+    ) {
+        let of_route = |(route, figures): &(String, Figures)| {
+            let samples = labels.iter().zip(values(figures));
+            let named = samples.map(|(label, value)| (in_braces(route, label), value));
+            named.collect::<Vec<_>>()
+        };
+        let samples: Vec<(String, u64)> = self.routes.iter().flat_map(of_route).collect();
+        let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+        to.family(name, kind, help, &samples);
+    }
+}
+
+fn in_braces(route: &str, label: &str) -> String {
+    match (route, label) {
+        ("", "") => String::new(),
+        (one, "") | ("", one) => format!("{{{one}}}"),
+        (route, label) => format!("{{{route},{label}}}"),
     }
 }
 
@@ -446,7 +551,7 @@ mod tests {
             kept_for_clients: 5,
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
-            links: Figures { lost: 3, unknown: 2, ..Figures::default() },
+            routes: vec![(String::new(), Figures { lost: 3, unknown: 2, ..Figures::default() })],
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             ..Snapshot::default()
         };
@@ -476,6 +581,21 @@ mod tests {
         assert_eq!(families, text.lines().filter(|line| line.starts_with("# HELP")).count());
         let known = ["# ", "mainstay_", "process_"];
         assert!(text.lines().all(|line| known.iter().any(|begin| line.starts_with(begin))));
+    }
+
+    #[test]
+    fn families_about_a_backend_have_the_names_of_routes_that_a_file_names() {
+        let lost = |lost| Figures { lost, ..Figures::default() };
+        let routes = vec![("route=\"a\"".to_owned(), lost(1)), ("route=\"b\"".to_owned(), lost(2))];
+        let text = Snapshot { routes, ..Snapshot::default() }.render();
+        for sample in [
+            "mainstay_links_lost_total{route=\"a\"} 1\n",
+            "mainstay_links_lost_total{route=\"b\"} 2\n",
+            "mainstay_http_requests_total{route=\"b\",status=\"2xx\"} 0\n",
+        ] {
+            assert!(text.contains(sample), "{sample}: {text}");
+        }
+        assert_eq!(text.matches("# TYPE mainstay_links_lost_total").count(), 1);
     }
 
     #[test]

@@ -14,6 +14,8 @@ use clap::ValueEnum;
 use mainstay::{CloseCode, Confirm, Guarantee, Message};
 use serde::Deserialize;
 
+use crate::config::Text;
+use crate::config::profile::{Prologue, Section};
 use crate::prologue::{Answer, MAX_RULES, Rules};
 use crate::rules::{self, Pattern, Rule};
 
@@ -43,7 +45,7 @@ pub(crate) struct ProfileFlags {
     prologue_key: Option<String>,
     /// Remove the recorded frames that have the key of a matching message of the client or the backend: match=REGEX or
     /// json=/POINTER[=VALUE]. May be repeated. Requires --prologue-key.
-    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse, requires = "prologue_key")]
+    #[arg(long, value_name = "PATTERN", value_parser = Pattern::parse)]
     prologue_forget: Vec<Pattern>,
     /// Hide a matching answer of the backend, or its greeting, from a client that received it before; the next frame of the
     /// prologue waits for it. Syntax as --prologue. May be repeated.
@@ -56,7 +58,10 @@ pub(crate) struct ProfileFlags {
 }
 
 /// What happens to a client whose backend connection is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum BackendLoss {
     /// The client is closed with 1012 or gets a new session at once, and its application initialises again. For backends
     /// that keep state in the connection, such as a login, a subscription or a room.
@@ -67,54 +72,71 @@ pub(crate) enum BackendLoss {
 }
 
 /// The protocols that have a profile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 pub(crate) enum Protocol {
     /// GraphQL over WebSocket (graphql-ws, Apollo).
     #[value(name = "graphql-transport-ws")]
+    #[serde(rename = "graphql-transport-ws")]
     GraphqlTransportWs,
     /// Phoenix channels and LiveView.
     #[value(name = "phoenix")]
+    #[serde(rename = "phoenix")]
     Phoenix,
     /// Action Cable (Rails).
     #[value(name = "actioncable")]
+    #[serde(rename = "actioncable")]
     ActionCable,
     /// MQTT 3.1.1 and 5.
     #[value(name = "mqtt")]
+    #[serde(rename = "mqtt")]
     Mqtt,
     /// Engine.IO and Socket.IO.
     #[value(name = "engine.io")]
+    #[serde(rename = "engine.io")]
     EngineIo,
     /// SignalR hubs.
     #[value(name = "signalr")]
+    #[serde(rename = "signalr")]
     SignalR,
     /// Jupyter kernel channels.
     #[value(name = "jupyter")]
+    #[serde(rename = "jupyter")]
     Jupyter,
     /// Yjs (y-websocket, Hocuspocus).
     #[value(name = "yjs")]
+    #[serde(rename = "yjs")]
     Yjs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Delivery {
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Delivery {
     /// They are sent again: the backend may receive a message twice.
     AtLeastOnce,
     /// They are dropped and reported: the backend may miss a message.
     AtMostOnce,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ConfirmBy {
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ConfirmBy {
     /// A Pong of the backend's WebSocket stack.
     Pong,
     /// A Pong, and 64 later messages: for stacks that read ahead of the application.
     #[value(name = "pong+window")]
+    #[serde(rename = "pong+window")]
     PongWindow,
     /// The application's reply: the backend sends one for each message, in order.
     Reply,
 }
 
-/// The flags that refine a profile; `None` if not given.
+/// The settings that refine a protocol's; `None` if not given.
 #[derive(Clone, Copy, Debug, Default)]
 struct Overrides {
     on_backend_loss: Option<BackendLoss>,
@@ -122,7 +144,7 @@ struct Overrides {
     delivery: Option<Guarantee>,
 }
 
-/// The settings that result from profile and flags.
+/// The settings that result from the protocol's and the configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) on_backend_loss: BackendLoss,
@@ -156,83 +178,82 @@ impl Closes {
     }
 }
 
-impl ProfileFlags {
-    /// Combines the flags with the profile.
+impl Settings {
+    /// Combines the settings of a section with those of its protocol.
     ///
     /// # Errors
-    /// Names the two flags that contradict each other.
-    pub(crate) fn settings(&self) -> Result<Settings, String> {
-        let confirm = self.confirm.map(|confirm| match confirm {
-            ConfirmBy::Pong => Confirm::Pong,
-            ConfirmBy::PongWindow => Confirm::PongWindow,
-            ConfirmBy::Reply => Confirm::Reply,
-        });
-        let delivery = self.delivery.map(|delivery| match delivery {
-            Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-            Delivery::AtMostOnce => Guarantee::AtMostOnce,
-        });
-        self.with(Overrides { on_backend_loss: self.on_backend_loss, confirm, delivery })
-    }
-
-    fn with(&self, given: Overrides) -> Result<Settings, String> {
-        self.check_counts()?;
-        let Some(protocol) = self.profile else { return self.by_hand(given) };
-        if self.has_prologue() {
+    /// The field, and what it contradicts.
+    pub(crate) fn new(section: &Section) -> Result<Self, String> {
+        section.check_counts()?;
+        let given = Overrides {
+            on_backend_loss: section.on_backend_loss,
+            confirm: section.confirm.map(|confirm| match confirm {
+                ConfirmBy::Pong => Confirm::Pong,
+                ConfirmBy::PongWindow => Confirm::PongWindow,
+                ConfirmBy::Reply => Confirm::Reply,
+            }),
+            delivery: section.delivery.map(|delivery| match delivery {
+                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
+                Delivery::AtMostOnce => Guarantee::AtMostOnce,
+            }),
+        };
+        let Some(protocol) = section.protocol else { return section.by_hand(given) };
+        if section.prologue.is_set() {
             let name = protocol.name();
             return Err(format!(
-                "--profile {name} has its own prologue, or needs none; remove the --prologue* flags or --profile"
+                "prologue: <profile.protocol> {name} has its own prologue, or needs none; remove the <profile.prologue> or \
+                 <profile.protocol>"
             ));
         }
         protocol.settings(given)
     }
+}
 
+impl Section {
     fn by_hand(&self, given: Overrides) -> Result<Settings, String> {
         let on_backend_loss = given.on_backend_loss.unwrap_or(BackendLoss::Renew);
-        if self.has_prologue() && on_backend_loss != BackendLoss::Keep {
-            return Err(
-                "--prologue* requires --on-backend-loss keep: with renew the client itself starts again"
-                    .into(),
-            );
+        let has_prologue = self.prologue.is_set();
+        if has_prologue && on_backend_loss != BackendLoss::Keep {
+            return Err("prologue: <profile.prologue> requires <profile.on-backend-loss> keep: with renew the client itself \
+                        starts again"
+                .into());
         }
         Ok(Settings {
             on_backend_loss,
             confirm: given.confirm.unwrap_or_default(),
             guarantee: given.delivery.unwrap_or_default(),
             closes: Closes::GENERAL,
-            prologue: self.has_prologue().then(|| Arc::new(self.rules())),
+            prologue: has_prologue.then(|| Arc::new(self.prologue.rules())),
             answers_mutations: false,
         })
     }
 
-    fn has_prologue(&self) -> bool {
-        let rules = [&self.prologue, &self.prologue_hide, &self.prologue_await];
-        self.prologue_key.is_some() || rules.iter().any(|rules| !rules.is_empty())
-    }
-
     fn check_counts(&self) -> Result<(), String> {
-        let answers = self.prologue_hide.len() + self.prologue_await.len();
-        for (flag, count) in [
-            ("--prologue", self.prologue.len()),
-            ("--prologue-forget", self.prologue_forget.len()),
-            ("--prologue-hide and --prologue-await", answers),
+        let Prologue { record, forget, hide, awaits, .. } = &self.prologue;
+        for (field, count, named) in [
+            ("record", record.len(), "<profile.prologue.record>"),
+            ("forget", forget.len(), "<profile.prologue.forget>"),
+            ("hide", hide.len() + awaits.len(), "<profile.prologue.hide> and <profile.prologue.await>"),
         ] {
             if count > MAX_RULES {
                 return Err(format!(
-                    "{flag}: at most {MAX_RULES} rules; combine some with | in one match=REGEX"
+                    "prologue.{field}: {named}: at most {MAX_RULES} rules; combine some with | in one match=REGEX"
                 ));
             }
         }
         Ok(())
     }
+}
 
+impl Prologue {
     fn rules(&self) -> Rules {
-        let answer = |passes| move |rule: &Rule| Answer { rule: rule.clone(), passes };
-        let hidden = self.prologue_hide.iter().map(answer(false));
-        let passed = self.prologue_await.iter().map(answer(true));
+        let answer = |passes| move |rule: &Text<Rule>| Answer { rule: (**rule).clone(), passes };
+        let hidden = self.hide.iter().map(answer(false));
+        let passed = self.awaits.iter().map(answer(true));
         Rules {
-            record: self.prologue.clone(),
-            key: self.prologue_key.clone(),
-            forget: self.prologue_forget.clone(),
+            record: self.record.iter().map(|rule| (**rule).clone()).collect(),
+            key: self.key.as_ref().map(|pointer| pointer.0.clone()),
+            forget: self.forget.iter().map(|pattern| (**pattern).clone()).collect(),
             answers: hidden.chain(passed).collect(),
             announces_restart: None,
         }
@@ -240,7 +261,7 @@ impl ProfileFlags {
 }
 
 impl Protocol {
-    /// Returns the value of `--profile`.
+    /// Returns the protocol's name in the configuration.
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -251,18 +272,18 @@ impl Protocol {
         let on_backend_loss = given.on_backend_loss.unwrap_or(own.on_backend_loss);
         if let (BackendLoss::Keep, Some(why)) = (on_backend_loss, self.why_not_keep()) {
             return Err(format!(
-                "--on-backend-loss keep contradicts --profile {name}: {why}; remove one of them"
+                "on-backend-loss: <profile.on-backend-loss> keep contradicts <profile.protocol> {name}: {why}; remove one of them"
             ));
         }
         if given.confirm == Some(Confirm::Reply) {
             return Err(format!(
-                "--confirm reply contradicts --profile {name}: the protocol does not answer every message, in order; \
+                "confirm: <profile.confirm> reply contradicts <profile.protocol> {name}: the protocol does not answer every message, in order; \
                  write pong or pong+window"
             ));
         }
         if on_backend_loss == BackendLoss::Keep && given.delivery == Some(Guarantee::AtLeastOnce) {
             return Err(format!(
-                "--delivery at-least-once contradicts --profile {name}: the backend could execute an action twice; \
+                "delivery: <profile.delivery> at-least-once contradicts <profile.protocol> {name}: the backend could execute an action twice; \
                  remove one of them"
             ));
         }
@@ -368,14 +389,18 @@ fn action_cable_restarts(message: &Message) -> bool {
 mod tests {
     use super::*;
 
-    fn flags(profile: Protocol) -> ProfileFlags {
-        ProfileFlags { profile: Some(profile), ..ProfileFlags::default() }
+    fn profile(protocol: Protocol) -> Section {
+        Section { protocol: Some(protocol), ..Section::default() }
+    }
+
+    fn first() -> Text<Rule> {
+        Text::new("first=1").unwrap()
     }
 
     #[test]
     fn a_profile_renews_unless_its_client_cannot_tell_the_difference() {
         for &protocol in Protocol::value_variants() {
-            let settings = flags(protocol).with(Overrides::default()).unwrap();
+            let settings = profile(protocol).settings().unwrap();
             let keeps = protocol == Protocol::ActionCable;
             assert_eq!(settings.on_backend_loss == BackendLoss::Keep, keeps, "{protocol:?}");
             assert_eq!(settings.prologue.is_some(), keeps, "{protocol:?}");
@@ -384,56 +409,58 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_contradicts_a_profile_is_an_error_with_the_reason() {
-        let keep = Overrides { on_backend_loss: Some(BackendLoss::Keep), ..Overrides::default() };
-        let reply = Overrides { confirm: Some(Confirm::Reply), ..Overrides::default() };
+    fn a_setting_that_contradicts_a_profile_is_an_error_with_the_reason() {
         for &protocol in Protocol::value_variants() {
             let name = protocol.name();
-            let error = flags(protocol).with(reply).unwrap_err();
-            assert!(error.contains("--confirm reply") && error.contains(&name), "{error}");
+            let reply = Section { confirm: Some(ConfirmBy::Reply), ..profile(protocol) };
+            let error = reply.settings().unwrap_err();
+            assert!(error.contains("<profile.confirm> reply") && error.contains(&name), "{error}");
             if protocol != Protocol::ActionCable {
-                let error = flags(protocol).with(keep).unwrap_err();
-                assert!(error.contains("--on-backend-loss keep") && error.contains(&name), "{error}");
+                let keep = Section { on_backend_loss: Some(BackendLoss::Keep), ..profile(protocol) };
+                let error = keep.settings().unwrap_err();
+                assert!(error.contains("<profile.on-backend-loss> keep") && error.contains(&name), "{error}");
             }
-            let prologue = vec![Rule::First(1)];
-            let error = ProfileFlags { prologue, ..flags(protocol) }.with(Overrides::default()).unwrap_err();
-            assert!(error.contains("--prologue"), "{error}");
+            let prologue = Prologue { record: vec![first()], ..Prologue::default() };
+            let error = Section { prologue, ..profile(protocol) }.settings().unwrap_err();
+            assert!(error.contains("<profile.prologue>"), "{error}");
         }
-        let again = Overrides { delivery: Some(Guarantee::AtLeastOnce), ..Overrides::default() };
-        assert!(flags(Protocol::ActionCable).with(again).unwrap_err().contains("twice"));
+        let again = Section { delivery: Some(Delivery::AtLeastOnce), ..profile(Protocol::ActionCable) };
+        assert!(again.settings().unwrap_err().contains("twice"));
     }
 
     #[test]
-    fn a_flag_that_refines_a_profile_wins() {
-        let renew = Overrides {
+    fn a_setting_that_refines_a_profile_wins() {
+        let renew = Section {
             on_backend_loss: Some(BackendLoss::Renew),
-            delivery: Some(Guarantee::AtLeastOnce),
-            ..Overrides::default()
+            delivery: Some(Delivery::AtLeastOnce),
+            ..profile(Protocol::ActionCable)
         };
-        let settings = flags(Protocol::ActionCable).with(renew).unwrap();
+        let settings = renew.settings().unwrap();
         assert_eq!(settings.on_backend_loss, BackendLoss::Renew);
         assert!(settings.prologue.is_none());
-        let window = Overrides { confirm: Some(Confirm::PongWindow), ..Overrides::default() };
-        assert_eq!(flags(Protocol::Mqtt).with(window).unwrap().confirm, Confirm::PongWindow);
+        let window = Section { confirm: Some(ConfirmBy::PongWindow), ..profile(Protocol::Mqtt) };
+        assert_eq!(window.settings().unwrap().confirm, Confirm::PongWindow);
     }
 
     #[test]
     fn a_prologue_without_a_profile_requires_keep() {
-        let by_hand = || ProfileFlags { prologue: vec![Rule::First(1)], ..ProfileFlags::default() };
-        assert!(by_hand().with(Overrides::default()).unwrap_err().contains("--on-backend-loss keep"));
-        let keep = Overrides { on_backend_loss: Some(BackendLoss::Keep), ..Overrides::default() };
-        assert!(by_hand().with(keep).unwrap().prologue.is_some());
-        let greeting = ProfileFlags { prologue_hide: vec![Rule::First(1)], ..ProfileFlags::default() };
-        assert!(greeting.with(keep).unwrap().prologue.is_some());
-        let many = ProfileFlags { prologue: vec![Rule::First(1); 17], ..ProfileFlags::default() };
-        assert!(many.with(keep).unwrap_err().contains("at most 16"));
-        assert!(ProfileFlags::default().with(keep).unwrap().prologue.is_none());
+        let with = |prologue: Prologue, on_backend_loss| {
+            Section { prologue, on_backend_loss, ..Section::default() }.settings()
+        };
+        let record = |count| Prologue { record: vec![first(); count], ..Prologue::default() };
+        let keep = Some(BackendLoss::Keep);
+        assert!(with(record(1), None).unwrap_err().contains("<profile.on-backend-loss> keep"));
+        assert!(with(record(1), keep).unwrap().prologue.is_some());
+        let greeting = Prologue { hide: vec![first()], ..Prologue::default() };
+        assert!(with(greeting, keep).unwrap().prologue.is_some());
+        assert!(with(record(17), keep).unwrap_err().contains("at most 16"));
+        assert!(with(Prologue::default(), keep).unwrap().prologue.is_none());
     }
 
     #[test]
     fn codes_of_the_applications_protocol_end_a_session_too() {
         for &protocol in Protocol::value_variants() {
-            let closes = flags(protocol).with(Overrides::default()).unwrap().closes;
+            let closes = profile(protocol).settings().unwrap().closes;
             let has_codes = matches!(protocol, Protocol::GraphqlTransportWs | Protocol::Yjs);
             for (code, expected) in [(4401, has_codes), (4999, has_codes), (1012, false), (1000, false)] {
                 assert_eq!(closes.are_final(CloseCode::new(code)), expected, "{protocol:?} {code}");

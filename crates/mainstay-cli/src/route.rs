@@ -3,23 +3,29 @@
 //! Each request, link and session holds the route that it came by. After a reload the next requests find another table of
 //! routes, and what is open goes on as it began.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay::client::Connector;
+use mainstay::server::{Group, LifetimeConfig, Origins, Proxies, ThrottleConfig};
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
+use sha2::{Digest, Sha256};
 
+use crate::config::limits::SlowClients;
+use crate::config::{Config, RouteSection};
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
 use crate::routes::MatchRule;
+use crate::tls;
 
 /// A route and its settings.
 pub(crate) struct Route {
     /// Its name in the log, in metrics and in the configuration.
-    #[allow(dead_code)] // The log and the metrics name it.
     pub(crate) name: Box<str>,
     /// The requests that it takes.
     pub(crate) rule: MatchRule,
@@ -42,4 +48,99 @@ pub(crate) struct Route {
     pub(crate) server: Server,
     /// Sessions continue at another node when this one ends.
     pub(crate) movable: bool,
+    /// The pages that may open a WebSocket.
+    pub(crate) origins: Origins,
+    pub(crate) resume_window: Duration,
+    pub(crate) lifetime: LifetimeConfig,
+    /// Compress towards clients.
+    pub(crate) deflate: bool,
+    /// The WebSockets of this route, and of those that it replaced.
+    pub(crate) group: Group,
+    pub(crate) throttle: ThrottleConfig,
+    pub(crate) slow_clients: SlowClients,
+    /// What it was built from: a reload keeps it if that is the same.
+    pub(crate) inputs: Inputs,
 }
+
+/// Everything that a route is built from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Inputs {
+    section: RouteSection,
+    proxies: Proxies,
+    /// The contents of the files that the section names, as hashes.
+    files: Vec<Option<[u8; 32]>>,
+}
+
+impl Inputs {
+    /// Returns what the route of a section is built from.
+    pub(crate) fn of(section: &RouteSection, config: &Config) -> Self {
+        let hash = |file: PathBuf| std::fs::read(file).ok().map(|content| Sha256::digest(content).into());
+        Self {
+            section: section.clone(),
+            proxies: config.proxies.proxies(),
+            files: section.files().into_iter().map(hash).collect(),
+        }
+    }
+}
+
+impl Route {
+    /// Builds a route. `before`: the route of the same name in the table that this one replaces. Its figures go on.
+    ///
+    /// # Errors
+    /// Begins with the key below the route. A file cannot be used any more.
+    pub(crate) fn new(
+        name: &str,
+        inputs: Inputs,
+        server: &Server,
+        before: Option<&Self>,
+    ) -> Result<Arc<Self>, String> {
+        let section = &inputs.section;
+        let address = section.upstream.addresses.first().ok_or("upstream.addresses: is missing")?;
+        let connector =
+            tls::connector(&section.upstream.tls, address).map_err(|error| format!("upstream.{error}"))?;
+        let links = match before {
+            Some(before) if before.inputs.section.upstream == section.upstream => before.links.clone(),
+            before => before.map_or_else(Links::default, |before| before.links.elsewhere()),
+        };
+        let proxy = HttpProxy::new(section, &address.url, &connector, inputs.proxies.clone(), &links);
+        let _ = proxy.upstream.server.set(server.clone());
+        Ok(Arc::new(Self {
+            name: name.into(),
+            rule: section.rule(),
+            proxy,
+            connector,
+            deflate_upstream: section.upstream.deflate.then(DeflateParams::default),
+            upstream_wait: section.upstream.wait,
+            heartbeats: Heartbeats::new(&section.heartbeat).map_err(|error| format!("heartbeat.{error}"))?,
+            limits: Limits { max_message: section.limits.message, max_fragments: section.limits.fragments },
+            settings: section.profile.settings().map_err(|error| format!("profile.{error}"))?,
+            principal: section.session.principal(),
+            links,
+            server: server.clone(),
+            movable: section.session.movable,
+            origins: section.origins.origins(),
+            resume_window: section.session.resume_window,
+            lifetime: section.session.lifetime().map_err(|error| format!("session.{error}"))?,
+            deflate: section.session.deflate,
+            group: before.map_or_else(Group::default, |before| before.group.clone()),
+            throttle: section.limits.throttle(),
+            slow_clients: section.limits.slow_clients().map_err(|error| format!("limits.{error}"))?,
+            inputs,
+        }))
+    }
+
+    /// Puts the limits of its WebSockets in force.
+    pub(crate) fn set_limits(&self) {
+        self.group.set_limits(self.inputs.section.limits.openings());
+    }
+
+    /// Probes the backend for as long as the route is in the table.
+    pub(crate) fn start_probing(&self) {
+        if let Ok(connector) = self.connector.clone().timeout(PROBE_TIMEOUT) {
+            self.links.start_probing(connector, self.proxy.forwarding.upstream.clone());
+        }
+    }
+}
+
+/// How long a probe of the backend may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

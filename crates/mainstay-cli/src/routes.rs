@@ -3,9 +3,15 @@
 //! The rule with the most specific host wins (a name before a wildcard, a wildcard before any host); among those an exact path
 //! wins, then the longest prefix.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use crate::forward;
+use crate::links::Links;
+use crate::reload::ReloadFigures;
 use crate::route::Route;
 
 /// The requests that a route takes. The default takes all.
@@ -14,14 +20,12 @@ pub(crate) struct MatchRule {
     /// The hosts, without a port; empty: any host.
     pub(crate) hosts: Vec<HostPattern>,
     pub(crate) path: PathPattern,
-    #[allow(dead_code)] // `Forwarding` removes it.
     /// The matching part of the path is removed before the request is forwarded.
     pub(crate) strips_path: bool,
 }
 
 /// A host in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code)] // The configuration file names them.
 pub(crate) enum HostPattern {
     Exact(Box<str>),
     /// `*.example.com`: all names below a name, which is held without the `*.`.
@@ -29,7 +33,6 @@ pub(crate) enum HostPattern {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code)] // The configuration file names them.
 pub(crate) enum PathPattern {
     /// This path and everything below it. Whole segments are compared.
     Prefix(Box<str>),
@@ -43,6 +46,31 @@ impl Default for PathPattern {
 }
 
 impl HostPattern {
+    /// Parses `example.com`, `10.0.0.7`, `[::1]` or `*.example.com`.
+    ///
+    /// # Errors
+    /// What to write instead.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (is_below, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        let is_address = || {
+            name.strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'))
+                .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok())
+        };
+        if !is_name(name) && (is_below || !is_address()) {
+            return Err(format!(
+                "{text:?} is not a host; write a name without scheme, port and path, for example example.com or \
+                 *.example.com"
+            ));
+        }
+        let name = name.to_ascii_lowercase().into();
+        Ok(if is_below { Self::Below(name) } else { Self::Exact(name) })
+    }
+
     /// Returns whether a host matches, and how specific the pattern is.
     fn rank(&self, host: &str) -> Option<usize> {
         match self {
@@ -70,6 +98,12 @@ impl PathPattern {
 }
 
 impl MatchRule {
+    /// Returns the part of a path that is removed before a request is forwarded, without a slash at its end.
+    pub(crate) fn stripped(&self) -> Option<Box<str>> {
+        let (PathPattern::Prefix(own) | PathPattern::Exact(own)) = &self.path;
+        self.strips_path.then(|| own.trim_end_matches('/').into())
+    }
+
     /// Returns how specific the match is, host before path; `None`: the rule does not take the request.
     fn rank(&self, host: &str, path: &str) -> Option<(usize, usize)> {
         let host = match self.hosts.as_slice() {
@@ -81,24 +115,86 @@ impl MatchRule {
 }
 
 /// The table in force. A reload replaces it as a whole.
-pub(crate) struct Routes(RwLock<Arc<[Arc<Route>]>>);
+#[derive(Default)]
+pub(crate) struct Routes {
+    table: RwLock<Arc<[Arc<Route>]>>,
+    /// The links of earlier routes that may still be open.
+    former: Mutex<Vec<Weak<Route>>>,
+    /// A file or a variable names the routes.
+    are_named: AtomicBool,
+    /// Requests that no route took.
+    pub(crate) unrouted: AtomicU64,
+    pub(crate) reloads: ReloadFigures,
+}
 
 impl Routes {
-    pub(crate) fn new(routes: Vec<Arc<Route>>) -> Self {
-        Self(RwLock::new(routes.into()))
-    }
-
     /// Returns the route of a request. `host` may have a port. The first of two equal rules wins.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
         let (host, table) = (without_port(host), self.all());
+        if let [only] = &*table
+            && only.rule == MatchRule::default()
+        {
+            return Some(Arc::clone(only));
+        }
+        let path = canonical(path)?;
+        let path = path.as_ref();
         let ranked = table.iter().filter_map(|route| Some((route.rule.rank(host, path)?, route)));
         ranked.min_by_key(|(rank, _)| Reverse(*rank)).map(|(_, route)| Arc::clone(route))
     }
 
+    /// Replaces the table. `are_named`: metrics have the names of the routes.
+    pub(crate) fn replace(&self, routes: Vec<Arc<Route>>, are_named: bool) {
+        self.are_named.store(are_named, Relaxed);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *table, routes.into());
+        let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        former.retain(|route| route.strong_count() > 0);
+        let is_gone = |old: &&Arc<Route>| !table.iter().any(|route| Arc::ptr_eq(route, old));
+        former.extend(before.iter().filter(is_gone).map(Arc::downgrade));
+    }
+
+    /// Returns whether metrics have the names of the routes.
+    pub(crate) fn are_named(&self) -> bool {
+        self.are_named.load(Relaxed)
+    }
+
+    /// Returns the links of all routes that are in the table or still have clients, those of one backend once.
+    pub(crate) fn links(&self) -> Vec<Links> {
+        let former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        let former: Vec<Arc<Route>> = former.iter().filter_map(Weak::upgrade).collect();
+        let table = self.all();
+        let mut known = HashSet::new();
+        let links = table.iter().chain(&former).map(|route| &route.links);
+        links.filter(|links| known.insert(links.figures_id())).cloned().collect()
+    }
+
     /// Returns all routes, in the order of the configuration.
     pub(crate) fn all(&self) -> Arc<[Arc<Route>]> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Returns a path as most backends read it: decoded, with one slash where there are several. A client could otherwise reach
+/// one route's paths by way of another route to the same backend. `None`: a segment `..` leads elsewhere, so no rule takes it.
+fn canonical(path: &str) -> Option<Cow<'_, str>> {
+    if !path.contains(['%', '\\', ';']) && !path.contains("//") && !path.contains("/.") {
+        return Some(Cow::Borrowed(path));
+    }
+    if forward::climbs(path) {
+        return None;
+    }
+    let decoded = forward::decode(path.as_bytes());
+    let mut canonical = String::with_capacity(decoded.len());
+    for segment in String::from_utf8_lossy(&decoded).split(['/', '\\']) {
+        let segment = segment.split(';').next().unwrap_or_default();
+        if !segment.is_empty() && segment != "." {
+            canonical.extend(["/", segment]);
+        }
+    }
+    if canonical.is_empty() || decoded.ends_with(b"/") {
+        canonical.push('/');
+    }
+    Some(Cow::Owned(canonical))
 }
 
 fn without_port(host: &str) -> &str {
@@ -129,6 +225,35 @@ mod tests {
         }
         for host in ["aexample.com", ".com", "", "[::1]:80", "é.com"] {
             assert!(!matches(&below, host) && !matches(&exact, host) && matches(&[], host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_compared_as_a_backend_reads_it() {
+        for (path, expected) in [
+            ("/a/b", Some("/a/b")),
+            ("/a/", Some("/a/")),
+            ("//a///b", Some("/a/b")),
+            ("/%61dmin", Some("/admin")),
+            ("/a%2Fb/", Some("/a/b/")),
+            ("/a;x=1/b", Some("/a/b")),
+            ("/./a", Some("/a")),
+            ("/a\\b", Some("/a/b")),
+            ("//", Some("/")),
+            ("/a/../b", None),
+            ("/a/%2e%2e/b", None),
+        ] {
+            assert_eq!(canonical(path).as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_host_pattern_is_a_name_an_address_or_a_wildcard_at_the_beginning() {
+        for right in ["example.com", "*.example.com", "localhost", "10.0.0.7", "[::1]", "a_b.c"] {
+            assert!(HostPattern::parse(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "*", "*.", "a.*", "example.com:80", "http://a", "a/b", "*.[::1]", "[x]", "a b"] {
+            assert!(HostPattern::parse(wrong).is_err(), "{wrong}");
         }
     }
 

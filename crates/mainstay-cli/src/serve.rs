@@ -12,30 +12,29 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
-use mainstay::client::{Connector, Place};
+use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
-use mainstay::server::{AdmissionConfig, Config, LifetimeConfig, Origins, Sessions};
-use mainstay::{ConfigError, Limits, Server};
+use mainstay::server::{Config, Origins, Sessions};
+use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::{self, Activated};
+use crate::activation::Activated;
 use crate::admin::Token;
-use crate::client_tls::{CertificateFiles, ClientTls, TlsSection};
+use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
-use crate::forward::Network;
-use crate::heartbeats::Heartbeats;
+use crate::config::{Loaded, Problem, RouteSection, Sources};
+use crate::heartbeats::HeartbeatFlags;
 use crate::links::Links;
 use crate::listen_address::ListenAddress;
 use crate::listeners::{self, Listening, Socket};
-use crate::principal::PrincipalSource;
-use crate::profiles::{ProfileFlags, Settings};
-use crate::route::Route;
-use crate::routes::{MatchRule, Routes};
+use crate::profiles::ProfileFlags;
+use crate::reload::{Live, Reloads};
+use crate::routes::Routes;
 use crate::signals::{self, Stops};
 use crate::successor::Predecessor;
 use crate::{
-    admin, builtin, client_listeners, descriptors, handshake, http_proxy, limits, log, supervisor, tls,
-    values,
+    admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
+    reload, supervisor, table, tls, values,
 };
 
 /// The end of `mainstay serve --help`.
@@ -47,11 +46,14 @@ Examples:
       forward clients to a backend on port 3000
   mainstay serve --upstream unix:/run/app.sock --admin 127.0.0.1:9090
       use a Unix socket; serve health checks and metrics on port 9090
+  mainstay serve --config mainstay.toml
+      forward clients by the routes of a file
 
 Signals:
   TERM, INT, QUIT  drain: /readyz returns 503, clients are asked to reconnect,
                    then the process ends; a second signal ends it at once
-  HUP, USR1, USR2  ignored, with a line in the log
+  HUP              read the configuration again; what is open goes on
+  USR1, USR2       ignored, with a line in the log
   A successor that starts with the same addresses while this process drains
   inherits its listeners, so that no connection is refused.
 
@@ -64,12 +66,17 @@ Exit codes:
 Environment:
   MAINSTAY_LOG selects what is logged: a level, or TARGET=LEVEL.
   Each option has a variable, such as MAINSTAY_LISTEN for --listen; the command
-  line wins. Options that may be repeated take several values: separated by
+  line wins. Other settings have two underscores between the names of their
+  key: MAINSTAY_ROUTES__CHAT__UPSTREAM__WAIT for routes.chat.upstream.wait. Options that may be repeated take several values: separated by
   commas where a value cannot contain a comma, otherwise by line breaks.";
 
-/// Flags of `mainstay serve`.
+/// Flags of `mainstay serve`. Their values are read by `config::flags`, as a layer over the configuration file.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Arguments {
+    /// A file with settings in TOML, for what flags cannot say: several routes, above all. Flags and variables win over it.
+    /// `mainstay config reference` prints one with every setting. Default: none.
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    config: Option<PathBuf>,
     /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
     #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: Vec<ListenAddress>,
@@ -94,7 +101,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     proxy: http_proxy::Arguments,
     #[command(flatten)]
-    heartbeats: Heartbeats,
+    heartbeats: HeartbeatFlags,
     /// Maximum size of a message, in either direction. The sender of a larger one is closed with 1009. Range: 1 to 1GiB.
     #[arg(long, value_name = "SIZE", value_parser = values::size, default_value = "16MiB")]
     max_message: usize,
@@ -113,8 +120,9 @@ pub(crate) struct Arguments {
     /// files allows, at most 1,000,000. Range: 0 and above; 0 refuses all.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
-    /// Maximum number of open connections of one address, which is one /64 in IPv6. Do not set it behind a proxy: all
-    /// clients then have the proxy's address, even if it is trusted. Default: no limit. Range: 0 and above.
+    /// Maximum number of open connections of one address, which is one /64 in IPv6. A client that resumes its session is
+    /// accepted in any case. Behind a proxy list it as --trusted-proxy: then each client has its own address, or else all
+    /// have the proxy's. Default: no limit. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
     /// Maximum number of sessions, parked ones included. Default: as many as the limit of open files and, with a backend,
@@ -135,11 +143,11 @@ pub(crate) struct Arguments {
     /// The backend receives each client's Origin and can decide.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
-    /// A proxy in front of the gateway, by address or network, whose X-Forwarded-*, Forwarded and X-Real-IP headers are
-    /// forwarded to the backend. May be repeated. Default: none. These headers are removed from every request, and
+    /// A proxy in front of the gateway, by address or network: its X-Forwarded-For is the address of each client, for limits
+    /// and the log, and its X-Forwarded-*, Forwarded and X-Real-IP headers are forwarded to the backend. May be repeated. Default: none. These headers are removed from every request, and
     /// X-Forwarded-For holds the address that connected.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
-    trusted_proxy: Vec<Network>,
+    trusted_proxy: Vec<mainstay::server::Network>,
     /// A cookie that identifies the user: a session is resumed only by a request with the same value. May be repeated.
     #[arg(long, value_name = "NAME", value_parser = values::token)]
     session_cookie: Vec<String>,
@@ -152,7 +160,7 @@ pub(crate) struct Arguments {
     admin: Option<SocketAddr>,
     /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
     /// Required if --admin is not a loopback address.
-    #[arg(long, value_name = "FILE", requires = "admin", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
     /// Maximum duration of a drain after SIGTERM: clients are asked to reconnect, and responses are finished. A supervisor
     /// must wait longer than this before it kills the process. Range: 0s to 1h.
@@ -164,28 +172,6 @@ pub(crate) struct Arguments {
     pub(crate) log: log::LogArguments,
 }
 
-impl Arguments {
-    /// Returns the addresses to listen on; `--listen` only if it was given.
-    pub(crate) fn addresses(&self, is_listen_given: bool) -> activation::Flags {
-        let listen = is_listen_given.then(|| self.listen.clone());
-        activation::Flags { listen, admin: self.admin }
-    }
-
-    /// Returns the settings of TLS towards clients.
-    fn client_tls(&self) -> TlsSection {
-        let files = self.tls_certificate.iter().zip(&self.tls_key);
-        let files = files.map(|(chain, key)| CertificateFiles { chain: chain.clone(), key: key.clone() });
-        TlsSection { certificates: files.collect(), ..TlsSection::default() }
-    }
-
-    /// Replaces the default address, unless there is nothing in its place.
-    pub(crate) fn listen_instead(&mut self, addresses: Vec<ListenAddress>) {
-        if !addresses.is_empty() {
-            self.listen = addresses;
-        }
-    }
-}
-
 /// The state of the request handler.
 #[derive(Clone)]
 struct Gateway {
@@ -193,15 +179,15 @@ struct Gateway {
     routes: Arc<Routes>,
 }
 
-pub(crate) async fn run(arguments: Arguments, activated: Activated) -> ExitCode {
-    let checked = match Checked::new(&arguments) {
+pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) -> ExitCode {
+    let checked = match Checked::new(&loaded) {
         Ok(checked) => checked,
-        Err(line) => {
-            log::write_line(&line);
+        Err(problem) => {
+            log::write_line(&problem.to_string());
             return ExitCode::from(2);
         }
     };
-    match serve(arguments, checked, activated).await {
+    match serve(sources, loaded, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { line, code }) => {
             log::write_line(&line);
@@ -222,118 +208,157 @@ impl From<String> for Failed {
     }
 }
 
-/// What the flags say, checked before anything listens.
+/// What is read from other files, checked before anything listens.
 struct Checked {
     token: Option<Token>,
-    settings: Settings,
-    connector: Option<Connector>,
     cluster: Option<ClusterConfig>,
     /// TLS towards clients.
     tls: Option<ClientTls>,
 }
 
 impl Checked {
-    fn new(arguments: &Arguments) -> Result<Self, String> {
-        let (token, settings) = (admin_token(arguments)?, arguments.profile.settings()?);
-        arguments.cluster.check(arguments.upstream.is_some(), &settings)?;
-        let purpose = arguments.upstream.as_ref().map_or_else(String::new, ToString::to_string);
-        let cluster = arguments.cluster.config(&purpose)?;
-        let connector =
-            arguments.upstream.as_ref().map(|place| arguments.tls.connector(place)).transpose()?;
-        let tls = arguments.client_tls();
-        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose()?;
-        Ok(Self { token, settings, connector, cluster, tls })
+    fn new(loaded: &Loaded) -> Result<Self, Problem> {
+        let wrong = |key: &'static str, what: &str| loaded.problem_at(key, what);
+        let token = admin_token(&loaded.config).map_err(|(key, what)| wrong(key, &what))?;
+        let cluster =
+            cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
+        let tls = &loaded.config.tls;
+        let tls = tls.is_on().then(|| ClientTls::new(tls.clone())).transpose();
+        let tls = tls.map_err(|what| wrong("tls", &what))?;
+        Ok(Self { token, cluster, tls })
     }
 }
 
+/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names it
+/// is the same for all, so that nodes can get another table one after the other.
+fn purpose(loaded: &Loaded) -> String {
+    if loaded.names_routes {
+        return "routes".to_owned();
+    }
+    let only = loaded.config.routes.values().next();
+    only.and_then(|route| route.upstream.addresses.first())
+        .map_or_else(String::new, |place| place.to_string())
+}
+
 /// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
-fn admin_token(arguments: &Arguments) -> Result<Option<Token>, String> {
-    match (&arguments.admin_token_file, arguments.admin) {
-        (Some(file), _) => Token::read(file).map(Some).map_err(|error| format!("--admin-token-file {error}")),
-        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err(format!(
-            "--admin {address}: not a loopback address, so anyone on the network could read /metrics; \
-             choose a loopback address, for example 127.0.0.1:{}, or pass --admin-token-file",
-            address.port()
+fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, String)> {
+    let admin = config.admin.listen.as_deref().and_then(|listen| values::address(listen).ok());
+    match (&config.admin.token_file, admin) {
+        (Some(file), _) => Token::read(file)
+            .map(Some)
+            .map_err(|error| ("admin.token-file", format!("<admin.token-file> {error}"))),
+        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err((
+            "admin.listen",
+            format!(
+                "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
+                 loopback address, for example 127.0.0.1:{}, or set <admin.token-file>",
+                address.port()
+            ),
         )),
         _ => Ok(None),
     }
 }
 
-/// Returns the configuration of the library.
-fn config(arguments: &Arguments, limits: Limits, files: Option<u64>, most: usize) -> Result<Config, String> {
-    let max_sessions = arguments.max_sessions.unwrap_or_else(|| {
-        let over_tcp = arguments.upstream.as_ref().filter(|place| place.socket.is_none());
-        let ports = over_tcp.and_then(|_| descriptors::local_ports());
-        descriptors::max_sessions(files, arguments.upstream.is_some(), ports)
+/// Returns the configuration of the library. What a route says of its own comes with each request.
+fn library(
+    config: &config::Config,
+    files: Option<u64>,
+    most: usize,
+    has_backend: bool,
+) -> Result<Config, String> {
+    let max_sessions = config.limits.sessions.unwrap_or_else(|| {
+        let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
+        let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
+        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        descriptors::max_sessions(files, has_backend, ports)
     });
-    let admission = AdmissionConfig {
-        connections: Some(arguments.max_connections.unwrap_or(most)),
-        per_address: arguments.max_per_ip,
+    let none = RouteSection::default();
+    let route = config.routes.values().next().unwrap_or(&none);
+    let limits = |route: &RouteSection| route.limits.clone();
+    let limits = Limits {
+        max_message: config
+            .routes
+            .values()
+            .map(|route| limits(route).message)
+            .max()
+            .unwrap_or(none.limits.message),
+        max_fragments: config
+            .routes
+            .values()
+            .map(|route| limits(route).fragments)
+            .max()
+            .unwrap_or(none.limits.fragments),
     };
-    let origins = match arguments.allow_origin.as_slice() {
-        [] => Origins::Any,
-        allowed => Origins::Only(allowed.to_vec()),
-    };
+    // Of a node: each session has that of its route.
+    let resume_window = config.routes.values().map(|route| route.session.resume_window).max();
+    let resume_window = resume_window.unwrap_or(none.session.resume_window);
     let checked = || {
-        let config = Config::new()
-            .limits(limits)?
-            .resume_window(arguments.resume_window)?
-            .max_sessions(max_sessions)?;
-        match arguments.limits.max_parked_per_ip {
-            Some(sessions) => config.max_parked_per_address(sessions),
-            None => Ok(config),
+        let library =
+            Config::new().limits(limits)?.resume_window(resume_window)?.max_sessions(max_sessions)?;
+        match config.limits.parked_per_address {
+            Some(sessions) => library.max_parked_per_address(sessions),
+            None => Ok(library),
         }
     };
-    let config = checked().map_err(|error: ConfigError| error.to_string())?;
-    Ok(config
-        .heartbeat(arguments.heartbeats.global())
-        .deflate(arguments.deflate)
-        .admission(admission)
-        .lifetime(lifetime(arguments)?)
-        .budget(arguments.limits.budget(arguments.max_message))
-        .origins(origins))
+    let library = checked().map_err(|error: ConfigError| error.to_string())?;
+    let budget =
+        config.limits.memory_budget.as_ref().map_or_else(Budget::default, |budget| (**budget).clone());
+    limits::warn_about_budget(&budget, limits.max_message);
+    let heartbeat = HeartbeatConfig::every(route.heartbeat.interval).map_err(|error| error.to_string())?;
+    Ok(library
+        .heartbeat(heartbeat)
+        .deflate(route.session.deflate)
+        .admission(config.limits.admission(most))
+        .openings(config.limits.openings())
+        .proxies(config.proxies.proxies())
+        .lifetime(route.session.lifetime()?)
+        .budget(budget)
+        // A route has its own, which the gateway checks; the demonstration has one.
+        .origins(if has_backend { Origins::Any } else { route.origins.origins() }))
 }
 
 /// Serves until the drain is over.
-async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> Result<(), Failed> {
-    let Checked { token, settings, connector, cluster, tls } = checked;
+async fn serve(
+    sources: Sources,
+    loaded: Loaded,
+    checked: Checked,
+    activated: Activated,
+) -> Result<(), Failed> {
+    let Checked { token, cluster, tls } = checked;
+    let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
-    let most = descriptors::max_connections(files, arguments.upstream.is_some());
-    let limits = Limits { max_message: arguments.max_message, max_fragments: arguments.max_fragments };
-    let config = config(&arguments, limits, files, most)?;
+    let most = descriptors::max_connections(files, !is_demonstration);
+    let library = library(config, files, most, !is_demonstration)?;
     let mainstay = Server::new(match cluster {
-        Some(cluster) => config.cluster(cluster),
-        None => config,
+        Some(cluster) => library.cluster(cluster),
+        None => library,
     });
-    let links = Links::default();
-    let app = match &arguments.upstream {
-        None => builtin::router(arguments.cluster.movable),
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default();
-            gateway(&arguments, upstream, connector, settings, limits, &links, &mainstay)
-        }
+    let routes = Arc::new(Routes::default());
+    let app = if is_demonstration {
+        builtin::router(config.routes.values().any(|route| route.session.movable))
+    } else {
+        let built = table::build(&loaded, &mainstay, &[]).map_err(|problem| problem.to_string())?;
+        table::set_limits(&built);
+        routes.replace(built, loaded.names_routes);
+        let gateway = Gateway { server: mainstay.clone(), routes: Arc::clone(&routes) };
+        Router::new().fallback(any(respond)).with_state(gateway)
     };
     let Activated { clients: passed, admin: admin_passed } = activated;
-    let clients = listeners::listen_all(passed, &arguments.listen, "--listen")?;
-    let admin = arguments
-        .admin
+    let listen: Vec<ListenAddress> = config.listen.iter().map(|address| (**address).clone()).collect();
+    let clients = listeners::listen_all(passed, &listen, "--listen")?;
+    let admin = config.admin.listen.as_deref().map(values::address).transpose()?;
+    let admin = admin
         .map(|address| listeners::listen(admin_passed, &ListenAddress::tcp(address), "--admin"))
         .transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
+    let reloads = Reloads::listen().map_err(failed)?;
     let (drains, draining) = watch::channel(false);
     let mut clients = client_listeners::prepare(clients, &mainstay, &draining);
-    match &arguments.upstream {
-        Some(upstream) => {
-            let connector = connector.clone().unwrap_or_default().timeout(PROBE_TIMEOUT);
-            let connector = connector.map_err(|error| error.to_string())?;
-            tokio::spawn(links.clone().probe(connector, upstream.url.clone()));
-        }
-        None => links.reached(),
-    }
+    table::start_probing(&routes.all());
     if let Err(error) = mainstay.join().await {
-        let (line, code) = arguments.cluster.explain(&error);
+        let (line, code) = cluster::explain(&error);
         return Err(Failed { line, code });
     }
     clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
@@ -347,107 +372,68 @@ async fn serve(arguments: Arguments, checked: Checked, activated: Activated) -> 
         Socket::Unix(_) => None,
     });
     let admin_address = admin.as_ref().and_then(|admin| admin.local_addr().ok());
-    print_banner(&arguments, &urls, admin_address, &mainstay);
+    print_banner(&loaded, &urls, admin_address, &mainstay);
     if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), links.clone(), token));
+        tokio::spawn(admin::serve(admin, mainstay.clone(), Arc::clone(&routes), token));
     }
-    supervisor::ready(&format!("serving clients at {}", client_listeners::places(&clients)));
+    let status = format!("serving clients at {}", client_listeners::places(&clients));
+    supervisor::ready(&status);
     tokio::spawn(supervisor::keep_watchdog());
-    let stop = termination(stops, links.clone(), mainstay.clone());
-    tokio::spawn(announced(stop, mainstay.clone(), drains, arguments.drain));
+    let drain = config.drain;
+    let stop = termination(stops, Arc::clone(&routes), mainstay.clone());
+    tokio::spawn(announced(stop, mainstay.clone(), drains, drain));
     let serving = client_listeners::Serving {
         app,
-        server: mainstay,
+        server: mainstay.clone(),
         draining,
-        drain: arguments.drain,
-        keeps_spelling: arguments.upstream.is_some(),
+        drain,
+        keeps_spelling: !is_demonstration,
         tls: tls.as_ref().map(|tls| tls.tls.clone()),
-        proxies: None,
+        proxies: config.proxies.proxy_protocol(&mainstay),
     };
     if let Some(tls) = tls {
         tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
     }
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, status };
+    tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
-    warn_about_unconfirmed(&links);
+    warn_about_unconfirmed(&routes);
     served.map_err(Failed::from)
-}
-
-/// Returns the router that forwards every request to the backend of its route.
-fn gateway(
-    arguments: &Arguments,
-    upstream: &Place,
-    connector: Connector,
-    settings: Settings,
-    limits: Limits,
-    links: &Links,
-    server: &Server,
-) -> Router {
-    let route = Route {
-        name: "default".into(),
-        rule: MatchRule::default(),
-        proxy: arguments.proxy.proxy(&upstream.url, &connector, &arguments.trusted_proxy, links),
-        connector,
-        upstream_wait: arguments.upstream_wait,
-        deflate_upstream: arguments.proxy.deflate(),
-        heartbeats: arguments.heartbeats.clone(),
-        limits,
-        settings,
-        principal: PrincipalSource {
-            headers: arguments.session_header.clone(),
-            cookies: arguments.session_cookie.clone(),
-        },
-        links: links.clone(),
-        server: server.clone(),
-        movable: arguments.cluster.movable,
-    };
-    let _ = route.proxy.upstream.server.set(server.clone());
-    let routes = Arc::new(Routes::new(vec![Arc::new(route)]));
-    let gateway = Gateway { server: server.clone(), routes };
-    Router::new().fallback(any(respond)).with_state(gateway)
-}
-
-/// How long a probe of the backend may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Builds the lifetime limits. The parsers of the flags checked each bound.
-fn lifetime(arguments: &Arguments) -> Result<LifetimeConfig, String> {
-    let wrong = |error: ConfigError| error.to_string();
-    let mut config = LifetimeConfig::default();
-    if let Some(idle) = arguments.idle_timeout {
-        config = config.idle_timeout(idle).map_err(wrong)?;
-    }
-    if let Some(lifetime) = arguments.max_lifetime {
-        config = config.max_lifetime(lifetime).map_err(wrong)?;
-    }
-    Ok(config)
 }
 
 async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
     handshake::respond(request, &gateway.server, &gateway.routes).await
 }
 
-/// Prints where clients connect, the backend, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(arguments: &Arguments, urls: &[String], admin: Option<SocketAddr>, server: &Server) {
+/// Prints where clients connect, the backends, this node's part in a cluster and a command to try. Write errors are ignored.
+fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<SocketAddr>, server: &Server) {
     let (first, others) = urls.split_first().map_or(("", urls), |(first, others)| (first.as_str(), others));
     let mut lines = vec![format!("mainstay {} listening on {first}", env!("CARGO_PKG_VERSION"))];
     lines.extend(others.iter().map(|url| format!("  and on {url}")));
-    lines.push(match &arguments.upstream {
-        Some(upstream) => format!("  forwarding to {upstream}"),
-        None => {
-            "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours".into()
+    let is_demonstration = loaded.is_demonstration();
+    match loaded.config.routes.len() {
+        _ if is_demonstration => {
+            lines.push(
+                "  built-in backend at /echo and /broadcast; --upstream ws://host:port forwards to yours"
+                    .into(),
+            );
+            let page = first.strip_prefix("ws").map(|rest| format!("http{rest}/"));
+            lines.extend(page.map(|page| format!("  a live connection to watch and break: {page}")));
         }
-    });
-    if arguments.upstream.is_none() {
-        let page = first.strip_prefix("ws").map(|rest| format!("http{rest}/"));
-        lines.extend(page.map(|page| format!("  a live connection to watch and break: {page}")));
+        1 => {
+            let addresses = loaded.config.routes.values().flat_map(|route| &route.upstream.addresses);
+            let addresses: Vec<_> = addresses.map(|place| place.to_string()).collect();
+            lines.push(format!("  forwarding to {}", addresses.join(", ")));
+        }
+        routes => lines.push(format!("  forwarding by {routes} routes")),
     }
     if let Some(status) = server.cluster() {
-        lines.push(format!("  {}", arguments.cluster.banner(&status)));
+        lines.push(format!("  {}", cluster::banner(&loaded.config, &status)));
     }
     if let Some(admin) = admin {
         lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
     }
-    let path = if arguments.upstream.is_some() { "/" } else { "/echo" };
+    let path = if is_demonstration { "/echo" } else { "/" };
     // The path in a Unix socket comes behind a colon.
     let path = if first.starts_with("unix:") { format!(":{path}") } else { path.to_owned() };
     lines.push(format!("  try: mainstay connect {first}{path}"));
@@ -480,21 +466,21 @@ async fn announced(
 }
 
 /// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, links: Links, server: Server) {
+async fn termination(mut stops: Stops, routes: Arc<Routes>, server: Server) {
     let stop = stops.next().await;
     let Sessions { attached, parked, .. } = server.sessions();
     tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
-        warn_about_unconfirmed(&links);
+        warn_about_unconfirmed(&routes);
         log::flush(LOG_FLUSH_TIMEOUT);
         std::process::exit(stop.exit_code().into());
     });
 }
 
 /// Logs how many bytes of messages the process drops at its end.
-fn warn_about_unconfirmed(links: &Links) {
-    let bytes = links.kept_bytes();
+fn warn_about_unconfirmed(routes: &Routes) {
+    let bytes: u64 = routes.links().iter().map(Links::kept_bytes).sum();
     if bytes > 0 {
         tracing::warn!(
             bytes,

@@ -1,4 +1,6 @@
 //! Signals that end the process, in order or at once, and signals that are ignored.
+//!
+//! Not here: SIGHUP (`reload`).
 
 use std::io;
 
@@ -49,14 +51,8 @@ impl Stops {
     }
 }
 
-/// Signals that would end the process by default and are sent for other reasons: by `systemctl reload`, by log rotation,
-/// by a terminal that closes. Each is logged with the signal that does what the sender probably wanted.
-const IGNORED: [(&str, SignalKind, &str); 4] = [
-    (
-        "SIGHUP",
-        SignalKind::hangup(),
-        "there is no configuration to reload; to change flags, send SIGTERM and start the successor at once",
-    ),
+/// Signals that would end the process by default and are sent for other reasons, such as log rotation. Each is logged with the signal that does what the sender probably wanted.
+const IGNORED: [(&str, SignalKind, &str); 3] = [
     (
         "SIGUSR1",
         SignalKind::user_defined1(),

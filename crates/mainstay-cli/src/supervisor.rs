@@ -14,6 +14,14 @@ pub(crate) fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// Reports that the configuration is being read again. [`ready`] ends it.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
+}
+
 /// Reports that the process drains. The supervisor waits at least for the duration of the drain and [`MARGIN`], even if its
 /// own limit is shorter.
 pub(crate) fn stopping(drain: Duration, status: &str) {

@@ -16,50 +16,67 @@ use mainstay::client::rustls::{
 };
 use mainstay::client::{Connector, Place};
 
+use crate::config::upstream::Tls;
+
 /// Flags for TLS to the backend.
 #[derive(clap::Args, Clone)]
 #[group(skip)]
 pub(crate) struct Arguments {
     /// Trust the certificates in this file (PEM) for a wss:// backend instead of the system's: those of certificate
     /// authorities, or the backend's own if it is self-signed.
-    #[arg(long, value_name = "FILE", requires = "upstream")]
+    #[arg(long, value_name = "FILE")]
     upstream_ca: Option<PathBuf>,
     /// The client certificate to present to a wss:// backend, a file (PEM) with its chain.
-    #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_key"])]
+    #[arg(long, value_name = "FILE")]
     upstream_cert: Option<PathBuf>,
     /// The private key of --upstream-cert, a file (PEM).
-    #[arg(long, value_name = "FILE", requires_all = ["upstream", "upstream_cert"])]
+    #[arg(long, value_name = "FILE")]
     upstream_key: Option<PathBuf>,
     /// The name to expect in the certificate of a wss:// backend. Default: the host of --upstream.
-    #[arg(long, value_name = "NAME", requires = "upstream")]
+    #[arg(long, value_name = "NAME")]
     upstream_server_name: Option<String>,
 }
 
-impl Arguments {
-    /// Builds the connector to the backend at `place`.
-    pub(crate) fn connector(&self, place: &Place) -> Result<Connector, String> {
-        let mut connector = Connector::default();
-        if let Some(socket) = &place.socket {
-            connector = connector.unix(socket);
-        }
-        let identity = self.upstream_cert.as_deref().zip(self.upstream_key.as_deref());
-        let is_configured =
-            self.upstream_ca.is_some() || identity.is_some() || self.upstream_server_name.is_some();
-        if is_configured && place.url.scheme_str() != Some("wss") {
-            return Err("--upstream-ca, --upstream-cert, --upstream-key and --upstream-server-name require a backend \
-                        that speaks TLS: write --upstream wss://..."
-                .to_owned());
-        }
-        if let Some(name) = &self.upstream_server_name {
-            connector =
-                connector.server_name(name).map_err(|error| format!("--upstream-server-name: {error}"))?;
-        }
-        if self.upstream_ca.is_some() || identity.is_some() {
-            let config = config(self.upstream_ca.as_deref(), identity);
-            connector = connector.tls(config.map_err(|error| format!("--upstream-{error}"))?);
-        }
-        Ok(connector)
+/// Builds the connector to the backend at `place`.
+///
+/// # Errors
+/// Begins with the field. A file cannot be read, or the settings need a backend that speaks TLS.
+pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
+    let mut connector = Connector::default();
+    if let Some(socket) = &place.socket {
+        connector = connector.unix(socket);
     }
+    match (&tls.certificate, &tls.key) {
+        (Some(_), None) => {
+            return Err("tls.certificate: <upstream.tls.certificate> requires <upstream.tls.key>".to_owned());
+        }
+        (None, Some(_)) => {
+            return Err("tls.key: <upstream.tls.key> requires <upstream.tls.certificate>".to_owned());
+        }
+        _ => {}
+    }
+    let identity = tls.certificate.as_deref().zip(tls.key.as_deref());
+    if *tls != Tls::default() && place.url.scheme_str() != Some("wss") {
+        return Err("tls: <upstream.tls.ca>, <upstream.tls.certificate>, <upstream.tls.key> and \
+                    <upstream.tls.server-name> require a backend that speaks TLS: write wss://... as \
+                    <upstream.addresses>"
+            .to_owned());
+    }
+    if let Some(name) = &tls.server_name {
+        connector = connector
+            .server_name(name)
+            .map_err(|error| format!("tls.server-name: <upstream.tls.server-name>: {error}"))?;
+    }
+    if tls.ca.is_some() || identity.is_some() {
+        let config = config(tls.ca.as_deref(), identity).map_err(|error| match error.split_once(' ') {
+            Some(("cert", rest)) => format!("tls.certificate: <upstream.tls.certificate> {rest}"),
+            Some(("key", rest)) => format!("tls.key: <upstream.tls.key> {rest}"),
+            Some((_, rest)) => format!("tls.ca: <upstream.tls.ca> {rest}"),
+            None => error,
+        })?;
+        connector = connector.tls(config);
+    }
+    Ok(connector)
 }
 
 /// Builds a TLS configuration that trusts `ca`, or the system's certificates, and presents `identity`, a certificate and its

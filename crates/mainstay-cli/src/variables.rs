@@ -10,6 +10,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 const PREFIX: &str = "MAINSTAY_";
 /// Variables without a flag: the log's, and those that cargo passes from `build.rs` when it runs the program.
 const OTHERS: [&str; 4] = ["MAINSTAY_LOG", "MAINSTAY_COMMIT", "MAINSTAY_FEATURES", "MAINSTAY_TARGET"];
+/// Variables of keys without a flag at the top of the tree, and that of `log.filter`.
+const AT_THE_TOP: [&str; 2] = ["MAINSTAY_WATCH", "MAINSTAY_LOG"];
 /// Repeatable flags whose values contain no comma: their variable separates values by commas, others by line breaks.
 const LISTS: [&str; 6] =
     ["listen", "trusted_proxy", "session_cookie", "session_header", "allow_origin", "admin_host"];
@@ -78,6 +80,15 @@ pub(crate) fn unknown_variables(
     names.filter_map(classify).collect()
 }
 
+/// Returns whether a variable sets a key of the configuration that has no flag: its names have two underscores between them,
+/// or it is at the top of the tree.
+pub(crate) fn is_setting(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let Some(rest) = upper.strip_prefix(PREFIX) else { return false };
+    let has_levels = rest.contains("__") && !is_injected_by_kubernetes(&upper);
+    has_levels || AT_THE_TOP.contains(&name)
+}
+
 /// Returns whether Kubernetes injects a name for services called `mainstay` or `mainstay-something`.
 fn is_injected_by_kubernetes(name: &str) -> bool {
     let rest = name.strip_prefix(PREFIX).unwrap_or_default();
@@ -97,7 +108,7 @@ fn is_injected_by_kubernetes(name: &str) -> bool {
 }
 
 /// Returns the Levenshtein distance of two names.
-fn edits(from: &str, to: &str) -> usize {
+pub(crate) fn edits(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (line, have) in from.chars().enumerate() {

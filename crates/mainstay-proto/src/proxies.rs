@@ -95,10 +95,10 @@ impl Proxies {
         self
     }
 
-    /// Whether peers that have no address are trusted.
+    /// Whether a peer is a trusted proxy; one that connects over a Unix socket has no address.
     #[must_use]
-    pub fn trusts_unix(&self) -> bool {
-        self.trusts_unix
+    pub fn trusts_peer(&self, peer: Option<IpAddr>) -> bool {
+        peer.map_or(self.trusts_unix, |peer| self.trusts(peer))
     }
 
     /// Whether a connection from `peer` is one of a trusted proxy.
@@ -111,7 +111,7 @@ impl Proxies {
     /// socket. A reported address without a port has port 0.
     #[must_use]
     pub fn client(&self, peer: Option<SocketAddr>, headers: &HeaderMap) -> Option<SocketAddr> {
-        if !peer.map_or(self.trusts_unix, |peer| self.trusts(peer.ip())) {
+        if !self.trusts_peer(peer.map(|peer| peer.ip())) {
             return peer;
         }
         match self.reads {

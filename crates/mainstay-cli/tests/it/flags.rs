@@ -52,7 +52,7 @@ fn a_mistake_is_one_line_that_names_the_flag_and_what_to_write() {
     check(&["serve", "--delivery", "once"], &["--delivery", "at-least-once", "at-most-once"]);
     check(&["serve", "--confirm", "ack"], &["--confirm", "pong+window", "reply"]);
     check(&["serve", "--heartbeet", "25s"], &["--heartbeet", "--heartbeat"]);
-    check(&["serve", "--upstream-ca", "/x"], &["--upstream <URL>"]);
+    check(&["serve", "--upstream-ca", "/x"], &["--upstream-ca", "--upstream ws://"]);
     let wss = "wss://127.0.0.1:1";
     check(&["serve", "--upstream", "ws://h", "--upstream-ca", "/x"], &["--upstream-ca", "wss://"]);
     check(&["serve", "--upstream", wss, "--upstream-ca", "/nowhere"], &["--upstream-ca", "/nowhere"]);
@@ -119,7 +119,7 @@ fn flags_of_a_cluster_that_contradict_each_other_name_both_and_the_reason() {
         ("--cluster-url", "ws://h"),
         ("--cluster-password-file", file),
     ] {
-        check(&["serve", flag, value], &["--cluster <URL>"]);
+        check(&["serve", flag, value], &[flag, "needs --cluster"]);
     }
     for wrong in ["http://h", "redis://", "redis://u:geheim@h:x", "redis://h:6379/abc"] {
         check(&["serve", "--cluster", wrong], &["--cluster", "redis://host:6379"]);

@@ -4,6 +4,7 @@
 mod admin;
 mod bench;
 mod client_tls;
+mod config;
 mod connect;
 mod flags;
 mod frames;
@@ -22,6 +23,7 @@ mod profiles;
 mod promises;
 mod restart;
 mod resume;
+mod routes;
 mod smuggling;
 mod supervisor;
 mod support;

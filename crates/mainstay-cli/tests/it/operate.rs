@@ -113,7 +113,9 @@ async fn other_signals_do_not_end_the_process_and_are_logged_in_one_line() {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
-    for (name, instead) in [("HUP", "SIGTERM"), ("USR1", "standard error"), ("USR2", "SIGTERM")] {
+    until("HUP", || lines("HUP").len() == 1).await;
+    assert!(lines("HUP")[0].contains("reloaded"), "{:?}", lines("HUP"));
+    for (name, instead) in [("USR1", "standard error"), ("USR2", "SIGTERM")] {
         until(name, || lines(name).len() == 1).await;
         assert!(lines(name)[0].contains("ignored") && lines(name)[0].contains(instead), "{:?}", lines(name));
     }

@@ -74,6 +74,13 @@ impl Group {
     }
 }
 
+/// Without a limit.
+impl Default for Group {
+    fn default() -> Self {
+        Self::new(OpeningConfig::default())
+    }
+}
+
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Group").field("connections", &self.connections()).finish_non_exhaustive()

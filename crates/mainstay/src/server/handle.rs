@@ -1,5 +1,6 @@
 //! The application's handle on a server.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use mainstay_proto::admission::{AdmissionConfig, OpeningConfig};
@@ -95,6 +96,12 @@ impl Server {
     /// Changes the proxies of [`Config::proxies`] for the requests that come from now on.
     pub fn set_proxies(&self, proxies: Proxies) {
         self.shared.gate.set_proxies(proxies);
+    }
+
+    /// Whether a peer is one of the proxies that are trusted now. A peer that connects over a Unix socket has no address.
+    #[must_use]
+    pub fn trusts_proxy(&self, peer: Option<IpAddr>) -> bool {
+        self.shared.gate.is_proxy(peer)
     }
 
     /// How many new clients a second are accepted, as [`OpeningConfig::rate`] says or as measured; `None`: no limit.

@@ -87,10 +87,8 @@ impl Gate {
         self.proxies.read().unwrap_or_else(PoisonError::into_inner).client(peer, headers)
     }
 
-    /// A peer without an address counts as the unspecified one.
-    fn is_proxy(&self, peer: IpAddr) -> bool {
-        let proxies = self.proxies.read().unwrap_or_else(PoisonError::into_inner);
-        proxies.trusts(peer) || (peer.is_unspecified() && proxies.trusts_unix())
+    pub(super) fn is_proxy(&self, peer: Option<IpAddr>) -> bool {
+        self.proxies.read().unwrap_or_else(PoisonError::into_inner).trusts_peer(peer)
     }
 
     /// Counts a connection that was accepted. One of a trusted proxy counts in total only, because its requests may be of
@@ -102,7 +100,9 @@ impl Gate {
         if !self.is_limited.load(Relaxed) {
             return Ok(None);
         }
-        let counts = self.counts_addresses.load(Relaxed) && !self.is_proxy(address);
+        // A peer without an address counts as the unspecified one.
+        let peer = Some(address).filter(|address| !address.is_unspecified());
+        let counts = self.counts_addresses.load(Relaxed) && !self.is_proxy(peer);
         let mut admission = self.admission();
         let tickets = Arc::strong_count(&self.tickets) - 1;
         let admitted = match counts {

@@ -1,0 +1,79 @@
+//! `[cluster]`: the engine that all nodes share, and how other nodes reach this one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use mainstay::cluster::Engine;
+
+use super::text::{Expected, Text, Written};
+use crate::{cluster, values};
+
+/// The cluster of this node.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Section {
+    /// The engine that all nodes share, Redis 7 or later or Valkey: redis://HOST:6379, rediss://, redis+unix:///SOCKET,
+    /// redis+sentinel://HOST:26379/NAME or redis+cluster://HOST:6379. Any node then resumes the sessions of any other.
+    /// Default: none.
+    pub(crate) engine: Option<Text<Engine>>,
+    /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
+    pub(crate) name: String,
+    /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
+    /// free port at the address by which this node reaches the engine.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Address by which other nodes reach this one, if it differs from listen, as behind a NAT. Default: the listener's own.
+    pub(crate) advertise: Option<SocketAddr>,
+    /// The public URL of this node alone, such as wss://n3.example.com: clients that can follow it resume there directly.
+    /// Default: none, other nodes forward them.
+    pub(crate) url: Option<String>,
+    /// A file with the engine's password, on one line. Default: none, or the URL's.
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+impl Default for Section {
+    fn default() -> Self {
+        Self {
+            engine: None,
+            name: "mainstay".to_owned(),
+            listen: None,
+            advertise: None,
+            url: None,
+            password_file: None,
+        }
+    }
+}
+
+impl Section {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        cluster::name(&self.name).map_err(|error| format!("name: {error}"))?;
+        if let Some(url) = &self.url {
+            values::url(url).map_err(|error| format!("url: {error}"))?;
+        }
+        let without_engine = [
+            ("name", self.name != Self::default().name),
+            ("listen", self.listen.is_some()),
+            ("advertise", self.advertise.is_some()),
+            ("url", self.url.is_some()),
+            ("password-file", self.password_file.is_some()),
+        ];
+        match without_engine.into_iter().find(|(_, is_set)| *is_set && self.engine.is_none()) {
+            Some((field, _)) => Err(format!(
+                "{field}: needs <cluster.engine>: without it it has no effect; add <cluster.engine>, or remove \
+                 <cluster.{field}>"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        self.password_file.iter().cloned().collect()
+    }
+}
+
+impl Written for Engine {
+    const EXPECTED: Expected = Expected { kind: "URL", example: "redis://127.0.0.1:6379" };
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| error.to_string())
+    }
+}

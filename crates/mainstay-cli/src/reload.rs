@@ -1,0 +1,246 @@
+//! The configuration while the process runs: read again at SIGHUP, and when its file or a file that it names changes.
+//!
+//! A new configuration is built as a whole before anything changes. A wrong one changes nothing: the one in force stays, the
+//! log has one line for each mistake, and a metric shows it until a reload succeeds. Requests that come after a reload find
+//! the new table of routes. What is open keeps the route that it came by, so a reload closes nothing.
+//!
+//! Files are compared every [`INTERVAL`], by polling: inotify does not see the changes of mounted volumes, and a
+//! Kubernetes ConfigMap changes by a symbolic link two folders above the file.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mainstay::Server;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::{Loaded, Problem, Sources};
+use crate::routes::Routes;
+use crate::{supervisor, table};
+
+/// How often the files are compared. A change must be the same in two comparisons: half of a file is no configuration.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a reload changes.
+pub(crate) struct Live {
+    pub(crate) server: Server,
+    pub(crate) routes: Arc<Routes>,
+    /// How many connections the limit of open files allows.
+    pub(crate) most: usize,
+    /// The supervisor's line about this process.
+    pub(crate) status: String,
+}
+
+impl Live {
+    /// Builds everything that a configuration describes, and then puts it in force: one line for each part.
+    fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
+        let before = self.routes.all();
+        let routes = table::build(loaded, &self.server, &before)?;
+        let changes = Changes::between(&before, &routes);
+        table::set_limits(&routes);
+        self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
+        self.server.set_proxies(loaded.config.proxies.proxies());
+        table::start_probing(&routes);
+        table::stop_probing(&before, &routes);
+        self.routes.replace(routes, loaded.names_routes);
+        Ok(changes)
+    }
+}
+
+/// What a reload changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    added: usize,
+    changed: usize,
+    removed: usize,
+}
+
+impl Changes {
+    fn between(before: &[Arc<crate::route::Route>], after: &[Arc<crate::route::Route>]) -> Self {
+        let mut changes = Self::default();
+        let names: HashMap<&str, _> = before.iter().map(|route| (&*route.name, route)).collect();
+        for route in after {
+            match names.get(&*route.name) {
+                None => changes.added += 1,
+                Some(same) if Arc::ptr_eq(same, route) => {}
+                Some(_) => changes.changed += 1,
+            }
+        }
+        changes.removed = before.len() + changes.added - after.len();
+        changes
+    }
+}
+
+/// How the latest reloads went, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadFigures {
+    is_refused: AtomicBool,
+    pub(crate) done: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// When the configuration in force was read, in seconds since 1970.
+    pub(crate) read_at: AtomicU64,
+}
+
+impl ReloadFigures {
+    /// Returns whether the latest configuration that was read is in force.
+    pub(crate) fn is_successful(&self) -> bool {
+        !self.is_refused.load(Relaxed)
+    }
+
+    /// A configuration is in force from now on.
+    pub(crate) fn count_read(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.read_at.store(now.as_secs(), Relaxed);
+        self.is_refused.store(false, Relaxed);
+    }
+
+    fn count_done(&self) {
+        self.done.fetch_add(1, Relaxed);
+        self.count_read();
+    }
+
+    fn count_refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+        self.is_refused.store(true, Relaxed);
+    }
+}
+
+/// Receives SIGHUP.
+pub(crate) struct Reloads(Signal);
+
+impl Reloads {
+    pub(crate) fn listen() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+}
+
+/// Reloads until the process ends.
+pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
+    let mut state = State { live, sources, in_force: first };
+    state.live.routes.reloads.count_read();
+    let mut changes = watch(&state, HashMap::new());
+    loop {
+        let cause = tokio::select! {
+            signal = signals.0.recv() => match signal {
+                Some(()) => "SIGHUP",
+                None => return,
+            },
+            Some(()) = changes.recv() => "a file has changed",
+        };
+        supervisor::reloading();
+        let before = stamps(state.files()).await;
+        state = match tokio::task::spawn_blocking(|| state.reload(cause)).await {
+            Ok(state) => state,
+            // The panic is in the log.
+            Err(_) => return,
+        };
+        supervisor::ready(&state.live.status);
+        changes = watch(&state, before);
+    }
+}
+
+struct State {
+    live: Live,
+    sources: Sources,
+    in_force: Loaded,
+}
+
+impl State {
+    /// Reads the configuration and puts it in force, or keeps the one before.
+    fn reload(mut self, cause: &'static str) -> Self {
+        let started = Instant::now();
+        let figures = &self.live.routes.reloads;
+        let applied = self.sources.load().and_then(|loaded| {
+            let is_possible = loaded.is_demonstration() == self.in_force.is_demonstration();
+            let changes = match is_possible {
+                true => self.live.apply(&loaded).map_err(|problem| vec![problem])?,
+                false => Changes::default(),
+            };
+            Ok((loaded, changes, is_possible))
+        });
+        let (loaded, Changes { added, changed, removed }, is_possible) = match applied {
+            Ok(applied) => applied,
+            Err(problems) => {
+                figures.count_refused();
+                for problem in problems.iter().take(MAX_LINES) {
+                    tracing::error!(cause, %problem, "the configuration is wrong, and the one before stays in force");
+                }
+                return self;
+            }
+        };
+        figures.count_done();
+        let millis = started.elapsed().as_millis() as u64;
+        tracing::info!(cause, added, changed, removed, millis, "the configuration was reloaded");
+        let mut waiting = loaded.changed_for_restart(&self.in_force);
+        if !is_possible {
+            waiting.push("the first or the last of the routes".to_owned());
+        }
+        if !waiting.is_empty() {
+            let settings = waiting.join(", ");
+            tracing::warn!(settings, "these settings have changed and take effect at the next start");
+        }
+        self.in_force = loaded;
+        self
+    }
+
+    /// Returns the files whose change is a reload.
+    fn files(&self) -> Vec<PathBuf> {
+        let own = self.sources.file.iter().cloned();
+        let mut files: Vec<PathBuf> = own.chain(self.in_force.config.files()).collect();
+        files.sort_unstable();
+        files.dedup();
+        files
+    }
+}
+
+/// Lines of the log about one wrong configuration, at most.
+const MAX_LINES: usize = 20;
+
+/// Starts a task that reports when a file has changed, until its receiver is dropped. `read`: what the files were before they
+/// were read; a change since then is reported, too.
+fn watch(state: &State, read: Stamps) -> mpsc::Receiver<()> {
+    let (changed, changes) = mpsc::channel(1);
+    let files = state.files();
+    let is_watching = state.in_force.config.watch && !files.is_empty();
+    tokio::spawn(async move {
+        if !is_watching {
+            // Kept open, or the receiver would report its end.
+            return changed.closed().await;
+        }
+        let mut known = stamps(files.clone()).await;
+        known.extend(read.into_iter().filter(|(file, _)| files.contains(file)));
+        let mut candidate = None;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                () = changed.closed() => return,
+            }
+            let now = stamps(files.clone()).await;
+            if now == known {
+                candidate = None;
+            } else if candidate.as_ref() == Some(&now) {
+                (known, candidate) = (now, None);
+                let _ = changed.try_send(());
+            } else {
+                candidate = Some(now);
+            }
+        }
+    });
+    changes
+}
+
+/// What changes when a file does: its inode, size and time.
+type Stamps = HashMap<PathBuf, Option<(u64, u64, SystemTime)>>;
+
+async fn stamps(files: Vec<PathBuf>) -> Stamps {
+    let stamp = |file: &PathBuf| {
+        let metadata = std::fs::metadata(file).ok()?;
+        Some((std::os::unix::fs::MetadataExt::ino(&metadata), metadata.len(), metadata.modified().ok()?))
+    };
+    let read = move || files.into_iter().map(|file| (file.clone(), stamp(&file))).collect();
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
+}

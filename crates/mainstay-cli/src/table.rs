@@ -1,0 +1,51 @@
+//! Builds the table of routes from the configuration, at the start and at each reload.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use mainstay::Server;
+
+use crate::config::{Loaded, Problem};
+use crate::route::{Inputs, Route};
+
+/// Builds the routes. One whose section and files are as in the table `before` stays the same route.
+///
+/// # Errors
+/// A file that a section names has become unusable.
+pub(crate) fn build(
+    loaded: &Loaded,
+    server: &Server,
+    before: &[Arc<Route>],
+) -> Result<Vec<Arc<Route>>, Problem> {
+    let before: HashMap<&str, &Arc<Route>> = before.iter().map(|route| (&*route.name, route)).collect();
+    let build = |(name, section)| {
+        let inputs = Inputs::of(section, &loaded.config);
+        let name: &String = name;
+        match before.get(name.as_str()) {
+            Some(same) if same.inputs == inputs => Ok(Arc::clone(same)),
+            other => Route::new(name, inputs, server, other.map(|other| &***other)).map_err(|error| {
+                let (field, what) = error.split_once(": ").unwrap_or(("", &error));
+                loaded.problem_at(&format!("routes.{name}.{field}"), what)
+            }),
+        }
+    };
+    loaded.config.routes.iter().map(build).collect()
+}
+
+/// Puts the limits of the routes in force: those of a route that stays have not changed.
+pub(crate) fn set_limits(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.set_limits());
+}
+
+/// Probes the backends of a table.
+pub(crate) fn start_probing(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.start_probing());
+}
+
+/// Ends the probes of backends that no route of the new table has.
+pub(crate) fn stop_probing(before: &[Arc<Route>], routes: &[Arc<Route>]) {
+    let kept: HashSet<usize> = routes.iter().map(|route| route.links.backend_id()).collect();
+    for old in before.iter().filter(|route| !kept.contains(&route.links.backend_id())) {
+        old.links.stop_probing();
+    }
+}
