@@ -58,6 +58,7 @@ fn the_servers_defaults_are_those_of_the_document() {
             ("origins", "origins (`origins`)", Words("SameHost", "same host")),
             ("deflate", "permessage-deflate", Words("false", "off")),
             ("log_principal", "`Config::log_principal`", Words("false", "off")),
+            ("timeline", "`Config::timeline`", Words("0", "off")),
             ("cluster", "`--cluster`", Words("None", "none")),
         ],
     );

@@ -1,4 +1,5 @@
-// Makes the live page: for each language one file, which needs no other and is part of `mainstay serve`.
+// Makes the live page, for each language one file, and the operator's console. Each needs no other file and is part of
+// `mainstay serve`.
 //
 //   node page/build.mjs        in clients/, after npm install
 
@@ -13,11 +14,23 @@ const target = (name) => source(`../../crates/mainstay-cli/src/${name}`);
 /** The file of each language's page. */
 export const TARGETS = { en: target("page.html"), zh: target("page.zh.html") };
 
+/** The file of the console. */
+export const CONSOLE = target("console.html");
+
 /** Returns the page in this language. */
 export async function page(language) {
   const words = JSON.parse(await readFile(source("words.json"), "utf8"))[language];
+  return inOneFile({ html: "index.html", css: "page.css", code: "page.ts" }, words);
+}
+
+/** Returns the console. */
+export function operators() {
+  return inOneFile({ html: "console.html", css: "console.css", code: "console.ts" }, {});
+}
+
+async function inOneFile(sources, words) {
   const script = await build({
-    entryPoints: [source("page.ts")],
+    entryPoints: [source(sources.code)],
     bundle: true,
     minify: true,
     format: "iife",
@@ -27,9 +40,9 @@ export async function page(language) {
     define: { WORDS: JSON.stringify(words) },
     write: false,
   });
-  const style = await transform(await readFile(source("page.css"), "utf8"), { loader: "css", minify: true });
-  const html = (await readFile(source("index.html"), "utf8")).replace(/\{\{(\w+)\}\}/g, (_, name) => {
-    if (typeof words[name] !== "string") throw new Error(`words.json has no ${language}.${name}`);
+  const style = await transform(await readFile(source(sources.css), "utf8"), { loader: "css", minify: true });
+  const html = (await readFile(source(sources.html), "utf8")).replace(/\{\{(\w+)\}\}/g, (_, name) => {
+    if (typeof words[name] !== "string") throw new Error(`words.json has no ${name}`);
     return words[name];
   });
   // Functions, so that a `$` in the code is no pattern.
@@ -40,4 +53,5 @@ export async function page(language) {
 
 if (argv[1] === fileURLToPath(import.meta.url)) {
   for (const [language, path] of Object.entries(TARGETS)) await writeFile(path, await page(language));
+  await writeFile(CONSOLE, await operators());
 }

@@ -21,7 +21,8 @@ export class Server {
   private constructor(
     private process: ChildProcess,
     readonly port: number,
-    private admin: string | undefined,
+    /** The URL of its admin listener. */
+    readonly admin: string | undefined,
   ) {}
 
   /** Starts it and waits until it listens. */
@@ -71,6 +72,12 @@ export class Server {
     const text = await (await fetch(`${this.admin}/metrics`)).text();
     const samples = text.split("\n").filter((line) => line.startsWith(`mainstay_${name}{`) || line.startsWith(`mainstay_${name} `));
     return samples.reduce((sum, line) => sum + Number(line.split(" ")[1]), 0);
+  }
+
+  /** Waits until it ends by itself; returns its exit code. */
+  async ended(): Promise<number | null> {
+    await this.gone();
+    return this.process.exitCode;
   }
 
   private async gone(): Promise<void> {

@@ -6,7 +6,6 @@
 //!
 //! Not here: a listener that a draining process passes to its successor (`successor`).
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use listenfd::ListenFd;
@@ -88,7 +87,7 @@ pub(crate) fn take() -> Result<Activated, String> {
 pub(crate) struct Flags {
     /// `--listen`, if it was given.
     pub(crate) listen: Option<Vec<ListenAddress>>,
-    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin: Option<Place>,
 }
 
 impl Activated {
@@ -110,10 +109,8 @@ impl Activated {
                 return differ("--listen", &given.join(", "), &passed.place);
             }
         }
-        match (flags.admin, self.admin.as_ref().map(|passed| &passed.place)) {
-            (Some(given), Some(passed)) if Place::Tcp(given) != *passed => {
-                differ("--admin", &given.to_string(), passed)
-            }
+        match (&flags.admin, self.admin.as_ref().map(|passed| &passed.place)) {
+            (Some(given), Some(passed)) if given != passed => differ("--admin", &given.to_string(), passed),
             (None, Some(passed)) => Err(format!(
                 "LISTEN_FDS has a socket with FileDescriptorName={ADMIN} on {passed}; add --admin {passed}, or remove the socket"
             )),

@@ -275,6 +275,11 @@ impl BackendHealth {
         Some(format!("the backend was not reached yet: {why}"))
     }
 
+    /// Returns the latest failure, while the backend is down.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        self.down.as_ref().map(|(_, failure)| failure)
+    }
+
     /// Returns whether the backend was reached and no later attempt found it down.
     pub(crate) fn is_up(&self) -> bool {
         self.was_reached && self.down.is_none()

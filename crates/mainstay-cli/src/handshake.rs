@@ -79,11 +79,10 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let principal = route.principal.of(upgrade.headers());
-    let upgrade =
-        match with_settings(upgrade, &route, &request.path).map(|upgrade| upgrade.principal(principal)) {
-            Ok(upgrade) => upgrade,
-            Err(error) => return cannot_be_forwarded(&error.to_string()),
-        };
+    let upgrade = match with_settings(upgrade, &route, &request.path) {
+        Ok(upgrade) => upgrade.principal(principal).listed_as(format!("{} {}", route.name, request.path)),
+        Err(error) => return cannot_be_forwarded(&error.to_string()),
+    };
     if upgrade.is_resumable() {
         let upgrade = if route.movable { upgrade.movable() } else { upgrade };
         let drops_oldest = route.slow_clients == SlowClients::DropOldest;

@@ -1,10 +1,12 @@
 //! `mainstay health`: asks a running `mainstay serve` whether it is ready, for container images without curl.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::listen_address::{ListenAddress, Place};
 use crate::{log, values};
 
 /// Timeout of the connection, and of each read and write.
@@ -17,6 +19,8 @@ pub(crate) const AFTER_HELP: &str = "\
 Examples:
   mainstay health 127.0.0.1:9090
       exit with 0 if the process with --admin 127.0.0.1:9090 is ready
+  mainstay health unix:/run/mainstay-admin.sock
+      the same over a Unix socket
 
 Exit codes:
   0  ready
@@ -27,16 +31,17 @@ Exit codes:
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The --admin address of the gateway.
-    #[arg(value_parser = values::address, env = "MAINSTAY_ADMIN")]
-    address: SocketAddr,
+    #[arg(value_parser = values::listen, env = "MAINSTAY_ADMIN")]
+    address: ListenAddress,
 }
 
 /// Returns success if the gateway is ready; otherwise writes the reason to standard error.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    let answer = match ask(arguments.address) {
+    let place = &arguments.address.place;
+    let answer = match ask(place) {
         Ok(answer) => answer,
         Err(error) => {
-            log::write_line(&format!("{}: {error}", arguments.address));
+            log::write_line(&format!("{place}: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -45,16 +50,30 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let first_line = |text: &str| text.lines().next().unwrap_or_default().escape_debug().to_string();
-    log::write_line(&format!("{}: {} {}", arguments.address, first_line(head), first_line(body)));
+    log::write_line(&format!("{place}: {} {}", first_line(head), first_line(body)));
     ExitCode::FAILURE
 }
 
 /// Requests /readyz and returns the response.
-fn ask(address: SocketAddr) -> io::Result<String> {
-    let mut connection = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    connection.set_read_timeout(Some(TIMEOUT))?;
-    connection.set_write_timeout(Some(TIMEOUT))?;
-    write!(connection, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+fn ask(place: &Place) -> io::Result<String> {
+    match place {
+        Place::Tcp(address) => {
+            let connection = TcpStream::connect_timeout(address, TIMEOUT)?;
+            connection.set_read_timeout(Some(TIMEOUT))?;
+            connection.set_write_timeout(Some(TIMEOUT))?;
+            ask_over(connection, &address.to_string())
+        }
+        Place::Unix(path) => {
+            let connection = UnixStream::connect(path)?;
+            connection.set_read_timeout(Some(TIMEOUT))?;
+            connection.set_write_timeout(Some(TIMEOUT))?;
+            ask_over(connection, "localhost")
+        }
+    }
+}
+
+fn ask_over(mut connection: impl Read + Write, host: &str) -> io::Result<String> {
+    write!(connection, "GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     connection.take(MAX_RESPONSE).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -6,11 +6,12 @@ mod monitor;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
 use mainstay::client::{Connector, Sender, State};
+use mainstay::server::timeline::{self, ClientName, Timeline};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
 use tokio::sync::Notify;
@@ -35,6 +36,8 @@ struct Shared {
     probing: Mutex<Option<AbortHandle>>,
     figures: Arc<Counters>,
     open: Arc<Mutex<Slab<Sender>>>,
+    /// Where the links of sessions are noted.
+    timeline: OnceLock<Timeline>,
 }
 
 #[derive(Default)]
@@ -162,12 +165,35 @@ impl Default for Links {
             probing: Mutex::default(),
             figures: Arc::default(),
             open: Arc::default(),
+            timeline: OnceLock::new(),
         };
         Self(Arc::new(shared))
     }
 }
 
 impl Links {
+    /// Sets the timeline in which the links of sessions are noted. Call it once, before the first link.
+    pub(crate) fn note_in(&self, timeline: &Timeline) {
+        let _ = self.0.timeline.set(timeline.clone());
+    }
+
+    /// Notes an event of a session's link.
+    fn note(&self, session: Option<SessionId>, event: timeline::Event) {
+        if let (Some(timeline), Some(session)) = (self.0.timeline.get(), session) {
+            timeline.note(Some(ClientName::Session(session)), event);
+        }
+    }
+
+    /// Returns whether the backend was reached and no later attempt found it down.
+    pub(crate) fn is_up(&self) -> bool {
+        self.health().is_up()
+    }
+
+    /// Returns why the latest attempt to reach the backend failed, while it is down.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.health().failure().map(|failure| failure.why.clone())
+    }
+
     /// Returns links to another backend whose figures continue these.
     pub(crate) fn elsewhere(&self) -> Self {
         let shared = Shared {
@@ -176,6 +202,7 @@ impl Links {
             probing: Mutex::default(),
             figures: Arc::clone(&self.0.figures),
             open: Arc::clone(&self.0.open),
+            timeline: self.0.timeline.clone(),
         };
         Self(Arc::new(shared))
     }

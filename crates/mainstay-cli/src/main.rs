@@ -36,10 +36,12 @@ mod manual;
 mod message_filter;
 mod metrics;
 mod moving;
+mod page_policy;
 mod principal;
 mod process_metrics;
 mod profiles;
 mod prologue;
+mod refusals;
 mod reload;
 mod request_body;
 mod response_body;
@@ -222,7 +224,7 @@ fn activated_for(loaded: &mut Loaded, activated: Result<Activated, String>) -> R
     let listen = || loaded.config.listen.iter().map(|address| (**address).clone()).collect();
     activated.check(&activation::Flags {
         listen: is_given.then(listen),
-        admin: loaded.config.admin.listen.as_ref().and_then(|text| values::address(text).ok()),
+        admin: loaded.config.admin.listen.as_ref().map(|listen| listen.place.clone()),
     })?;
     if !is_given && !activated.clients.is_empty() {
         let places = activated.clients.iter().map(|passed| passed.address().to_string());

@@ -1,22 +1,62 @@
-//! The metrics of `mainstay serve`, in Prometheus' text format, version 0.0.4.
+//! The metrics of `mainstay serve`, in Prometheus' text format or as OpenMetrics.
 //!
-//! `docs/METRICS.md` says what each family is good for, in the order in which they are served here.
+//! `docs/METRICS.md` says what each family is good for, in the order in which they are served here. `prometheus-client`
+//! writes both formats; the figures are counted where they arise, and collected here for each request.
 
-use std::fmt::Write as _;
+use std::fmt::Error;
 use std::sync::atomic::Ordering::Relaxed;
 
+use http::HeaderValue;
 use mainstay::cluster::{ClusterFigures, ClusterStatus};
 use mainstay::server::{RTT_BUCKETS, Sessions, Stats};
 use mainstay::{Budget, Server};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::backend_health::Reason;
 use crate::client_tls::{self, Expiry};
 use crate::links::{Figures, Links};
+use crate::refusals::Refusals;
 use crate::routes::Routes;
 use crate::{log, process_metrics};
 
+/// A format of the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Prometheus' text format, version 0.0.4.
+    Text,
+    OpenMetrics,
+}
+
+impl Format {
+    /// Returns the format that an Accept header prefers. Text where it names neither.
+    pub(crate) fn preferred(accept: Option<&HeaderValue>) -> Self {
+        let accept = accept.and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let weight = |kind: &str| {
+            let ranges = accept.split(',').map(|range| range.split(';').map(str::trim));
+            let weights = ranges.filter_map(|mut range| {
+                let is_it = range.next()?.eq_ignore_ascii_case(kind);
+                let weight = range.find_map(|parameter| parameter.strip_prefix("q="));
+                is_it.then(|| weight.map_or(Some(1.0), |weight| weight.parse::<f32>().ok())).flatten()
+            });
+            weights.fold(0.0, f32::max)
+        };
+        let (open, text) = (weight("application/openmetrics-text"), weight("text/plain"));
+        if open > 0.0 && open >= text { Self::OpenMetrics } else { Self::Text }
+    }
+
+    pub(crate) fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => prometheus_text::CONTENT_TYPE,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
 /// Everything that is served, at one moment.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Snapshot {
     stats: Stats,
     sessions: Sessions,
@@ -33,6 +73,10 @@ struct Snapshot {
     kept_for_clients: u64,
     kept_for_backend: u64,
     log_lines_lost: u64,
+    /// Requests that the admin listener refused, by reason.
+    admin_refused: [u64; Refusals::REASONS.len()],
+    /// Entries of the timeline that were ever noted, and how many of them are forgotten.
+    events: (u64, u64),
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
     /// When the certificates in use expire, and how often files were reloaded.
@@ -40,7 +84,7 @@ struct Snapshot {
 }
 
 /// How the latest reloads of the configuration went.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Reloads {
     done: u64,
     refused: u64,
@@ -48,11 +92,11 @@ struct Reloads {
     read_at: u64,
 }
 
-/// Returns the text of `/metrics`.
-pub(crate) fn render(server: &Server, routes: &Routes) -> String {
+/// Returns the body of `/metrics`.
+pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, format: Format) -> String {
     let figures = Figures::sum(routes.links().iter().map(Links::figures));
     let reloads = &routes.reloads;
-    Snapshot {
+    let snapshot = Snapshot {
         stats: server.stats(),
         sessions: server.sessions(),
         is_draining: !server.is_ready(),
@@ -69,10 +113,12 @@ pub(crate) fn render(server: &Server, routes: &Routes) -> String {
             read_at: reloads.read_at.load(Relaxed),
         },
         log_lines_lost: log::lines_lost(),
+        admin_refused: refusals.figures(),
+        events: server.timeline().counts(),
         cluster: server.cluster().map(Cluster::from),
         tls: client_tls::figures(),
-    }
-    .render()
+    };
+    snapshot.render(format)
 }
 
 /// Returns the figures of each route with its label. The demonstration, which has no route, is always up.
@@ -86,8 +132,23 @@ fn of_routes(routes: &Routes) -> Vec<(String, Figures)> {
 }
 
 impl Snapshot {
-    fn render(&self) -> String {
-        let mut families = Families::default();
+    fn render(self, format: Format) -> String {
+        let (mut registry, mut out) = (Registry::default(), String::new());
+        registry.register_collector(Box::new(self));
+        let written = match format {
+            Format::Text => prometheus_text::encode(&mut out, &registry),
+            Format::OpenMetrics => text::encode(&mut out, &registry),
+        };
+        if written.is_err() {
+            tracing::error!("the metrics could not be written");
+        }
+        out
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut families = Families { encoder, written: Ok(()) };
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
         self.connections(&mut families);
@@ -99,10 +160,12 @@ impl Snapshot {
         }
         self.process(&mut families);
         families.round_trips(&self.stats);
-        process_metrics::render(&mut families.text);
-        families.text
+        process_metrics::read().iter().for_each(|metric| families.of_process(metric));
+        families.written
     }
+}
 
+impl Snapshot {
     fn sessions_and_memory(&self, to: &mut Families) {
         let s = &self.stats;
         to.gauge("connections", "Client connections open now.", s.connections);
@@ -343,6 +406,12 @@ impl Snapshot {
     fn process(&self, to: &mut Families) {
         let help = "Log lines that could not be written, or not fast enough.";
         to.counter("log_lines_lost_total", help, self.log_lines_lost);
+        let refused = Refusals::REASONS.map(|reason| format!("{{reason=\"{reason}\"}}"));
+        let refused: Vec<_> = refused.iter().map(String::as_str).zip(self.admin_refused).collect();
+        let help = "Requests that the admin listener refused, by reason.";
+        to.family("admin_refused_total", "counter", help, &refused);
+        let help = "Events of clients that were noted in the timeline, forgotten ones included.";
+        to.counter("timeline_events_total", help, self.events.0);
         let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
         to.family("build_info", "gauge", "1; the label has the version.", &[(version, 1)]);
         Each { routes: &self.routes }.family(
@@ -395,7 +464,7 @@ fn in_braces(route: &str, label: &str) -> String {
 }
 
 /// The figures of a node.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Cluster {
     engine_up: bool,
     is_complete: bool,
@@ -490,13 +559,13 @@ impl Cluster {
     }
 }
 
-/// The text, one family after the other.
-#[derive(Default)]
-struct Families {
-    text: String,
+/// Writes one family after the other. After an error it writes nothing more.
+struct Families<'a> {
+    encoder: DescriptorEncoder<'a>,
+    written: Result<(), Error>,
 }
 
-impl Families {
+impl Families<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.family(name, "gauge", help, &[("", value)]);
     }
@@ -505,37 +574,100 @@ impl Families {
         self.family(name, "counter", help, &[("", value)]);
     }
 
+    /// Writes a family. The labels of a sample are written as in the text format.
     fn family(&mut self, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
-        let _ = writeln!(self.text, "# HELP mainstay_{name} {help}\n# TYPE mainstay_{name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(self.text, "mainstay_{name}{labels} {value}");
-        }
+        let name = format!("mainstay_{name}");
+        let kind = if kind == "counter" { MetricType::Counter } else { MetricType::Gauge };
+        self.write(&name, kind, help, |encoder| {
+            for (labels, value) in samples {
+                let labels = labels_of(labels);
+                let mut sample = encoder.encode_family(&labels)?;
+                match kind {
+                    MetricType::Counter => sample.encode_counter::<NoLabelSet, _, u64>(value, None)?,
+                    _ => sample.encode_gauge(value)?,
+                }
+            }
+            Ok(())
+        });
     }
 
-    /// One sample for each certificate in use; a path may hold any character.
+    /// One sample for each certificate in use.
     fn days_left(&mut self, expiries: &[Expiry]) {
-        let (name, out) = ("mainstay_tls_certificate_days_left", &mut self.text);
         let help = "Days until a certificate in use expires; negative once it has.";
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
-        for expiry in expiries {
-            let chain = expiry.chain.display().to_string();
-            let chain = chain.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = writeln!(out, "{name}{{chain=\"{chain}\"}} {:.2}", expiry.days_left());
-        }
+        self.write("mainstay_tls_certificate_days_left", MetricType::Gauge, help, |encoder| {
+            for expiry in expiries {
+                let labels = [("chain", expiry.chain.display().to_string())];
+                encoder.encode_family(&labels)?.encode_gauge(&expiry.days_left())?;
+            }
+            Ok(())
+        });
     }
 
     fn round_trips(&mut self, stats: &Stats) {
-        let (name, out) = ("mainstay_heartbeat_rtt_seconds", &mut self.text);
+        let above = stats.rtt_count.saturating_sub(stats.rtt_buckets.iter().sum());
+        let buckets = RTT_BUCKETS.into_iter().zip(stats.rtt_buckets).chain([(f64::INFINITY, above)]);
+        let (buckets, sum): (Vec<_>, _) = (buckets.collect(), stats.rtt_sum.as_secs_f64());
         let help = "Round-trip time of heartbeats to clients.";
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        let mut cumulated = 0;
-        for (bound, count) in RTT_BUCKETS.iter().zip(stats.rtt_buckets) {
-            cumulated += count;
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {cumulated}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", stats.rtt_count);
-        let _ = writeln!(out, "{name}_sum {}\n{name}_count {}", stats.rtt_sum.as_secs_f64(), stats.rtt_count);
+        self.write("mainstay_heartbeat_rtt_seconds", MetricType::Histogram, help, |encoder| {
+            encoder.encode_histogram::<NoLabelSet>(sum, stats.rtt_count, &buckets, None)
+        });
     }
+
+    fn of_process(&mut self, metric: &process_metrics::Metric) {
+        let kind = if metric.is_counter { MetricType::Counter } else { MetricType::Gauge };
+        self.write(metric.name, kind, metric.help, |encoder| match kind {
+            MetricType::Counter => encoder.encode_counter::<NoLabelSet, _, u64>(&metric.value, None),
+            _ => encoder.encode_gauge(&metric.value),
+        });
+    }
+
+    /// Writes the head of a family, and its samples by `samples`. The encoder puts the end of the name there again: `_total`
+    /// of a counter, and the unit, which OpenMetrics states in a line of its own.
+    fn write(
+        &mut self,
+        name: &str,
+        kind: MetricType,
+        help: &str,
+        samples: impl FnOnce(&mut MetricEncoder<'_>) -> Result<(), Error>,
+    ) {
+        let name = if kind == MetricType::Counter { name.trim_end_matches("_total") } else { name };
+        let in_unit = |unit: &Unit| name.strip_suffix(unit.as_str())?.strip_suffix('_');
+        let unit = [Unit::Bytes, Unit::Seconds].into_iter().find(|unit| in_unit(unit).is_some());
+        let name = unit.as_ref().and_then(in_unit).unwrap_or(name);
+        if self.written.is_ok() {
+            let descriptor = self.encoder.encode_descriptor(name, help, unit.as_ref(), kind);
+            self.written = descriptor.and_then(|mut encoder| samples(&mut encoder));
+        }
+    }
+}
+
+/// Returns the labels in a text such as `{leg="client",evidence="silent"}`, as the text format writes them.
+fn labels_of(text: &str) -> Vec<(String, String)> {
+    let mut rest = text.strip_prefix('{').unwrap_or_default();
+    let mut labels = Vec::new();
+    while let Some((name, value)) = rest.split_once("=\"") {
+        let (value, after) = quoted(value);
+        labels.push((name.trim_start_matches(',').to_owned(), value));
+        rest = after;
+    }
+    labels
+}
+
+/// Returns a value up to its closing quote, without escapes, and what follows.
+fn quoted(text: &str) -> (String, &str) {
+    let (mut value, mut characters) = (String::new(), text.char_indices());
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return (value, &text[at + 1..]),
+            '\\' => match characters.next() {
+                Some((_, 'n')) => value.push('\n'),
+                Some((_, escaped)) => value.push(escaped),
+                None => break,
+            },
+            plain => value.push(plain),
+        }
+    }
+    (value, "")
 }
 
 #[cfg(test)]
@@ -543,6 +675,10 @@ mod tests {
     use super::*;
 
     fn rendered() -> String {
+        render_as(Format::Text)
+    }
+
+    fn render_as(format: Format) -> String {
         process_metrics::started();
         let mut stats = Stats::default();
         (stats.attached_resumed, stats.rtt_count) = (7, 1);
@@ -555,7 +691,7 @@ mod tests {
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             ..Snapshot::default()
         };
-        snapshot.render()
+        snapshot.render(format)
     }
 
     #[test]
@@ -587,7 +723,7 @@ mod tests {
     fn families_about_a_backend_have_the_names_of_routes_that_a_file_names() {
         let lost = |lost| Figures { lost, ..Figures::default() };
         let routes = vec![("route=\"a\"".to_owned(), lost(1)), ("route=\"b\"".to_owned(), lost(2))];
-        let text = Snapshot { routes, ..Snapshot::default() }.render();
+        let text = Snapshot { routes, ..Snapshot::default() }.render(Format::Text);
         for sample in [
             "mainstay_links_lost_total{route=\"a\"} 1\n",
             "mainstay_links_lost_total{route=\"b\"} 2\n",
@@ -600,7 +736,7 @@ mod tests {
 
     #[test]
     fn a_gateway_without_a_cluster_serves_no_figures_of_one() {
-        let alone = Snapshot::default().render();
+        let alone = Snapshot::default().render(Format::Text);
         assert!(!alone.contains("engine_up") && !alone.contains("relays"), "{alone}");
     }
 
@@ -615,5 +751,74 @@ mod tests {
         let documented: Vec<_> =
             rows.filter_map(|row| row.strip_prefix("| `")?.split(['`', '{']).next()).collect();
         assert_eq!(documented, served);
+    }
+
+    #[test]
+    fn labels_are_read_as_they_are_written() {
+        let read = |text| labels_of(text);
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(read(""), []);
+        assert_eq!(read("{leg=\"client\"}"), [pair("leg", "client")]);
+        let hostile = r#"{route="a",address="ws://a\"b\\c,d=\ne"}"#;
+        assert_eq!(read(hostile), [pair("route", "a"), pair("address", "ws://a\"b\\c,d=\ne")]);
+    }
+
+    #[test]
+    fn open_metrics_have_the_same_samples_the_units_and_an_end() {
+        let (text, open) = (rendered(), render_as(Format::OpenMetrics));
+        let samples = |text: &str| {
+            let name = |line: &str| line.split(' ').next().unwrap().to_owned();
+            // OpenMetrics writes every bound with a fraction.
+            let text = text.replace("le=\"1.0\"", "le=\"1\"").replace("le=\"5.0\"", "le=\"5\"");
+            let mut names: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).map(name).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(samples(&open), samples(&text));
+        for line in [
+            "# TYPE mainstay_attaches counter\n",
+            "# UNIT mainstay_queue_bytes bytes\n",
+            "# TYPE process_cpu_seconds counter\n# UNIT process_cpu_seconds seconds\n",
+            "# TYPE mainstay_heartbeat_rtt_seconds histogram\n",
+        ] {
+            assert!(open.contains(line), "{line}: {open}");
+        }
+        assert!(open.ends_with("\n# EOF\n") && !text.contains("# EOF"));
+    }
+
+    #[test]
+    fn the_format_is_the_one_that_the_scraper_prefers() {
+        let check = |accept: &str, expected| {
+            let accept = HeaderValue::from_str(accept).unwrap();
+            assert_eq!(Format::preferred(Some(&accept)), expected, "{accept:?}");
+        };
+        let prometheus =
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        check(prometheus, Format::OpenMetrics);
+        check("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;q=0.3", Format::Text);
+        check("application/openmetrics-text; q=0", Format::Text);
+        for text in ["*/*", "text/html", "", "application/openmetrics-text;q=x"] {
+            check(text, Format::Text);
+        }
+        assert_eq!(Format::preferred(None), Format::Text);
+    }
+
+    /// `promtool` is in Debian's package `prometheus`. Where it is not installed, this checks nothing.
+    #[test]
+    fn promtool_has_no_complaint_where_it_is_installed() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let mut command = Command::new("promtool");
+        command
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let Ok(mut promtool) = command.spawn() else { return };
+        promtool.stdin.take().unwrap().write_all(rendered().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}");
     }
 }

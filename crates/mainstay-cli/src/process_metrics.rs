@@ -1,7 +1,6 @@
 //! Metrics of the process, under the names that Prometheus' client libraries use. A metric that the system does not
 //! provide is left out; most exist on Linux only.
 
-use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
@@ -15,25 +14,31 @@ pub(crate) fn started() {
     let _ = STARTED.set(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
 }
 
-/// Appends the metric families.
-pub(crate) fn render(out: &mut String) {
-    let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
-        if let Some(value) = value {
-            let _ = writeln!(
-                out,
-                "# HELP process_{name} {help}\n# TYPE process_{name} {kind}\nprocess_{name} {value}"
-            );
-        }
-    };
+/// One metric.
+pub(crate) struct Metric {
+    pub(crate) name: &'static str,
+    pub(crate) help: &'static str,
+    pub(crate) is_counter: bool,
+    pub(crate) value: f64,
+}
+
+/// Returns the metrics.
+pub(crate) fn read() -> Vec<Metric> {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
-    family("cpu_seconds_total", "counter", "CPU time of the process, user and system.", Some(seconds));
-    family("open_fds", "gauge", "Open files of the process.", open_files());
     let most = getrlimit(Resource::Nofile).current.map(|files| files as f64);
-    family("max_fds", "gauge", "Open files that the process may have.", most);
-    family("resident_memory_bytes", "gauge", "Resident memory of the process.", resident());
     let started = STARTED.get().map(Duration::as_secs_f64);
-    family("start_time_seconds", "gauge", "Start of the process, in seconds since 1970.", started);
+    let gauges = [
+        ("process_open_fds", "Open files of the process.", open_files()),
+        ("process_max_fds", "Open files that the process may have.", most),
+        ("process_resident_memory_bytes", "Resident memory of the process.", resident()),
+        ("process_start_time_seconds", "Start of the process, in seconds since 1970.", started),
+    ];
+    let gauges = gauges
+        .into_iter()
+        .filter_map(|(name, help, value)| Some(Metric { name, help, is_counter: false, value: value? }));
+    let (name, help) = ("process_cpu_seconds_total", "CPU time of the process, user and system.");
+    [Metric { name, help, is_counter: true, value: seconds }].into_iter().chain(gauges).collect()
 }
 
 fn open_files() -> Option<f64> {

@@ -102,6 +102,7 @@ impl Route {
             Some(before) if before.inputs.section.upstream == section.upstream => before.links.clone(),
             before => before.map_or_else(Links::default, |before| before.links.elsewhere()),
         };
+        links.note_in(server.timeline());
         let proxy = HttpProxy::new(section, &address.url, &connector, inputs.proxies.clone(), &links);
         let _ = proxy.upstream.server.set(server.clone());
         Ok(Arc::new(Self {
@@ -134,12 +135,30 @@ impl Route {
         self.group.set_limits(self.inputs.section.limits.openings());
     }
 
+    /// Returns the state of each address of the backend.
+    pub(crate) fn backends(&self) -> Vec<BackendStatus> {
+        let addresses = self.inputs.section.upstream.addresses.iter();
+        let (is_up, error) = (self.links.is_up(), self.links.failure());
+        addresses
+            .map(|address| BackendStatus { address: address.to_string(), is_up, error: error.clone() })
+            .collect()
+    }
+
     /// Probes the backend for as long as the route is in the table.
     pub(crate) fn start_probing(&self) {
         if let Ok(connector) = self.connector.clone().timeout(PROBE_TIMEOUT) {
             self.links.start_probing(connector, self.proxy.forwarding.upstream.clone());
         }
     }
+}
+
+/// The state of one address of a backend, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BackendStatus {
+    pub(crate) address: String,
+    pub(crate) is_up: bool,
+    /// Why the latest attempt failed, while it is down.
+    pub(crate) error: Option<String>,
 }
 
 /// How long a probe of the backend may take.

@@ -1,7 +1,6 @@
 //! `mainstay serve`: accepts clients and forwards them to the backend.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -19,15 +18,16 @@ use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
 use crate::activation::Activated;
-use crate::admin::Token;
+use crate::admin::{DrainOrder, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
 use crate::heartbeats::HeartbeatFlags;
 use crate::links::Links;
-use crate::listen_address::ListenAddress;
-use crate::listeners::{self, Listening, Socket};
+use crate::listen_address::{self, ListenAddress};
+use crate::listeners::{self, Listening, SocketFile};
 use crate::profiles::ProfileFlags;
+use crate::refusals::Refusals;
 use crate::reload::{Live, Reloads};
 use crate::routes::Routes;
 use crate::signals::{self, Stops};
@@ -155,10 +155,10 @@ pub(crate) struct Arguments {
     /// Its value must not change while a session lives. May be repeated.
     #[arg(long, value_name = "NAME")]
     session_header: Vec<HeaderName>,
-    /// Address to serve /healthz, /readyz and /metrics on. Default: off.
-    #[arg(long, value_name = "ADDRESS", value_parser = values::address, env = "MAINSTAY_ADMIN")]
-    admin: Option<SocketAddr>,
-    /// A file with the token that /metrics requires, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
+    /// Address to serve health checks, metrics, the operator's console and its API on. Default: off.
+    #[arg(long, value_name = "ADDRESS", value_parser = values::listen, env = "MAINSTAY_ADMIN")]
+    admin: Option<ListenAddress>,
+    /// A file with the token that everything but health checks requires there, as "Authorization: Bearer TOKEN": one line of 16 to 1024 characters.
     /// Required if --admin is not a loopback address.
     #[arg(long, value_name = "FILE", env = "MAINSTAY_ADMIN_TOKEN_FILE")]
     admin_token_file: Option<PathBuf>,
@@ -242,19 +242,21 @@ fn purpose(loaded: &Loaded) -> String {
 
 /// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
 fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, String)> {
-    let admin = config.admin.listen.as_deref().and_then(|listen| values::address(listen).ok());
+    let admin = config.admin.listen.as_ref().map(|listen| &listen.place);
     match (&config.admin.token_file, admin) {
         (Some(file), _) => Token::read(file)
             .map(Some)
             .map_err(|error| ("admin.token-file", format!("<admin.token-file> {error}"))),
-        (None, Some(address)) if !address.ip().to_canonical().is_loopback() => Err((
-            "admin.listen",
-            format!(
-                "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
+        (None, Some(listen_address::Place::Tcp(address))) if !address.ip().to_canonical().is_loopback() => {
+            Err((
+                "admin.listen",
+                format!(
+                    "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
                  loopback address, for example 127.0.0.1:{}, or set <admin.token-file>",
-                address.port()
-            ),
-        )),
+                    address.port()
+                ),
+            ))
+        }
         _ => Ok(None),
     }
 }
@@ -313,6 +315,7 @@ fn library(
         .proxies(config.proxies.proxies())
         .lifetime(route.session.lifetime()?)
         .budget(budget)
+        .timeline(if config.admin.listen.is_some() { config.admin.timeline } else { 0 })
         // A route has its own, which the gateway checks; the demonstration has one.
         .origins(if has_backend { Origins::Any } else { route.origins.origins() }))
 }
@@ -333,6 +336,7 @@ async fn serve(
         Some(cluster) => library.cluster(cluster),
         None => library,
     });
+    let drain_order = DrainOrder::default();
     let routes = Arc::new(Routes::default());
     let app = if is_demonstration {
         builtin::router(config.routes.values().any(|route| route.session.movable))
@@ -346,10 +350,8 @@ async fn serve(
     let Activated { clients: passed, admin: admin_passed } = activated;
     let listen: Vec<ListenAddress> = config.listen.iter().map(|address| (**address).clone()).collect();
     let clients = listeners::listen_all(passed, &listen, "--listen")?;
-    let admin = config.admin.listen.as_deref().map(values::address).transpose()?;
-    let admin = admin
-        .map(|address| listeners::listen(admin_passed, &ListenAddress::tcp(address), "--admin"))
-        .transpose()?;
+    let admin = config.admin.listen.as_ref();
+    let admin = admin.map(|address| listeners::listen(admin_passed, address, "--admin")).transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
     let stops = Stops::listen().map_err(failed)?;
     signals::ignore_the_others().map_err(failed)?;
@@ -363,24 +365,20 @@ async fn serve(
     }
     clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
     let urls: Vec<String> = clients.iter().map(|client| client.url(tls.is_some())).collect();
-    let admin = admin.map(|Listening { socket, predecessor, .. }| {
+    print_banner(&loaded, &urls, admin.as_ref().map(|admin| &admin.place), &mainstay);
+    let mut admin_file = None;
+    if let Some(Listening { socket, place, predecessor, file, .. }) = admin {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
-        socket
-    });
-    let admin = admin.and_then(|socket| match socket {
-        Socket::Tcp(listener) => Some(listener),
-        Socket::Unix(_) => None,
-    });
-    let admin_address = admin.as_ref().and_then(|admin| admin.local_addr().ok());
-    print_banner(&loaded, &urls, admin_address, &mainstay);
-    if let Some(admin) = admin {
-        tokio::spawn(admin::serve(admin, mainstay.clone(), Arc::clone(&routes), token));
+        admin_file = file;
+        let (server, routes, drain) = (mainstay.clone(), Arc::clone(&routes), drain_order.clone());
+        let operated = Operated { server, routes, drain, refusals: Refusals::default() };
+        tokio::spawn(admin::serve(socket, place, operated, token));
     }
     let status = format!("serving clients at {}", client_listeners::places(&clients));
     supervisor::ready(&status);
     tokio::spawn(supervisor::keep_watchdog());
     let drain = config.drain;
-    let stop = termination(stops, Arc::clone(&routes), mainstay.clone());
+    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
     tokio::spawn(announced(stop, mainstay.clone(), drains, drain));
     let serving = client_listeners::Serving {
         app,
@@ -397,6 +395,7 @@ async fn serve(
     let live = Live { server: mainstay, routes: Arc::clone(&routes), most, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
+    admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);
     served.map_err(Failed::from)
 }
@@ -406,7 +405,7 @@ async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
 }
 
 /// Prints where clients connect, the backends, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<SocketAddr>, server: &Server) {
+fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<&listen_address::Place>, server: &Server) {
     let (first, others) = urls.split_first().map_or(("", urls), |(first, others)| (first.as_str(), others));
     let mut lines = vec![format!("mainstay {} listening on {first}", env!("CARGO_PKG_VERSION"))];
     lines.extend(others.iter().map(|url| format!("  and on {url}")));
@@ -431,7 +430,11 @@ fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<SocketAddr>, ser
         lines.push(format!("  {}", cluster::banner(&loaded.config, &status)));
     }
     if let Some(admin) = admin {
-        lines.push(format!("  admin on http://{admin}: /healthz /readyz /metrics"));
+        let at = match admin {
+            listen_address::Place::Tcp(address) => format!("http://{address}"),
+            place => place.to_string(),
+        };
+        lines.push(format!("  admin on {at}: /healthz /readyz /metrics /sessions"));
     }
     let path = if is_demonstration { "/echo" } else { "/" };
     // The path in a Unix socket comes behind a colon.
@@ -465,11 +468,15 @@ async fn announced(
     supervisor::stopping(drain, &format!("draining {open} sessions and connections"));
 }
 
-/// Completes at the first signal, which drains. Ends the process at the second.
-async fn termination(mut stops: Stops, routes: Arc<Routes>, server: Server) {
-    let stop = stops.next().await;
+/// Completes at the first signal or the operator's order, which drains. Ends the process at the next signal.
+async fn termination(mut stops: Stops, order: DrainOrder, routes: Arc<Routes>, server: Server) {
+    let stop = tokio::select! {
+        stop = stops.next() => Some(stop),
+        () = order.given() => None,
+    };
     let Sessions { attached, parked, .. } = server.sessions();
-    tracing::info!(signal = ?stop, attached, parked, "draining; send the signal again to end at once");
+    let signal = stop.map(tracing::field::debug);
+    tracing::info!(signal, attached, parked, "draining; send the signal again to end at once");
     tokio::spawn(async move {
         let stop = stops.next().await;
         warn_about_unconfirmed(&routes);

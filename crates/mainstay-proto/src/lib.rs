@@ -15,6 +15,7 @@
 //! - [`proxy_header`]: the header by which a proxy names its client.
 //! - [`reach`]: which of a server's addresses is tried, and when.
 //! - [`failure`]: what went wrong, in words and as an error.
+//! - [`timeline`]: what happened to the clients of a server, in a ring of fixed size.
 //!
 //! Nothing here reads a clock, opens a socket, spawns a task or draws from a global source of randomness: `now` and
 //! every seed are arguments. The same machines run under tokio and in the simulator, and are the reference for the
@@ -36,6 +37,7 @@ mod queue;
 pub mod reach;
 pub mod session;
 pub mod throttle;
+pub mod timeline;
 pub mod ws;
 
 /// A setting outside its range; the error states both.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use mainstay::SessionId;
 use mainstay::client::{Event, Lost, ReasonCode, Report};
+use mainstay::server::timeline::{self, Loss};
 
 use super::Links;
 use crate::access_log;
@@ -18,6 +19,8 @@ pub(crate) struct LinkMonitor {
     slot: usize,
     session: Option<SessionId>,
     is_attached: bool,
+    /// The outage is noted in the timeline.
+    is_failing: bool,
     unknown: u64,
     not_delivered: u64,
     /// The numbers of undeliverable messages. A later report may cover them again.
@@ -32,6 +35,7 @@ impl LinkMonitor {
             slot,
             session,
             is_attached: false,
+            is_failing: false,
             unknown: 0,
             not_delivered: 0,
             undeliverable: Vec::new(),
@@ -43,11 +47,19 @@ impl LinkMonitor {
         match event {
             Event::Attached { .. } => {
                 self.attached(true);
+                self.is_failing = false;
+                self.links.note(self.session, timeline::Event::BackendReached);
                 self.links.reached();
             }
-            Event::AttemptFailed { why, .. } => self.attempt_failed(why),
+            Event::AttemptFailed { why, .. } => {
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    self.links.note(self.session, timeline::Event::BackendUnreachable(Loss::of(why)));
+                }
+                self.attempt_failed(why);
+            }
             Event::Detached { why, next_attempt_in } => {
                 self.attached(false);
+                self.links.note(self.session, timeline::Event::BackendLost(Loss::of(why)));
                 let figures = &self.links.0.figures;
                 figures.lost.fetch_add(1, Relaxed);
                 if let Lost::Dead(evidence) = why {

@@ -133,10 +133,10 @@ fn public_metrics_without_a_token_are_a_usage_error() {
     }
 }
 
-struct TokenFile(std::path::PathBuf);
+pub(crate) struct TokenFile(std::path::PathBuf);
 
 impl TokenFile {
-    fn holding(token: &str) -> Self {
+    pub(crate) fn holding(token: &str) -> Self {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let name = format!("mainstay-token-{}-{number}", std::process::id());
@@ -145,7 +145,7 @@ impl TokenFile {
         Self(path)
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.0.to_str().unwrap()
     }
 }

@@ -17,6 +17,7 @@ mod loss;
 mod losses;
 mod moving;
 mod operate;
+mod operator;
 mod packaging;
 mod page;
 mod profiles;

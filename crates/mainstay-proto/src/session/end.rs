@@ -32,6 +32,8 @@ pub enum EndCause {
     Client,
     /// This server's application closed or aborted it, or its handler returned.
     Closed,
+    /// An operator ended it.
+    Operator,
     /// No message passed for [`idle_timeout`](super::LifetimeConfig::idle_timeout).
     Idle,
     /// The plain connection was older than [`max_lifetime`](super::LifetimeConfig::max_lifetime).
@@ -69,6 +71,7 @@ impl EndCause {
         match self {
             Self::Client => "client",
             Self::Closed => "closed",
+            Self::Operator => "operator",
             Self::Idle => "idle",
             Self::Old => "old",
             Self::Drained => "drained",

@@ -276,16 +276,21 @@ impl PlainSession {
     /// Ends the session now. Messages that are not written stay unwritten; the Close is written if the peer accepts
     /// it within a second. [`take_undelivered`](Self::take_undelivered) returns the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.abort_for(now, EndCause::Closed, code, reason);
+    }
+
+    /// As [`abort`](Self::abort), with the cause that [`end`](Self::end) reports to the application.
+    pub fn abort_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
         let until = now + ABORT_TIMEOUT;
         match &mut self.end {
             End::Open => {
-                let closing = Closing::new(EndCause::Closed, code, reason, until);
+                let closing = Closing::new(cause, code, reason, until);
                 self.end = End::Closing(Box::new(Closing { is_aborted: true, ..closing }));
             }
             End::Closing(closing) if closing.sent => closing.until = closing.until.min(until),
             End::Closing(closing) => {
                 let (until, forgets) = (closing.until.min(until), closing.forgets);
-                let anew = Closing::new(EndCause::Closed, code, reason, until);
+                let anew = Closing::new(cause, code, reason, until);
                 **closing = Closing { is_aborted: true, forgets, ..anew };
             }
             End::Dead(_) | End::Closed(_) => {}

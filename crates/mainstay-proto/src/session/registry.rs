@@ -209,6 +209,21 @@ impl RefuseReason {
         }
     }
 
+    /// Returns the reason in words, as the rest of a sentence.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stale => "a later attempt of the same client arrived first",
+            Self::KeyUsed => "its key cannot name a new session",
+            Self::KeyTooOld => "its key is older than the server's memory",
+            Self::Ended => "its session was ended on purpose",
+            Self::NoRoom => "there is no room for another session",
+            Self::Unauthorized => "its credentials were refused",
+            Self::NotJudged => "its credentials could not be judged",
+            Self::Moving => "its session is on its way to another node",
+        }
+    }
+
     /// Returns the REFUSE for a HELLO that did not reach the registry.
     #[must_use]
     pub fn refuse(self) -> Control {

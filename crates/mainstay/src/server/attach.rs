@@ -9,6 +9,7 @@ use mainstay_proto::connect::Mode;
 use mainstay_proto::session::server::{Fenced, ServerConfig};
 use mainstay_proto::session::{Answer, ConnectionId, Control, RefuseReason, Transmit};
 use mainstay_proto::throttle::ThrottleConfig;
+use mainstay_proto::timeline::{Attach, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams, Limits};
 use tokio::time::Instant;
 
@@ -23,6 +24,8 @@ use crate::driver::Wire;
 pub(super) struct SessionOptions {
     /// The path where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
+    /// What lists show as its path, if that is something else.
+    pub(super) label: Option<Box<str>>,
     pub(super) principal: Bytes,
     pub(super) authenticate: Option<Authenticate>,
     /// The settings of the session: the server's, unless the application changed one for this route.
@@ -59,12 +62,15 @@ pub(super) async fn settle(cores: &Cores, mut opened: Opened, answer: Answer<Cor
     let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
+            let refused = Event::Refused { why, address: cores.info.address };
+            cores.shared.timeline.note(None, refused);
             refuse(stats, wire, &answer, why).await;
             None
         }
         Answer::Attached { session: core, created, lost, evicted, fenced } => {
             if let Some(evicted) = evicted {
                 Counters::add(&stats.evicted, 1);
+                evicted.note(|_| Event::Evicted(Resource::Place));
                 evicted.notify();
             }
             let counter = match (created, lost) {
@@ -76,6 +82,7 @@ pub(super) async fn settle(cores: &Cores, mut opened: Opened, answer: Answer<Cor
             core.begin_epoch(options.authenticate.clone());
             if created {
                 Counters::add(&stats.connections, 1);
+                core.note_attached(cores.info.address, if lost { Attach::AfterLoss } else { Attach::New });
                 options.apply(&core);
                 return Some((connection, core, Some(wire)));
             }
@@ -129,6 +136,11 @@ impl Opened {
 }
 
 impl SessionOptions {
+    /// What lists show as its path.
+    pub(super) fn label(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.path)
+    }
+
     pub(super) async fn principal(
         &self,
         credentials: Option<Bytes>,

@@ -49,6 +49,7 @@ pub struct Config {
     pub(crate) origins: Origins,
     pub(crate) deflate: bool,
     pub(crate) log_principal: bool,
+    pub(crate) timeline: usize,
     #[cfg(feature = "cluster")]
     pub(crate) cluster: Option<ClusterConfig>,
 }
@@ -75,6 +76,7 @@ impl Config {
             origins: Origins::default(),
             deflate: false,
             log_principal: false,
+            timeline: 0,
             #[cfg(feature = "cluster")]
             cluster: None,
         }
@@ -220,6 +222,15 @@ impl Config {
     /// beside `session` and `epoch`. Default: no; it may be a person's name.
     pub fn log_principal(mut self, log_principal: bool) -> Self {
         self.log_principal = log_principal;
+        self
+    }
+
+    /// Keeps the newest events of all clients, for [`Server::timeline`](crate::Server::timeline): attaches, lost connections
+    /// with their evidence, gaps, refusals, ends; and the path of each session, for
+    /// [`ClientInfo::path`](super::ClientInfo::path). An entry takes at most 80 bytes, whether it is used or not; a full
+    /// timeline forgets the oldest. Default: 0, off. Range: up to 10,000,000 entries; more count as that.
+    pub fn timeline(mut self, entries: usize) -> Self {
+        self.timeline = entries.min(10_000_000);
         self
     }
 

@@ -1,9 +1,10 @@
 //! What a server, the tasks of its sessions and the handles of the application share.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Wake};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, Pressure, in_order};
@@ -12,6 +13,7 @@ use mainstay_proto::session::{
     Answer, ConnectionId, Control, EndCause, FlowConfig, Message, RefuseReason, Registry, RegistryConfig,
     ServerSession, Sessions, Window,
 };
+use mainstay_proto::timeline::{Attach, ClientName, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 use slab::Slab;
 use tokio_util::task::TaskTracker;
@@ -25,8 +27,10 @@ use super::fault::Fault;
 use super::group::{Group, Groups};
 use super::inner::{Extras, Incoming, Inner, Origin};
 use super::limits::Gate;
+use super::paths::Paths;
 use super::peer::{Peer, PeerInfo};
 use super::stats::Counters;
+use super::timeline::Timeline;
 use crate::SendError;
 use crate::budget::Holder;
 use crate::clock::now;
@@ -47,7 +51,18 @@ pub(crate) struct Core {
 pub(crate) type CoreRef = Arc<Core>;
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, mailbox: Arc<Mailbox>, info: PeerInfo, peer: Peer) -> CoreRef {
+    /// `path`: where its session is opened.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        mut info: PeerInfo,
+        peer: Peer,
+        path: Option<&str>,
+    ) -> CoreRef {
+        info.came = shared.tenths();
+        if let Some(path) = path.filter(|_| shared.timeline.is_on()) {
+            info.path = shared.paths.take(path);
+        }
         Arc::new(Self { signal: Signal::new(mailbox), shared, info, inner: Mutex::new(Inner::new(peer)) })
     }
 
@@ -131,13 +146,38 @@ impl Core {
     }
 
     pub(super) fn abort(&self, code: CloseCode, reason: &str) {
-        self.change_state(|peer| peer.abort(now(), code, reason));
+        self.change_state(|peer| peer.abort(now(), EndCause::Closed, code, reason));
     }
 
     #[cfg(feature = "fault-injection")]
     pub(super) fn inject(&self, fault: Fault, at: std::time::Instant) {
         self.lock().inject(fault, at);
         self.signal.ask();
+    }
+
+    // ---- the timeline ---------------------------------------------------------------------------
+
+    /// Returns the client's name. `place`: its place in the list of all sessions.
+    pub(super) fn name_of(&self, peer: &Peer, place: u32) -> ClientName {
+        match peer.id() {
+            Some(id) => ClientName::Session(id),
+            None => ClientName::Plain { place, came: self.info.came },
+        }
+    }
+
+    /// Notes an event of a session of `mainstay.v1`.
+    pub(super) fn note(&self, event: impl FnOnce(&ServerSession) -> Event) {
+        let timeline = &self.shared.timeline;
+        if timeline.is_on()
+            && let Some((id, event)) = self.with_session(|session| (session.id(), event(session)))
+        {
+            timeline.note(Some(ClientName::Session(id)), event);
+        }
+    }
+
+    /// Notes that a connection from this address was attached to a session of `mainstay.v1`.
+    pub(super) fn note_attached(&self, address: Option<SocketAddr>, how: Attach) {
+        self.note(|session| Event::Attached { epoch: session.epoch(), address, how });
     }
 
     // ---- what connections do --------------------------------------------------------------------
@@ -228,6 +268,12 @@ impl Core {
     }
 }
 
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shared.paths.release(self.info.path);
+    }
+}
+
 impl Holder for Core {
     fn go_on(self: Arc<Self>) {
         let mut inner = self.lock();
@@ -280,6 +326,10 @@ pub(crate) struct Shared {
     pub(crate) node: Option<Arc<Node>>,
     logged_too_big: AtomicBool,
     pub(crate) stats: Counters,
+    pub(super) timeline: Timeline,
+    /// The paths of all sessions, while the timeline is on.
+    pub(super) paths: Paths,
+    started: Instant,
 }
 
 impl Shared {
@@ -313,6 +363,8 @@ impl Shared {
         let registry = Registry::new(now(), names, Arc::clone(&sessions), crate::random_seed());
         // The times in Retry-After are no secret.
         let gate = Gate::new(&config, u64::from(std::process::id()));
+        let started = now();
+        let timeline = Timeline::new(started, config.timeline);
         let shared = Arc::new(Self {
             config,
             sessions,
@@ -326,6 +378,9 @@ impl Shared {
             node,
             logged_too_big: AtomicBool::new(false),
             stats: Counters::default(),
+            timeline,
+            paths: Paths::default(),
+            started,
         });
         let server = Arc::downgrade(&shared);
         shared
@@ -428,6 +483,26 @@ impl Shared {
         }
     }
 
+    /// Returns the sessions behind a place of the list, with their places, at most `most`.
+    pub(super) fn cores_after(&self, after: Option<u32>, most: usize) -> Vec<(u32, Weak<Core>)> {
+        let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = after.map_or(0, |after| after as usize + 1);
+        let places = from..cores.capacity();
+        let listed = places.filter_map(|place| Some((u32::try_from(place).ok()?, cores.get(place)?)));
+        listed.map(|(place, core)| (place, Weak::clone(core))).take(most).collect()
+    }
+
+    /// Tenths of a second since the start.
+    fn tenths(&self) -> u32 {
+        let tenths = now().saturating_duration_since(self.started).as_millis() / 100;
+        u32::try_from(tenths).unwrap_or(u32::MAX)
+    }
+
+    /// How long ago a session began.
+    pub(super) fn age(&self, came: u32) -> Duration {
+        Duration::from_millis(100) * self.tenths().saturating_sub(came)
+    }
+
     pub(super) fn cores(&self) -> Vec<Weak<Core>> {
         let cores = self.cores.lock().unwrap_or_else(PoisonError::into_inner);
         cores.iter().map(|(_, core)| Weak::clone(core)).collect()
@@ -438,6 +513,7 @@ impl Shared {
         let evicted = self.registry().evict(now(), &mut Cores::without_client(self));
         if let Some(core) = &evicted {
             Counters::add(&self.stats.evicted_resource, 1);
+            core.note(|_| Event::Evicted(Resource::System));
             core.notify();
         }
         evicted.is_some()
@@ -449,6 +525,7 @@ impl Shared {
         if is_session {
             self.registry().evict_this(now(), core, &mut Cores::without_client(self));
             Counters::add(&self.stats.evicted_memory, 1);
+            core.note(|_| Event::Evicted(Resource::Memory));
             core.notify();
         }
         is_session
@@ -516,13 +593,15 @@ pub(super) struct Cores {
     pub(super) info: PeerInfo,
     /// The settings of the session that the client's route opens.
     pub(super) settings: Arc<ServerConfig>,
+    /// The path of the request; `None`: no session is created.
+    pub(super) path: Option<Box<str>>,
 }
 
 impl Cores {
     /// For calls that create no session.
     pub(super) fn without_client(shared: &Arc<Shared>) -> Self {
         let settings = Arc::clone(&shared.sessions);
-        Self { shared: Arc::clone(shared), info: PeerInfo::new(None), settings }
+        Self { shared: Arc::clone(shared), info: PeerInfo::new(None), settings, path: None }
     }
 }
 
@@ -538,7 +617,8 @@ impl Sessions for Cores {
 
     fn create(&mut self, session: ServerSession) -> CoreRef {
         let peer = Peer::Session(Box::new(session));
-        Core::new(Arc::clone(&self.shared), worker::mailbox(), self.info.clone(), peer)
+        let (shared, info) = (Arc::clone(&self.shared), self.info.clone());
+        Core::new(shared, worker::mailbox(), info, peer, self.path.as_deref())
     }
 
     fn config(&mut self) -> Option<Arc<ServerConfig>> {
@@ -589,7 +669,7 @@ mod tests {
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
         let info = PeerInfo { resumable: true, ..PeerInfo::new(None) };
         let settings = Arc::clone(&shared.sessions);
-        let mut cores = Cores { shared: Arc::clone(shared), info, settings };
+        let mut cores = Cores { shared: Arc::clone(shared), info, settings, path: None };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
         let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mainstay_proto::session::EndCause;
 use mainstay_proto::session::message::Delay;
+use mainstay_proto::timeline::Event;
 use mainstay_proto::ws::CloseCode;
 
 use super::core::{Core, CoreRef, Shared};
@@ -41,6 +42,7 @@ impl Server {
         #[cfg(feature = "cluster")]
         let until = tokio::time::Instant::now() + within;
         if self.shared.draining.set(spread).is_ok() {
+            self.shared.timeline.note(None, Event::DrainBegan);
             #[cfg(feature = "cluster")]
             self.shared.begin_to_leave(spread);
             tokio::spawn(drain_all(self.shared.cores(), spread));

@@ -8,10 +8,11 @@ use mainstay_proto::proxies::Proxies;
 
 use super::config::Config;
 use super::core::Shared;
-use super::peer::{Peer, SessionState};
+use super::peer::{Peer, Presence};
 #[cfg(feature = "test")]
 use super::sender::Sender;
 use super::stats::Stats;
+use super::timeline::Timeline;
 use crate::Budget;
 
 /// A server: the owner of all its sessions. Cheap to clone; every clone is the same server.
@@ -116,6 +117,12 @@ impl Server {
         self.shared.stats.snapshot()
     }
 
+    /// What happened to the clients, the newest events; off without [`Config::timeline`].
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.shared.timeline
+    }
+
     /// Payload bytes that all sessions keep for their clients now. Walks the list of sessions.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
@@ -146,7 +153,7 @@ impl Server {
     pub fn sessions(&self) -> Sessions {
         let mut sessions = Sessions::default();
         for core in self.shared.cores().iter().filter_map(Weak::upgrade) {
-            *sessions.of(&core.lock().peer) += 1;
+            *sessions.of(Presence::of(&core.lock().peer)) += 1;
         }
         sessions
     }
@@ -183,11 +190,11 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    fn of(&mut self, peer: &Peer) -> &mut u64 {
-        match peer.state() {
-            _ if !peer.stays() => &mut self.draining,
-            SessionState::Parked => &mut self.parked,
-            _ => &mut self.attached,
+    fn of(&mut self, presence: Presence) -> &mut u64 {
+        match presence {
+            Presence::Attached => &mut self.attached,
+            Presence::Parked => &mut self.parked,
+            Presence::Draining => &mut self.draining,
         }
     }
 }

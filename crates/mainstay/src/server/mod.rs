@@ -46,9 +46,11 @@ mod inner;
 #[cfg(feature = "cluster")]
 mod leave;
 mod limits;
+mod list;
 mod open;
 #[cfg(feature = "cluster")]
 mod owner;
+mod paths;
 mod peer;
 mod proxy_protocol;
 mod room;
@@ -62,6 +64,7 @@ mod spelling;
 mod stats;
 mod target;
 mod task;
+pub mod timeline;
 #[cfg(feature = "tls")]
 mod tls;
 pub(crate) mod upgrade;
@@ -87,7 +90,8 @@ pub use self::changes::Changes;
 pub use self::config::Config;
 pub use self::group::Group;
 pub use self::handle::Sessions;
-pub use self::peer::{PeerInfo, SessionState};
+pub use self::list::{ClientInfo, Page};
+pub use self::peer::{PeerInfo, Presence, SessionState};
 pub use self::proxy_protocol::ProxyProtocol;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;

@@ -17,6 +17,7 @@ use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
     ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError,
 };
+use mainstay_proto::timeline::Event;
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
@@ -102,9 +103,11 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             Ok(principal) => {
                 Counters::add(&stats.connections, 1);
                 info.principal = principal.as_ref().into();
-                let plain = PlainSession::new(now(), shared.share(options.settings), connection.0);
+                let settings = shared.share(Arc::clone(&options.settings));
+                let plain = PlainSession::new(now(), settings, connection.0);
+                let peer = Peer::Plain(Box::new(plain));
                 let core =
-                    Core::new(Arc::clone(shared), worker::mailbox(), info, Peer::Plain(Box::new(plain)));
+                    Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
                 core.begin_epoch(None);
                 core.lock().set_throttle(options.throttle);
                 Some((connection, core, Some(wire)))
@@ -145,7 +148,8 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 return None;
             }
             let settings = Arc::clone(&options.settings);
-            let cores = Cores { shared: Arc::clone(shared), info, settings };
+            let path = shared.timeline.is_on().then(|| options.label().into());
+            let cores = Cores { shared: Arc::clone(shared), info, settings, path };
             let opened = Opened {
                 connection,
                 options,
@@ -160,6 +164,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             attach(cores, opened, &hello).await
         }
         Err(why) => {
+            shared.timeline.note(None, Event::Refused { why, address: info.address });
             refuse(stats, wire, &why.refuse(), why).await;
             None
         }

@@ -18,6 +18,7 @@ use mainstay_proto::session::{
 };
 use mainstay_proto::ws::CloseCode;
 
+use super::paths::PathId;
 use super::stats::Counters;
 use crate::SendError;
 
@@ -51,11 +52,16 @@ pub struct PeerInfo {
     /// Its identity, as given to [`SessionUpgrade::principal`](crate::SessionUpgrade::principal) or returned by
     /// [`SessionUpgrade::authenticate`](crate::SessionUpgrade::authenticate). Empty: anonymous.
     pub principal: Box<[u8]>,
+    /// When its session began, in tenths of a second since the server's start.
+    pub(super) came: u32,
+    /// The path that its session was opened at.
+    pub(super) path: PathId,
 }
 
 impl PeerInfo {
     pub(super) fn new(address: Option<SocketAddr>) -> Self {
-        Self { address, subprotocol: None, resumable: false, principal: Box::default() }
+        let (subprotocol, principal) = (None, Box::default());
+        Self { address, subprotocol, resumable: false, principal, came: 0, path: PathId::default() }
     }
 
     /// The client, as limits count it.
@@ -81,6 +87,38 @@ pub enum SessionState {
     Parked,
     /// The session is over.
     Closed,
+}
+
+/// What a client does at present, as [`Sessions`](super::Sessions) counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Presence {
+    /// It is connected.
+    Attached,
+    /// It is away, and its session is kept.
+    Parked,
+    /// Its session is ending, or it was asked to leave.
+    Draining,
+}
+
+impl Presence {
+    pub(super) fn of(peer: &Peer) -> Self {
+        match peer.state() {
+            _ if !peer.stays() => Self::Draining,
+            SessionState::Parked => Self::Parked,
+            _ => Self::Attached,
+        }
+    }
+
+    /// Returns the word that lists and figures use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Parked => "parked",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 /// Calls the same verb of either machine.
@@ -319,8 +357,8 @@ impl Peer {
         }
     }
 
-    pub(super) fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
-        either!(self, peer => peer.abort(now, code, reason));
+    pub(super) fn abort(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
+        either!(self, peer => peer.abort_for(now, cause, code, reason));
     }
 
     pub(super) fn renew(&mut self, now: Instant, passed_on: u64) {

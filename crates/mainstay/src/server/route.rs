@@ -17,6 +17,7 @@ use mainstay_proto::session::server::ServerConfig;
 use mainstay_proto::session::{
     Adopted, Answer, Control, NodeId, Presenter, Record, RefuseReason, Resumed, ServerSession, Sessions,
 };
+use mainstay_proto::timeline::Attach;
 use mainstay_proto::ws::CloseCode;
 use tokio::net::TcpStream;
 
@@ -258,6 +259,7 @@ impl Arrival<'_> {
                 self.opened.take_place(&self.cores);
                 Counters::add(&self.shared.stats.attached_resumed, 1);
                 Counters::add(&self.shared.stats.connections, 1);
+                core.note_attached(self.cores.info.address, Attach::Resumed);
                 core.begin_epoch(self.opened.options.authenticate);
                 Some((connection, core, Some(self.opened.wire)))
             }

@@ -5,10 +5,12 @@ use std::task::{Context, Poll, ready};
 
 use mainstay_proto::session::message::GapCause;
 use mainstay_proto::session::{Delivery, EndCause, Message, PeerClose};
+use mainstay_proto::timeline::{ClientName, Event};
 use mainstay_proto::ws::CloseCode;
 
 use super::changes::Seen;
 use super::core::CoreRef;
+use super::inner::Inner;
 use super::peer::SessionState;
 use super::sender::{Sender, shared_verbs};
 use super::stats::Counters;
@@ -137,6 +139,7 @@ impl Session {
             Some(Delivery::Message(message)) => Some(Received::Message(message)),
             Some(Delivery::Gap { first, count, cause }) => {
                 Counters::add(&self.core.shared.stats.gaps, 1);
+                self.note_gap(&inner, count);
                 Some(Received::Gap { first, count, cause })
             }
             _ => inner.peer.deliver_volatile().map(Received::Volatile),
@@ -152,6 +155,12 @@ impl Session {
         }
         inner.wait_for_message(cx.waker());
         Poll::Pending
+    }
+
+    fn note_gap(&self, inner: &Inner, count: u64) {
+        if let Some(id) = inner.peer.id() {
+            self.core.shared.timeline.note(Some(ClientName::Session(id)), Event::Gap { count });
+        }
     }
 
     /// Acknowledges everything that [`recv`](Self::recv) has returned so far: from here on the client may forget it. Only

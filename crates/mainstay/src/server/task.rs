@@ -14,6 +14,7 @@ use bytes::Bytes;
 use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{Closed, ConnectionId, End, EndCause, SessionError, Transmit};
+use mainstay_proto::timeline::{Attach, Event, Loss};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use pin_project_lite::pin_project;
@@ -57,8 +58,8 @@ struct Connected {
     wire: Option<Wire>,
     /// Its slot in the list of all sessions.
     slot: u32,
-    /// Why the session lost its last connection.
-    loss: Loss,
+    /// Why the session lost its last connection; `None`: it has its first one.
+    loss: Option<Loss>,
     _token: TaskTrackerToken,
 }
 
@@ -76,7 +77,7 @@ impl<F: Future<Output = ()> + Send + 'static> SessionTask<F> {
             connection,
             wire,
             slot: core.shared.list(&core),
-            loss: Loss::None,
+            loss: None,
             _token: core.shared.tracker.token(),
             core: Arc::clone(&core),
         };
@@ -146,6 +147,8 @@ impl Connected {
         if let Some(incoming) = incoming {
             let Incoming { connection, wire, fenced, from } = *incoming;
             self.connection = connection;
+            let how = if fenced.is_some() { Attach::Replaced } else { Attach::Resumed };
+            self.core.note_attached(from.address, how);
             self.log_return(&from, fenced.is_some());
             if let Some(mut old) = self.wire.replace(wire) {
                 if let Some(fenced) = fenced {
@@ -156,7 +159,7 @@ impl Connected {
             }
         }
         if let Some(Err(error)) = self.wire.as_mut().map(|wire| wire.register(context)) {
-            self.lose(&Lost::Broken(error.into()), context, cx);
+            self.lose(&Lost::Broken(error.into()), None, context, cx);
         }
         if has_fault {
             self.apply_fault();
@@ -182,15 +185,52 @@ impl Connected {
 
     fn log_begin(&self) {
         let info = &self.core.info;
+        if !self.core.lock().peer.is_session() {
+            self.note(Event::Attached { epoch: 1, address: info.address, how: Attach::New });
+        }
         let session = self.core.lock().peer.id().map(tracing::field::display);
         let peer = info.address.map(tracing::field::display);
         tracing::debug!(session, peer, subprotocol = info.subprotocol.as_deref(), "session begins");
     }
 
+    /// Notes an event of this client.
+    fn note(&self, event: Event) {
+        let timeline = &self.core.shared.timeline;
+        if timeline.is_on() {
+            let name = self.core.name_of(&self.core.lock().peer, self.slot);
+            timeline.note(Some(name), event);
+        }
+    }
+
+    /// Notes that the connection is lost, unless that is how the session ends: its end is noted too.
+    fn note_lost(&self, inner: &Inner, why: Loss) {
+        let is_end = match inner.peer.session() {
+            Some(session) => session.closed().is_some(),
+            None => matches!(why, Loss::Closed(_) | Loss::ByUs),
+        };
+        let timeline = &self.core.shared.timeline;
+        if timeline.is_on() && !is_end {
+            let epoch = inner.peer.epoch().unwrap_or(1);
+            let name = self.core.name_of(&inner.peer, self.slot);
+            timeline.note(Some(name), Event::Lost { epoch, why });
+        }
+    }
+
+    /// Notes how the session ended.
+    fn note_end(&self, inner: &Inner) {
+        let timeline = &self.core.shared.timeline;
+        if timeline.is_on()
+            && let Some(End { cause, code, .. }) = inner.peer.end()
+        {
+            timeline.note(Some(self.core.name_of(&inner.peer, self.slot)), Event::Ended { cause, code });
+        }
+    }
+
     /// Logs one line about a session that waits for its client.
     fn log_parked(&self, inner: &Inner) {
         if let Some(session) = inner.peer.session().filter(|session| session.closed().is_none()) {
-            let (id, epoch, cause) = (session.id(), session.epoch(), self.loss.as_str());
+            let (id, epoch) = (session.id(), session.epoch());
+            let cause = self.loss.map(tracing::field::display);
             tracing::debug!(session = %id, epoch, connection = self.connection.0, cause, "session parked");
         }
     }
@@ -214,7 +254,11 @@ impl Connected {
         if !tracing::enabled!(tracing::Level::INFO) {
             return;
         }
-        let cause = if was_there { "a newer connection took its place" } else { self.loss.as_str() };
+        let cause = match self.loss {
+            _ if was_there => "a newer connection took its place".to_owned(),
+            Some(loss) => format!("the client {loss}"),
+            None => "none was lost".to_owned(),
+        };
         let known = self.core.with_session(|session| (session.id(), session.epoch()));
         let Some((session, epoch)) = known else { return };
         let peer = from.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
@@ -226,7 +270,7 @@ impl Connected {
         let hung_up = self.wire.as_ref().is_none_or(Wire::has_ended);
         let fault = self.core.lock().take_fault(now(), self.connection, hung_up);
         if fault == Some(Fault::Cut) {
-            self.drop_wire(Loss::Cut);
+            self.drop_wire(Loss::Injected);
         }
     }
 
@@ -241,6 +285,7 @@ impl Connected {
         drop(inner);
         self.core.shared.config.budget.apply(Part::Sessions, change);
         if is_over {
+            self.note_end(&self.core.lock());
             // Its handler may go on for long: meanwhile the session occupies no place in the registry.
             self.core.shared.bury(&self.core);
         }
@@ -320,10 +365,11 @@ impl Connected {
                     self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                Some(Lost::Broken(error.to_string().into()))
+                Some((Lost::Broken(error.to_string().into()), Some(Loss::Violation)))
             }
-            (_, Some(closed), None) => Some(closed),
+            (_, Some(closed), None) => Some((closed, None)),
             (Reading::Ended(lost), None, None) => {
+                let why = wire.is_closing().then_some(Loss::Violation);
                 if wire.is_closing() {
                     Counters::add(&stats.protocol_errors, 1);
                     inner.peer.handle_violation(&lost);
@@ -331,12 +377,12 @@ impl Connected {
                 if let Lost::TooBig { .. } = lost {
                     self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
                 }
-                Some(lost)
+                Some((lost, why))
             }
             (Reading::Idle | Reading::More, None, None) if is_too_fast => {
                 wire.close(&CloseFrame { code: CloseCode::POLICY, reason: TOO_FAST.into() });
                 inner.peer.handle_too_fast();
-                Some(Lost::Broken(TOO_FAST.into()))
+                Some((Lost::Broken(TOO_FAST.into()), Some(Loss::Violation)))
             }
             (Reading::Idle, ..) => return false,
             (Reading::More, ..) => {
@@ -345,14 +391,15 @@ impl Connected {
             }
         };
         drop(inner);
-        if let Some(lost) = lost {
-            self.lose(&lost, context, cx);
+        if let Some((lost, why)) = lost {
+            self.lose(&lost, why, context, cx);
         }
         false
     }
 
-    /// Takes the connection from the session; what is queued on it is still written, best effort.
-    fn lose(&mut self, why: &Lost, context: &TaskContext<'_>, cx: &mut Context<'_>) {
+    /// Takes the connection from the session; what is queued on it is still written, best effort. `known`: the evidence, where
+    /// it is not that of `why`.
+    fn lose(&mut self, why: &Lost, known: Option<Loss>, context: &TaskContext<'_>, cx: &mut Context<'_>) {
         tracing::debug!(connection = self.connection.0, ?why, "connection lost");
         let Some(wire) = self.wire.take() else { return };
         Counters::subtract(&self.core.shared.stats.connections, 1);
@@ -361,8 +408,10 @@ impl Connected {
         {
             self.core.shared.tracker.spawn(wire.deregister(context).finish());
         }
-        self.loss = Loss::of(why);
+        let why = known.unwrap_or_else(|| Loss::of(why));
+        self.loss = Some(why);
         let mut inner = self.core.lock();
+        self.note_lost(&inner, why);
         inner.handle_lost(now(), self.connection);
         self.log_parked(&inner);
         inner.wake_application();
@@ -376,6 +425,7 @@ impl Connected {
             return false;
         }
         let (stats, mut park) = (&self.core.shared.stats, false);
+        let mut evidence = None;
         while let Some(action) = inner.peer.handle_timeout(now) {
             match action {
                 Action::Probe { .. } => {}
@@ -387,14 +437,17 @@ impl Connected {
                         && self.wire.as_ref().is_some_and(|wire| !wire.is_mid_frame());
                     Counters::add(&stats.not_listening, 1);
                 }
-                Action::Dead(evidence) => {
-                    Counters::add(stats.dead(evidence), 1);
+                Action::Dead(found) => {
+                    Counters::add(stats.dead(found), 1);
+                    evidence = Some(found);
                     break;
                 }
             }
         }
         if let Some(leave) = inner.peer.poll_leave() {
             Counters::add(stats.left(leave), 1);
+            let name = self.core.name_of(&inner.peer, self.slot);
+            self.core.shared.timeline.note(Some(name), Event::AskedToLeave(leave));
         }
         if !inner.peer.delivers() {
             inner.wake_application();
@@ -405,7 +458,7 @@ impl Connected {
             self.drop_wire(Loss::NotListening);
         } else if abort {
             // At once: a queued order would wait behind the bytes that the peer does not accept.
-            self.drop_wire(Loss::Dead);
+            self.drop_wire(evidence.map_or(Loss::ByUs, Loss::Dead));
         }
         false
     }
@@ -449,22 +502,23 @@ impl Connected {
         drop(inner);
         match lost {
             Some(_) if self.wire.as_ref().is_some_and(|wire| !wire.is_closing()) => {
-                self.drop_wire(Loss::Dead);
+                self.drop_wire(Loss::ByUs);
             }
-            Some(lost) => self.lose(&lost, context, cx),
+            Some(lost) => self.lose(&lost, Some(Loss::ByUs), context, cx),
             None => {}
         }
     }
 
     /// Drops the connection without a closing handshake. The session parks.
     fn drop_wire(&mut self, why: Loss) {
-        tracing::debug!(connection = self.connection.0, why = why.as_str(), "connection dropped");
+        tracing::debug!(connection = self.connection.0, %why, "connection dropped");
         if let Some(wire) = self.wire.take() {
             wire.abort();
             Counters::subtract(&self.core.shared.stats.connections, 1);
         }
-        self.loss = why;
+        self.loss = Some(why);
         let mut inner = self.core.lock();
+        self.note_lost(&inner, why);
         inner.handle_lost(now(), self.connection);
         self.log_parked(&inner);
         inner.wake_application();
@@ -497,44 +551,16 @@ impl Connected {
         if expired == Some(true) {
             Counters::add(&stats.expired, 1);
         }
-        self.core.lock().settle_receipts();
+        {
+            let mut inner = self.core.lock();
+            inner.settle_receipts();
+            // Unless it was noted when it happened, before the handler returned.
+            if !inner.peer.is_session() || inner.peer.poll_closed() {
+                self.note_end(&inner);
+            }
+        }
         self.log_end();
         self.core.shared.bury(&self.core);
-    }
-}
-
-/// Why a session lost its last connection, for the log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Loss {
-    /// It has its first one.
-    #[default]
-    None,
-    Closed,
-    Broken,
-    Dead,
-    NotListening,
-    Cut,
-}
-
-impl Loss {
-    fn of(lost: &Lost) -> Self {
-        match lost {
-            Lost::Closed { .. } => Self::Closed,
-            Lost::Dead(_) => Self::Dead,
-            _ => Self::Broken,
-        }
-    }
-
-    /// In words.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none was lost",
-            Self::Closed => "the client closed its connection",
-            Self::Broken => "the connection ended, or broke, without a close",
-            Self::Dead => "the client was called dead, or did not take what was written",
-            Self::NotListening => "the client sent bytes and answered nothing",
-            Self::Cut => "the connection was cut on purpose",
-        }
     }
 }
 
@@ -626,7 +652,8 @@ mod tests {
             plain.close(now(), CloseCode::NORMAL, "");
         }
         let mailbox = crate::worker::mailbox();
-        let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
+        let core =
+            Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)), None);
         let start = Instant::now();
         SessionTask::begin(core, ConnectionId(1), Some(wire), async |_| {});
         shared.tracker.close();
@@ -646,7 +673,8 @@ mod tests {
         let wire = Wire::new(Transport::other(ours), codec, Bytes::new());
         let plain = PlainSession::new(now(), Arc::clone(&shared.sessions), 1);
         let mailbox = crate::worker::mailbox();
-        let core = Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)));
+        let core =
+            Core::new(Arc::clone(&shared), mailbox, PeerInfo::new(None), Peer::Plain(Box::new(plain)), None);
         SessionTask::begin(
             core,
             ConnectionId(1),

@@ -185,6 +185,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
             options: SessionOptions {
                 path,
+                label: None,
                 principal: Bytes::new(),
                 authenticate: None,
                 settings,
@@ -398,6 +399,13 @@ impl SessionUpgrade {
     /// It changes nothing for a plain peer, to which no gap can be reported.
     pub fn drop_oldest(mut self) -> Self {
         self.options.drops_oldest = true;
+        self
+    }
+
+    /// Sets what [`ClientInfo::path`](super::ClientInfo::path) shows for this session, for example the route that a gateway
+    /// chose in front of the path. Default: the path of the request.
+    pub fn listed_as(mut self, label: impl Into<Box<str>>) -> Self {
+        self.options.label = Some(label.into());
         self
     }
 

@@ -17,6 +17,7 @@ mod hostile;
 mod link;
 mod logs;
 mod manual;
+mod operator;
 mod ordered;
 mod promises;
 mod reach;

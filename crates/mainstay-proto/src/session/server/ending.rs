@@ -94,6 +94,11 @@ impl ServerSession {
     /// It has one second to answer; then its connection is dropped. [`take_undelivered`](Self::take_undelivered)
     /// returns the rest.
     pub fn abort(&mut self, now: Instant, code: CloseCode, reason: &str) {
+        self.abort_for(now, EndCause::Closed, code, reason);
+    }
+
+    /// As [`abort`](Self::abort), with the cause that [`end`](Self::end) reports to the application.
+    pub fn abort_for(&mut self, now: Instant, cause: EndCause, code: CloseCode, reason: &str) {
         match self.life {
             Life::Closed(_) => return,
             Life::EndSent { code, until } => {
@@ -107,7 +112,7 @@ impl ServerSession {
             Life::Parked { .. } | Life::Attached | Life::Closing { .. } => {}
         }
         self.end = None;
-        self.note_end(EndCause::Closed, Some(code), reason);
+        self.note_end(cause, Some(code), reason);
         self.stop_delivering();
         if self.attached.is_some() {
             self.end_now(now, code.into(), reason.to_owned(), ABORT_TIMEOUT);

@@ -1,0 +1,286 @@
+//! Which requests the admin listener answers: from whom, for which host, and which of them may change something.
+//!
+//! - Health checks and the console's page are for everyone. The page holds no data.
+//! - Everything else needs the token, where one is set. Wrong ones are limited by address (`guesses`).
+//! - Without a token, the Host must be a name of this machine: a page whose name was rebound to this address sends its own
+//!   name (DNS rebinding). What changes something also needs a header or a content type that a page of another site cannot
+//!   send without this listener's consent (CSRF), and no Origin of another site.
+//!
+//! A Unix socket has neither problem: no page can reach it, and the mode of its file decides who can.
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::uri::Authority;
+use sha2::{Digest, Sha256};
+
+use super::guesses::Guesses;
+use crate::refusals::{Refusal, Refusals};
+
+/// The header that a request without a token needs to change something; its value does not matter.
+pub(super) const INTENT: &str = "x-mainstay-admin";
+
+/// How a connection reached the admin listener.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CameBy {
+    /// Over TCP: the address that it came in by, and that of the peer.
+    Tcp { local: Option<IpAddr>, peer: Option<IpAddr> },
+    /// Over a Unix socket.
+    Unix,
+}
+
+impl CameBy {
+    pub(super) fn tcp(local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
+        Self::Tcp { local: local.map(|local| local.ip()), peer: peer.map(|peer| peer.ip()) }
+    }
+}
+
+/// The rules of the module, and what they count. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Access {
+    token: Option<Token>,
+    guesses: Arc<Mutex<Guesses>>,
+    refusals: Refusals,
+}
+
+impl Access {
+    pub(super) fn new(token: Option<Token>, refusals: Refusals) -> Self {
+        Self { token, guesses: Arc::default(), refusals }
+    }
+
+    /// Passes a request on, or responds why not.
+    pub(super) async fn check(State(access): State<Self>, request: Request, next: Next) -> Response {
+        match access.judge(&request) {
+            Ok(()) => next.run(request).await,
+            Err((refusal, response)) => {
+                refusal.into_iter().for_each(|why| access.refusals.count(why));
+                *response
+            }
+        }
+    }
+
+    fn judge(&self, request: &Request) -> Result<(), (Option<Refusal>, Box<Response>)> {
+        let refuse = |why, status: StatusCode, line: &str| {
+            Err((why, Box::new((status, format!("{line}\n")).into_response())))
+        };
+        let Some(names) = hosts(request) else {
+            let line = "the request needs one valid Host, and a path or a URL as its target";
+            return refuse(None, StatusCode::BAD_REQUEST, line);
+        };
+        let nowhere = CameBy::Tcp { local: None, peer: None };
+        let came_by = request.extensions().get().copied().unwrap_or(nowhere);
+        let is_open = matches!(request.uri().path(), "/healthz" | "/readyz" | "/");
+        if let Some(token) = &self.token {
+            return if is_open { Ok(()) } else { self.judge_token(token, request.headers(), came_by) };
+        }
+        let CameBy::Tcp { local, .. } = came_by else { return Ok(()) };
+        if !names.iter().all(|name| is_local(name.host(), local)) {
+            let line = "the Host of this request is not a local name: use localhost or this listener's address, or \
+                        start with --admin-token-file to accept any name";
+            return refuse(Some(Refusal::Host), StatusCode::MISDIRECTED_REQUEST, line);
+        }
+        let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+        if changes && !(shows_intent(request.headers()) && is_same_site(request.headers(), &names)) {
+            let line = "a request that changes something needs the header X-Mainstay-Admin (any value) or the content \
+                        type application/json, and no Origin of another site";
+            return refuse(Some(Refusal::Intent), StatusCode::FORBIDDEN, line);
+        }
+        Ok(())
+    }
+
+    fn judge_token(
+        &self,
+        token: &Token,
+        headers: &HeaderMap,
+        came_by: CameBy,
+    ) -> Result<(), (Option<Refusal>, Box<Response>)> {
+        let peer = match came_by {
+            CameBy::Tcp { peer, .. } => peer,
+            CameBy::Unix => None,
+        };
+        let (now, address) = (Instant::now(), peer.unwrap_or(IpAddr::from([0; 4])).to_canonical());
+        let mut guesses = self.guesses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wait) = guesses.wait(now, address) {
+            return Err((Some(Refusal::Guesses), Box::new(too_many(wait))));
+        }
+        if token.is_presented(headers) {
+            return Ok(());
+        }
+        // A request without a token is no guess: a browser, or a scraper that lacks its configuration.
+        if headers.contains_key(header::AUTHORIZATION)
+            && let Some(count) = guesses.handle_wrong(now, address)
+        {
+            tracing::warn!(%address, count, "wrong tokens at the admin listener");
+        }
+        Err((Some(Refusal::Token), Box::new(unauthorized())))
+    }
+}
+
+fn too_many(wait: Duration) -> Response {
+    let seconds = wait.as_secs_f64().ceil() as u64;
+    let line = format!("too many wrong tokens from this address: wait {seconds} s\n");
+    (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], line).into_response()
+}
+
+fn unauthorized() -> Response {
+    let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
+    (
+        StatusCode::UNAUTHORIZED,
+        headers,
+        "send the token of --admin-token-file as Authorization: Bearer TOKEN\n",
+    )
+        .into_response()
+}
+
+/// Returns whether the request has what a page of another site may send only after a preflight, which this listener refuses.
+fn shows_intent(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let kind = content_type.split(';').next().unwrap_or("").trim();
+    headers.contains_key(INTENT) || kind.eq_ignore_ascii_case("application/json")
+}
+
+/// Returns whether the Origin, if there is one, is the host of the request.
+fn is_same_site(headers: &HeaderMap, names: &[Authority]) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    origin.is_some_and(|origin| names.iter().all(|name| name.as_str().eq_ignore_ascii_case(origin)))
+}
+
+/// Returns the hosts of a request: its Host header, and the authority of its target if that is a URL. Only HTTP/1.0
+/// requests may have none. `None`: the request violates RFC 9112 section 3.2.
+fn hosts(request: &Request) -> Option<Vec<Authority>> {
+    let target = request.uri();
+    let is_right =
+        target.path().starts_with('/') && target.authority().is_some() == target.scheme().is_some();
+    let hosts = request.headers().get_all(header::HOST).iter();
+    let hosts: Vec<Authority> = hosts.map(|host| host.to_str().ok()?.parse().ok()).collect::<Option<_>>()?;
+    let is_enough = hosts.len() == 1 || (hosts.is_empty() && request.version() == Version::HTTP_10);
+    (is_right && is_enough).then(|| hosts.into_iter().chain(target.authority().cloned()).collect())
+}
+
+/// Returns whether a host can only mean this machine: a loopback address, the local address of the connection, or a name
+/// under `localhost`, which no name server resolves (RFC 6761 section 6.3).
+fn is_local(host: &str, local: Option<IpAddr>) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    match host.parse::<IpAddr>() {
+        Ok(address) => {
+            let address = address.to_canonical();
+            address.is_loopback() || local.is_some_and(|local| local.to_canonical() == address)
+        }
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// The secret that the admin listener requires. Only its hash is kept.
+#[derive(Clone)]
+pub(crate) struct Token([u8; 32]);
+
+/// Length of a token in bytes. Shorter tokens can be guessed.
+const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 16..=1024;
+
+impl Token {
+    /// Reads a token from the only line of a file.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong; never quotes its content.
+    pub(crate) fn read(file: &Path) -> Result<Self, String> {
+        let wrong = |what: &str| format!("{}: {what}", file.display());
+        let mut text = String::new();
+        std::fs::File::open(file)
+            .and_then(|file| file.take(*TOKEN_LENGTH.end() as u64 + 2).read_to_string(&mut text))
+            .map_err(|error| wrong(&format!("{error}; name a readable file")))?;
+        let token = text.trim_end_matches(['\r', '\n']);
+        if !TOKEN_LENGTH.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(wrong(
+                "must hold one line of 16 to 1024 letters, digits and punctuation, without spaces",
+            ));
+        }
+        Ok(Self::of(token.as_bytes()))
+    }
+
+    fn of(token: &[u8]) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// Compares in constant time.
+    fn is_presented(&self, headers: &HeaderMap) -> bool {
+        let value = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+        let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or_default();
+        let Self(presented) = Self::of(token.trim_ascii());
+        let differs =
+            presented.iter().zip(self.0).fold(0, |differs, (theirs, ours)| differs | (theirs ^ ours));
+        scheme.eq_ignore_ascii_case(b"Bearer ") && differs == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_name_server_may_resolve_is_not_local() {
+        let check = |host: &str, expected| {
+            let local = Some("10.0.0.7".parse().unwrap());
+            assert_eq!(is_local(host, local), expected, "{host}");
+        };
+        for ours in
+            ["127.0.0.1", "127.8.8.8", "[::1]", "[::ffff:127.0.0.1]", "localhost", "LOCALHOST", "localhost."]
+        {
+            check(ours, true);
+        }
+        check("mainstay.localhost", true);
+        check("10.0.0.7", true);
+        for other in ["rebound.example", "10.0.0.8", "localhost.example", "127.0.0.1.example", "", "0.0.0.0"]
+        {
+            check(other, false);
+        }
+    }
+
+    #[test]
+    fn only_the_token_itself_is_accepted() {
+        let token = Token::of(b"0123456789abcdef");
+        let check = |value: &str, expected| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            assert_eq!(token.is_presented(&headers), expected, "{value}");
+        };
+        check("Bearer 0123456789abcdef", true);
+        check("bearer 0123456789abcdef", true);
+        for wrong in
+            ["", "Bearer", "Bearer ", "0123456789abcdef", "Basic 0123456789abcdef", "Bearer 0123456789abcde"]
+        {
+            check(wrong, false);
+        }
+        assert!(!token.is_presented(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_page_of_another_site_shows_no_intent() {
+        let check = |fields: &[(&str, &str)], expected| {
+            let fields = fields.iter().map(|(name, value)| {
+                (header::HeaderName::try_from(*name).unwrap(), header::HeaderValue::from_str(value).unwrap())
+            });
+            let headers = HeaderMap::from_iter(fields);
+            let names = ["localhost:9090".parse().unwrap()];
+            assert_eq!(shows_intent(&headers) && is_same_site(&headers, &names), expected, "{headers:?}");
+        };
+        let (json, local) =
+            (("content-type", "application/json; charset=utf-8"), ("origin", "http://localhost:9090"));
+        check(&[], false);
+        check(&[("content-type", "text/plain")], false);
+        check(&[("content-type", "application/json+x")], false);
+        check(&[("content-type", "text/plain;application/json")], false);
+        check(&[json], true);
+        check(&[(INTENT, "")], true);
+        check(&[json, local], true);
+        check(&[json, ("origin", "http://localhost:3000")], false);
+        check(&[json, ("origin", "http://evil.example")], false);
+        check(&[json, ("origin", "null")], false);
+    }
+}
