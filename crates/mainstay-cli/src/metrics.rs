@@ -59,6 +59,8 @@ impl Format {
 #[derive(Debug, Default)]
 struct Snapshot {
     stats: Stats,
+    /// New clients a second that are accepted; 0: no limit.
+    accept_rate: u64,
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
@@ -98,6 +100,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
     let reloads = &routes.reloads;
     let snapshot = Snapshot {
         stats: server.stats(),
+        accept_rate: server.accept_rate().map_or(0, |rate| rate.round() as u64),
         sessions: server.sessions(),
         is_draining: !server.is_ready(),
         budget: server.budget().clone(),
@@ -316,6 +319,8 @@ impl Snapshot {
             "Payload bytes of application messages.",
             &[("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)],
         );
+        let help = "New clients a second that are accepted, as configured or measured; 0: no limit.";
+        to.gauge("accept_rate", help, self.accept_rate);
         to.counter(
             "client_pauses_total",
             "Times that a client was not read for a while because it sends too fast.",

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bench;
+mod client_limits;
 mod client_tls;
 mod config;
 mod connect;
