@@ -13,6 +13,7 @@
 //! says what each round must count: nothing is lost without a report, nothing comes twice, nothing at all is lost where nodes
 //! are drained and sessions may move, and every reported gap is one that docs/CLUSTER.md names.
 
+mod libraries;
 mod rounds;
 mod rows;
 mod stage;
@@ -42,6 +43,7 @@ const ROUNDS: &[(&str, Play)] = &[
     ("engine", rounds::engine_faults),
     ("deploy", rounds::deploy),
     ("movable", rounds::deploy_movable),
+    ("encrypted", rounds::encrypted),
     ("kill", rounds::kill),
     ("pause", rounds::pause),
     ("file", |_, size| rounds::restart_with_file(size)),
@@ -49,6 +51,7 @@ const ROUNDS: &[(&str, Play)] = &[
     ("refused", |program, _| startup::refused(program)),
     ("later", startup::engine_comes_later),
     ("two", startup::two_clusters),
+    ("libraries", |program, _| libraries::libraries(program)),
 ];
 
 /// What is played on Valkey, too.

@@ -25,6 +25,7 @@ mod outage;
 mod path;
 mod proxies;
 mod release;
+mod rolling;
 mod run;
 mod scale;
 mod tidy;
@@ -55,6 +56,7 @@ const STEPS: &[Step] = &[
     Step::new("release", "what users download, not optimised", release::step),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
+    Step::new("rolling", "three Fastify processes behind us, each replaced under load", |_| rolling::step()),
     Step::new(
         "cluster",
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",

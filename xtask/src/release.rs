@@ -158,6 +158,7 @@ fn stage(program: &Path, packages: &[&Value]) -> Result<()> {
         ("crates/mainstay-cli/README.md".into(), "README.md"),
         ("packaging/mainstay.service".into(), "mainstay.service"),
         ("packaging/mainstay.default".into(), "mainstay.default"),
+        ("packaging/mainstay.toml".into(), "mainstay.toml"),
     ];
     for (from, to) in copies {
         fs::copy(&from, format!("{FILES}/{to}")).map_err(|error| format!("{}: {error}", from.display()))?;

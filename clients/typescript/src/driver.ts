@@ -336,12 +336,17 @@ export abstract class Driver {
     return names;
   }
 
+  /** Where to connect instead of this URL. */
+  protected placeOf(url: string): string {
+    return url;
+  }
+
   private async dial(id: number, offers: boolean): Promise<void> {
     try {
       const { options, asked: [askedUrl, askedProtocols] } = this;
       const [url, protocols, greeting] = await Promise.all([ask(askedUrl), ask(askedProtocols), options.greeting?.(), ...this.preparations.map((prepare) => prepare())]);
       this.greetings = [greeting ?? []].flat();
-      this.url = readUrl(url);
+      this.url = this.placeOf(readUrl(url));
       this.origin = new URL(this.url).origin;
       // The attempt may have been given up meanwhile.
       if (this.machine.dialled !== id) return;

@@ -76,6 +76,12 @@ export interface Options extends BaseOptions {
   /** Sends again in the next session the messages that a lost one certainly did not deliver. @default true */
   resendUndelivered?: boolean;
   /**
+   * Whether the next connection goes where the server asks for it, as a cluster does whose nodes have URLs of their own: that host
+   * gets the resume token, and the cookies that the browser has for it. `true`: to any host; `false`: to none. Where the socket
+   * does not follow, the cluster forwards its messages. @default to the host of the URL, on any port
+   */
+  follow?: boolean;
+  /**
    * Keeps the resume token, positions and unacknowledged messages while the page is away, so that a reload resumes the session.
    * @default false
    *

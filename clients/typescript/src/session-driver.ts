@@ -20,7 +20,7 @@ interface Reader {
 
 export class SessionDriver extends Driver {
   /** The session's public name is a member only of the machine that speaks sessions. */
-  declare machine: Machine & { name?: string };
+  declare machine: Machine & { name?: string; endpoint?: string | undefined };
   declare options: Options;
   declare protected queued: Message[];
   declare session: ClientSession;
@@ -57,6 +57,24 @@ export class SessionDriver extends Driver {
 
   protected override offer(names: string[]): string[] {
     return offerFor(names);
+  }
+
+  /**
+   * An endpoint that the server named is tried once, if it may be followed: never without TLS where the URL has it, nor with
+   * credentials. Without a path of its own it has the path and query of the URL.
+   */
+  protected override placeOf(url: string): string {
+    const { machine, options: { follow } } = this;
+    const { endpoint = "" } = machine;
+    machine.endpoint = undefined;
+    try {
+      const own = new URL(url);
+      const { protocol, hostname, origin, pathname, search, href } = new URL(endpoint);
+      if (own.protocol === protocol && !/@/.test(endpoint) && (follow ?? own.hostname === hostname)) {
+        return pathname + search === "/" ? origin + own.pathname + own.search : href;
+      }
+    } catch {}
+    return url;
   }
 
   // ---- messages to the server ---------------------------------------------------------------------

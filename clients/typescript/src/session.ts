@@ -61,7 +61,7 @@ export type SessionEvent =
   /** An attempt was refused; another may succeed, after the delay. */
   | { type: "refused"; code: number; delay: Delay }
   /** The server asks the client to leave the connection after the delay; nothing is lost. */
-  | { type: "goAway"; delay: Delay; closeInMs: number }
+  | { type: "goAway"; delay: Delay; closeInMs: number; endpoint?: string | undefined }
   /** The session is lost and a new one follows. */
   | { type: "gap"; fate: Fate }
   | { type: "volatile"; data: Data }
@@ -240,7 +240,7 @@ export class ClientSession {
       outbox.acknowledge(frame.acknowledged);
       outbox.peer = frame.window ?? outbox.peer;
     } else if (frame.type === Type.Gap) flow.readGap(current, frame.first, frame.count);
-    else if (frame.type === Type.GoAway) this.events.push({ type: "goAway", delay: frame.delay, closeInMs: frame.closeInMs });
+    else if (frame.type === Type.GoAway) this.events.push({ ...frame, type: "goAway" });
     else if (frame.type === Type.Volatile) this.events.push({ type: "volatile", data: frame.data });
     else if (frame.type === Type.AuthResult && current.judging) this.judged(current, frame.accepted);
     else if (frame.type === Type.Replaced) this.readReplaced(current, frame);
@@ -378,7 +378,10 @@ export class ClientSession {
 
   /** What would become of the messages that were sent if the session were lost now. */
   fate(account?: Partial<Account>): Fate {
-    const { acknowledged, written, last } = this.flow.outbox;
+    const { outbox: { acknowledged, written, last }, inbox } = this.flow;
+    const { firstLost = 0, count = 0 } = account ?? {};
+    // The account counts from what HELLO stated; what the old connection brought after that, and was delivered, is not lost.
+    const first = Math.max(firstLost, inbox.delivered + 1);
     // A message that was never written exists only here, so the account does not matter.
     const delivered = Math.max(Math.min(account?.acknowledged ?? 0, written), acknowledged);
     return {
@@ -386,7 +389,7 @@ export class ClientSession {
       unknown: Math.max(Math.min(account?.delivered ?? written, written), delivered),
       last,
       resent: false,
-      lost: account?.count ? { first: account.firstLost!, count: account.count } : undefined,
+      lost: firstLost + count > first ? { first, count: firstLost + count - first } : undefined,
       cause: CAUSES[account?.cause ?? 0]!,
     };
   }

@@ -34,6 +34,8 @@ export class SessionMachine extends Machine {
   /** When to open a replacement, unless a message comes. */
   private replaceAt = Infinity;
   private probes = 0;
+  /** Where the server wants the next connection; the attempt takes it. */
+  declare endpoint: string | undefined;
   /** The server's advice for the next attempt. */
   private advice: Delay = { earliestMs: 0, latestMs: 0 };
 
@@ -232,12 +234,15 @@ export class SessionMachine extends Machine {
   private handleSession(event: SessionEvent): void {
     if (event.type === "attached") this.handleAttached(event.id, event.welcome);
     else if (event.type === "refused") this.handleRefused(event.code, event.delay);
-    else if (event.type === "goAway") this.handleGoAway(event.delay, event.closeInMs);
+    else if (event.type === "goAway") {
+      this.endpoint = event.endpoint ?? this.endpoint;
+      this.handleGoAway(event.delay, event.closeInMs);
+    }
     else if (event.type === "ended") this.endNow(event.code, event.reason, event.wasClean, event.fate);
     else this.events.push(event);
   }
 
-  private handleAttached(id: number, { id: sessionId, epoch, resumed, resumeWindowMs, heartbeatIntervalMs }: Welcome): void {
+  private handleAttached(id: number, { id: sessionId, epoch, resumed, resumeWindowMs, heartbeatIntervalMs, resumeAt }: Welcome): void {
     const announced = Math.min(Math.max(heartbeatIntervalMs, 100), 3_600_000);
     // The first attach of this socket opens it too, also when it resumes the session of a page that was reloaded.
     const isOpening = !resumed || !this.epoch;
@@ -246,6 +251,7 @@ export class SessionMachine extends Machine {
     this.trial = 0;
     this.mode = "session";
     this.windowMs = resumeWindowMs;
+    this.endpoint = resumeAt;
     this.asked = this.proven = 0;
     // The server may have judged credentials in this time: it counts up to a second, so that no limit becomes long.
     this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);

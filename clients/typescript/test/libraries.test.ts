@@ -17,16 +17,14 @@ import WebSocketJSONStream from "@teamwork/websocket-json-stream";
 import { GraphQLInt, GraphQLObjectType, GraphQLSchema } from "graphql";
 import { createClient } from "graphql-ws";
 import { useServer } from "graphql-ws/use/ws";
-import * as decoding from "lib0/decoding";
-import * as encoding from "lib0/encoding";
 import ShareDB from "sharedb";
 import { Connection } from "sharedb/lib/client/index.js";
 import { WebSocket, WebSocketServer } from "ws";
-import * as sync from "y-protocols/sync";
 import { WebsocketProvider } from "y-websocket";
 import * as Y from "yjs";
 import type { Cable } from "../../proof/cable.js";
 import { cableTo, until } from "./support.js";
+import { shareDocument } from "./yjs-server.js";
 
 const LIMIT = { timeout: 30_000 };
 
@@ -94,28 +92,6 @@ function leave(provider: WebsocketProvider): void {
   provider.destroy();
   // The document owns the timer.
   provider.doc.destroy();
-}
-
-/** The part of y-websocket's server that documents need: the state to each new client, and each update to all others. */
-function shareDocument(doc: Y.Doc): (socket: WebSocket) => void {
-  const message = (write: (encoder: encoding.Encoder) => void) => {
-    const encoder = encoding.createEncoder();
-    encoding.writeVarUint(encoder, 0);
-    write(encoder);
-    return encoding.toUint8Array(encoder);
-  };
-  return (socket) => {
-    const pass = (update: Uint8Array, origin: unknown) => origin !== socket && socket.send(message((to) => sync.writeUpdate(to, update)));
-    doc.on("update", pass);
-    socket.on("close", () => doc.off("update", pass));
-    socket.on("message", (data: Buffer) => {
-      const decoder = decoding.createDecoder(data);
-      if (decoding.readVarUint(decoder) !== 0) return;
-      const answer = message((to) => sync.readSyncMessage(decoder, to, doc, socket));
-      if (answer.length > 1) socket.send(answer);
-    });
-    socket.send(message((to) => sync.writeSyncStep1(to, doc)));
-  };
 }
 
 test("a plain server that is silent for too long ends a socket with 1006: the client's own 4408 would look like the server's refusal", LIMIT, async (t) => {

@@ -18,6 +18,8 @@ export class ClientConnection {
   constructor(
     private socket: NodeSocket,
     private server: SessionServer,
+    /** The path and query of the opening request. */
+    readonly path: string,
   ) {
     socket.on("message", (data: Buffer<ArrayBuffer>, isBinary) => this.read(decode(isBinary ? new Uint8Array(data) : data.toString())));
   }
@@ -26,14 +28,14 @@ export class ClientConnection {
     for (const message of messages) this.socket.send(typeof message === "string" ? message : encode(message));
   }
 
-  welcome(account?: Account, maxMessage?: number): void {
+  welcome(account?: Account, maxMessage?: number, resumeAt?: string): void {
     const bytes = (length: number) => new Uint8Array(length).fill(this.server.connections.length);
-    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account, maxMessage });
+    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch: 1, resumed: false, acknowledged: 0, first: 1, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, account, maxMessage, resumeAt });
   }
 
-  resume(epoch: number, acknowledged: number, first: number): void {
+  resume(epoch: number, acknowledged: number, first: number, resumeAt?: string): void {
     const bytes = (length: number) => new Uint8Array(length).fill(this.server.connections.length);
-    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed: true, acknowledged, first, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 } });
+    this.write({ type: Type.Welcome, id: bytes(8), token: bytes(24), epoch, resumed: true, acknowledged, first, resumeWindowMs: 120_000, heartbeatIntervalMs: 25_000, window: { messages: 1024, bytes: 1_048_576 }, resumeAt });
   }
 
   /** Acknowledges all messages that were received. */
@@ -71,7 +73,7 @@ export class SessionServer {
   static async open(t: TestContext): Promise<SessionServer> {
     const self = new SessionServer();
     const server = new WebSocketServer({ port: 0, host: "127.0.0.1", handleProtocols: () => "mainstay.v1" });
-    server.on("connection", (socket) => new ClientConnection(socket, self));
+    server.on("connection", (socket, { url }) => new ClientConnection(socket, self, `${url}`));
     await once(server, "listening");
     self.url = `ws://127.0.0.1:${(server.address() as AddressInfo).port}`;
     t.after(() => {

@@ -12,7 +12,7 @@ import { build } from "esbuild";
 
 /** Bytes of gzip, 1 % above the current sizes. The goals are 3600 without sessions and 9216 with them: correctness comes first. */
 const PLAIN = 5_320;
-const SESSION = 12_170;
+const SESSION = 12_350;
 
 /** Separates entry points that are bundled as one. */
 const AND = "` and `";

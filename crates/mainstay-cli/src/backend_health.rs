@@ -1,8 +1,10 @@
-//! Whether the backend can be reached, as far as the gateway knows, and what is logged about it.
+//! Whether an address of the backend can be reached, as far as the gateway knows, and what is logged about it.
 //!
 //! This is a machine. Links, requests and probes report how their connections went; log lines and the time of the next
-//! probe come out. The gateway probes the backend with TCP and TLS, without a byte of HTTP: every second until the
-//! backend was reached once, and every second while it is down.
+//! probe come out. The gateway probes an address every second until it was reached once, and every second while it is
+//! down; with an interval, that often at other times too.
+//!
+//! Not here: which of several addresses is used (`pool`), and what a probe does (`upstream_probe`).
 //!
 //! The first failure of each kind is logged at once. Further failures of that kind within 30 s are counted, and the next
 //! line of the kind reports the count, so that a failing backend does not fill the log.
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use mainstay::client::{ConnectFailure, FailureKind, Lost};
 
+use crate::pool::Fault;
 use crate::upstream_error::UpstreamError;
 
 /// Interval between two probes of a backend that is down.
@@ -70,6 +73,16 @@ impl Reason {
     /// Returns whether the backend is down, so that a probe would fail too.
     pub(crate) fn is_down(self) -> bool {
         matches!(self, Self::Connect(_))
+    }
+
+    /// Returns what that says about the address; `None`: nothing. Its status is judged where it is known, and a resource that
+    /// this process lacks is no fault of an address.
+    pub(crate) fn fault(self) -> Option<Fault> {
+        match self {
+            Self::Connect(FailureKind::NoLocalPort | FailureKind::NoDescriptor) | Self::Status => None,
+            Self::Connect(_) => Some(Fault::Connect),
+            Self::NoAnswer | Self::Handshake => Some(Fault::Response),
+        }
     }
 }
 
@@ -157,6 +170,8 @@ impl RateLimit {
 /// The machine; see the module.
 #[derive(Debug)]
 pub(crate) struct BackendHealth {
+    /// Interval of probes while it is up.
+    interval: Option<Duration>,
     was_reached: bool,
     /// Since when the backend is down, and the latest failure. `None` before the first attempt too.
     down: Option<(Instant, Failure)>,
@@ -175,9 +190,10 @@ pub(crate) struct BackendHealth {
 }
 
 impl BackendHealth {
-    /// Creates the machine before the first attempt. The first probe is due.
-    pub(crate) fn new(now: Instant) -> Self {
+    /// Creates the machine before the first attempt. The first probe is due. `interval`: of probes while it is up.
+    pub(crate) fn new(now: Instant, interval: Option<Duration>) -> Self {
         Self {
+            interval,
             was_reached: false,
             down: None,
             is_reported: false,
@@ -195,7 +211,8 @@ impl BackendHealth {
     /// A connection to the backend was opened by a probe, a link or a request. Returns whether the backend was down, or
     /// may have been: links that wait to dial again may then dial at once.
     pub(crate) fn handle_reached(&mut self, now: Instant) -> bool {
-        self.probe_at = None;
+        let next = self.interval.map(|interval| now + interval);
+        self.probe_at = next.map(|next| self.probe_at.map_or(next, |at| at.min(next)));
         let is_first = !std::mem::replace(&mut self.was_reached, true);
         let was_suspect = std::mem::take(&mut self.is_suspect);
         let Some((since, _)) = self.down.take() else { return was_suspect };
@@ -215,7 +232,12 @@ impl BackendHealth {
             self.down = Some((since, failure.clone()));
             self.probe_at.get_or_insert(now + PROBE_INTERVAL);
             self.lines.extend(attempts.map(|attempts| Line::Unreachable { failure, attempts }));
-        } else if failure.reason == Reason::Status {
+            return;
+        }
+        if let Some(interval) = self.interval {
+            self.probe_at.get_or_insert(now + interval);
+        }
+        if failure.reason == Reason::Status {
             // `handle_status` reports it, if the status is the backend's fault.
         } else {
             self.lines.extend(attempts.map(|attempts| Line::NotOpened { failure, attempts }));
@@ -286,14 +308,15 @@ impl BackendHealth {
     }
 }
 
-/// Writes a line to the log.
-pub(crate) fn log(line: Line) {
+/// Writes a line to the log. `address`: which one it is about, if there are several.
+pub(crate) fn log(line: Line, address: Option<&str>) {
     match line {
         Line::Unreachable { failure: Failure { reason, why }, attempts } => {
-            tracing::warn!(reason = reason.label(), why, attempts, "the backend cannot be reached");
+            tracing::warn!(address, reason = reason.label(), why, attempts, "the backend cannot be reached");
         }
         Line::NotOpened { failure: Failure { reason, why }, attempts } => {
             tracing::warn!(
+                address,
                 reason = reason.label(),
                 why,
                 attempts,
@@ -301,16 +324,16 @@ pub(crate) fn log(line: Line) {
             );
         }
         Line::Refuses { status, responses } => {
-            tracing::warn!(status, responses, "the backend refuses clients with an error status");
+            tracing::warn!(address, status, responses, "the backend refuses clients with an error status");
         }
         Line::LostRepeatedly { why, lost } => {
-            tracing::warn!(why, lost, "connections to the backend are lost repeatedly");
+            tracing::warn!(address, why, lost, "connections to the backend are lost repeatedly");
         }
         Line::Reachable { after, is_first } => {
             let seconds = after.as_secs_f64();
             let seconds = (seconds * 10.0).round() / 10.0;
             let how = if is_first { "for the first time" } else { "again" };
-            tracing::info!("the backend is reachable {how}, after {seconds} s");
+            tracing::info!(address, "the backend is reachable {how}, after {seconds} s");
         }
     }
 }
@@ -330,7 +353,7 @@ mod tests {
     impl Stage {
         fn new() -> Self {
             let start = Instant::now();
-            Self { start, backend: BackendHealth::new(start) }
+            Self { start, backend: BackendHealth::new(start, None) }
         }
 
         fn at(&self, seconds: u64) -> Instant {
@@ -357,7 +380,7 @@ mod tests {
     #[test]
     fn a_waiting_link_dials_when_a_probe_finds_the_backend() {
         let start = Instant::now();
-        let mut backend = BackendHealth::new(start);
+        let mut backend = BackendHealth::new(start, None);
         backend.handle_reached(start);
         backend.handle_lost(start, "broken", false);
         assert_eq!(backend.poll_timeout(), None, "no link waits for the backend");

@@ -1,21 +1,29 @@
 //! A client's opening handshake as it is sent to the backend, and the link that is opened for it.
 
+use std::future::{Ready, ready};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::ConnectInfo;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Uri};
 use mainstay::Link;
-use mainstay::client::{Builder, EndsOn, Event, ReasonCode};
+use mainstay::client::{self as link, BoxError, Builder, EndsOn, Event, ReasonCode};
 use mainstay::link::Plain;
 use mainstay_proto::ws::handshake::Offer;
+use tokio::time::sleep;
 
 use crate::forward::{self, Scheme};
 use crate::limits;
-use crate::links::LinkMonitor;
+use crate::links::{Dialled, LinkMonitor};
 use crate::profiles::BackendLoss;
 use crate::request_body::Upload;
+use crate::retry_after;
 use crate::route::Route;
+use crate::upstream::Address;
+
+/// Maximum number of messages of a client that wait for the backend's confirmation.
+const QUEUE_MESSAGES: usize = 1024;
 
 /// A client's opening handshake, prepared for the backend.
 pub(crate) struct ClientRequest {
@@ -23,6 +31,8 @@ pub(crate) struct ClientRequest {
     pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
+    /// Of a client that sticks to an address.
+    pub(crate) key: Option<u64>,
 }
 
 impl ClientRequest {
@@ -39,7 +49,8 @@ impl ClientRequest {
         forward::describe_certificate(&head.extensions, &mut fields);
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
-        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields) })
+        let key = route.proxy.stickiness.key(head);
+        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key })
     }
 
     /// Builds the request for the backend.
@@ -76,16 +87,19 @@ impl ClientRequest {
         subprotocols: &[String],
         route: &Route,
         continues: bool,
+        dialled: Option<&Arc<Dialled>>,
     ) -> Result<Link, String> {
-        Ok(self.builder(subprotocols, route, false)?.continues(continues).connect())
+        Ok(self.builder(subprotocols, route, false, dialled)?.continues(continues).connect())
     }
 
-    /// Configures a link with the client's path, query, fields and these subprotocols.
+    /// Configures a link with the client's path, query, fields and these subprotocols. `dialled`: the link chooses an address
+    /// before each attempt.
     pub(crate) fn builder(
         self,
         subprotocols: &[String],
         route: &Route,
         is_plain: bool,
+        dialled: Option<&Arc<Dialled>>,
     ) -> Result<Builder<Plain>, String> {
         let settings = &route.settings;
         let ends_on = match settings.on_backend_loss {
@@ -95,7 +109,9 @@ impl ClientRequest {
         };
         let mut builder = Link::builder(&self.url.to_string())
             .map_err(|error| error.to_string())?
-            .connector(route.connector.clone())
+            .connector(
+                route.proxy.upstream.address(0).map(|first| first.connector.clone()).unwrap_or_default(),
+            )
             .answer_timeout(route.proxy.upstream.answer_timeout)
             .map_err(|error| error.to_string())?
             .deflate(route.deflate_upstream.is_some())
@@ -110,6 +126,8 @@ impl ClientRequest {
             .confirm(settings.confirm)
             .guarantee(settings.guarantee)
             .read_ahead(limits::READ_AHEAD)
+            .queue(QUEUE_MESSAGES, route.when_down.queue_bytes)
+            .map_err(|error| error.to_string())?
             .holds_replaced(settings.prologue.is_some());
         if let Some(announces) = settings.prologue.as_ref().and_then(|rules| rules.announces_restart) {
             builder = builder.announces_restart(announces);
@@ -118,6 +136,9 @@ impl ClientRequest {
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
         }
+        if let Some(dialled) = dialled {
+            builder = builder.request(self.choice(route, Arc::clone(dialled)));
+        }
         if let Some(answers) = route.links.answers_pings() {
             builder = builder.expects_pongs(answers);
         }
@@ -125,18 +146,57 @@ impl ClientRequest {
     }
 }
 
+type Choosing = Ready<Result<link::Request, BoxError>>;
+
+impl ClientRequest {
+    /// Returns what chooses the address of each attempt.
+    fn choice(&self, route: &Route, dialled: Arc<Dialled>) -> impl Fn() -> Choosing + Send + Sync + use<> {
+        let (upstream, links, key) = (Arc::clone(&route.proxy.upstream), route.links.clone(), self.key);
+        let target = self.url.path_and_query().cloned();
+        move || {
+            let number = dialled.begin(|tried| links.choose(key, tried));
+            ready(match upstream.address(number) {
+                None => Err("the address is gone".into()),
+                Some(Address { url, connector, .. }) => {
+                    let mut parts = url.clone().into_parts();
+                    parts.path_and_query.clone_from(&target);
+                    Uri::from_parts(parts)
+                        .map(|url| link::Request::default().url(url).connector(connector.clone()))
+                        .map_err(Into::into)
+                }
+            })
+        }
+    }
+}
+
 /// How the backend refused a link.
 pub(crate) struct BackendRefusal {
     pub(crate) status: Option<StatusCode>,
     pub(crate) reason: String,
+    /// No address was reached, and the client does not wait for one.
+    pub(crate) is_away: bool,
 }
 
-/// Waits until the backend accepts a link or refuses it for good, over as many attempts as that takes.
+/// Waits until the backend accepts a link or refuses it for good, over as many attempts as that takes and the route allows.
 pub(crate) async fn accepted(
     link: &Link,
     monitor: &mut LinkMonitor,
     route: &Route,
 ) -> Result<(), BackendRefusal> {
+    let too_long = async {
+        match route.when_down.queue_age {
+            Some(age) => sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        answered = answered(link, monitor, route) => answered,
+        () = too_long => Err(BackendRefusal::away()),
+    }
+}
+
+async fn answered(link: &Link, monitor: &mut LinkMonitor, route: &Route) -> Result<(), BackendRefusal> {
     while let Some(event) = link.event().await {
         monitor.observe(&event);
         limits::handle_event(&event, &route.server);
@@ -144,10 +204,19 @@ pub(crate) async fn accepted(
             Event::Attached { .. } => return Ok(()),
             Event::Ended(end) => {
                 let status = end.code.and_then(ReasonCode::status);
-                return Err(BackendRefusal { status, reason: end.reason });
+                return Err(BackendRefusal { status, reason: end.reason, is_away: false });
+            }
+            Event::AttemptFailed { .. } if !route.when_down.waits() && !monitor.tries_another() => {
+                return Err(BackendRefusal::away());
             }
             _ => {}
         }
     }
-    Err(BackendRefusal { status: None, reason: "the link ended".into() })
+    Err(BackendRefusal { status: None, reason: "the link ended".into(), is_away: false })
+}
+
+impl BackendRefusal {
+    fn away() -> Self {
+        Self { status: None, reason: retry_after::close_reason(), is_away: true }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`certificates`]: chains with their keys, chosen by the name that a client asks for.
 //! - [`tickets`]: the keys of session tickets, which several gateways may share.
-//! - [`reload`]: takes changed files into use, and keeps the old ones where the new ones are wrong.
+//! - [`reload`]: takes changed files into use.
 //!
 //! Not here: the handshake (`mainstay::server::Tls`), TLS towards the backend (`tls`).
 
@@ -23,19 +23,24 @@ use mainstay::server::rustls::pki_types::pem::PemObject;
 use mainstay::server::rustls::pki_types::{CertificateRevocationListDer, TrustAnchor};
 use mainstay::server::rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use mainstay::server::rustls::{RootCertStore, ServerConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::certificates::Certificates;
 pub(crate) use self::certificates::Expiry;
-pub(crate) use self::reload::{ClientTls, Reloads, figures};
+pub(crate) use self::reload::{ClientTls, Prepared, expiries};
 use self::tickets::Tickets;
 
 /// TLS towards clients. Without a certificate every listener is plain.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct TlsSection {
-    /// The certificates, each with its key. A client gets the first that is for the host that it asks for, else the first of
-    /// all. Default: none, and no TLS.
+    /// The certificate: a file (PEM) with its chain. Default: none, and no TLS.
+    pub(crate) certificate: Option<PathBuf>,
+    /// The file (PEM) with the private key of the certificate.
+    pub(crate) key: Option<PathBuf>,
+    /// Further certificates, each with its key, as { chain = "a.pem", key = "a.key" }. A client gets the first that is for
+    /// the host that it asks for, else the first of all. Default: none.
     pub(crate) certificates: Vec<CertificateFiles>,
     /// A file (PEM) with the authorities that issue the certificates of clients. Default: none, and clients are not asked.
     pub(crate) client_ca: Option<PathBuf>,
@@ -52,7 +57,7 @@ pub(crate) struct TlsSection {
 }
 
 /// A certificate and its key.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct CertificateFiles {
     /// A file (PEM) with the certificate first, then those of its issuers.
@@ -61,8 +66,14 @@ pub(crate) struct CertificateFiles {
     pub(crate) key: PathBuf,
 }
 
+/// A certificate, and the settings that name its two files.
+struct Named {
+    settings: [&'static str; 2],
+    files: CertificateFiles,
+}
+
 /// Whether a client must present a certificate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum ClientCertificates {
     /// A client without one is refused in the handshake.
@@ -75,7 +86,17 @@ pub(crate) enum ClientCertificates {
 impl TlsSection {
     /// Returns whether listeners speak TLS.
     pub(crate) fn is_on(&self) -> bool {
-        !self.certificates.is_empty()
+        !self.all().is_empty()
+    }
+
+    /// Returns all certificates, in the order in which they are chosen.
+    fn all(&self) -> Vec<Named> {
+        let first = self.certificate.iter().zip(&self.key).map(|(chain, key)| Named {
+            settings: ["certificate", "key"],
+            files: CertificateFiles { chain: chain.clone(), key: key.clone() },
+        });
+        let others = self.certificates.iter().cloned();
+        first.chain(others.map(|files| Named { settings: ["certificates"; 2], files })).collect()
     }
 
     /// Checks what can be checked without the files.
@@ -85,18 +106,24 @@ impl TlsSection {
     pub(crate) fn check(&self) -> Result<(), String> {
         let needs = |name: &str| {
             Err(format!(
-                "tls.{name}: requires a certificate; add tls.certificates = [{{ chain = \"a.pem\", key = \"a.key\" }}]"
+                "{name}: requires a certificate, in <tls.certificate> and <tls.key>, or in <tls.certificates>"
             ))
         };
         match self {
+            _ if self.certificate.is_some() && self.key.is_none() => {
+                Err("certificate: requires its private key; add <tls.key>".to_owned())
+            }
+            _ if self.certificate.is_none() && self.key.is_some() => {
+                Err("key: requires its certificate; add <tls.certificate>".to_owned())
+            }
             _ if self.certificates.len() > MOST_CERTIFICATES => Err(format!(
-                "tls.certificates: must be at most {MOST_CERTIFICATES}; use certificates for several names"
+                "certificates: must be at most {MOST_CERTIFICATES}; use certificates for several names"
             )),
             _ if self.client_ca.is_none() && self.client_crl.is_some() => {
-                Err("tls.client-crl: requires tls.client-ca, whose certificates it revokes".to_owned())
+                Err("client-crl: requires <tls.client-ca>, whose certificates it revokes".to_owned())
             }
             _ if self.client_ca.is_none() && self.client_certificates != ClientCertificates::default() => {
-                Err("tls.client-certificates: requires tls.client-ca, the authorities that issue them"
+                Err("client-certificates: requires <tls.client-ca>, the authorities that issue them"
                     .to_owned())
             }
             _ if self.is_on() => Ok(()),
@@ -109,13 +136,9 @@ impl TlsSection {
 
     /// Returns the files whose change is taken into use.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let certificates = self.certificates.iter().flat_map(|files| [&files.chain, &files.key]);
-        certificates
-            .chain(&self.client_ca)
-            .chain(&self.client_crl)
-            .chain(&self.ticket_keys)
-            .cloned()
-            .collect()
+        let certificates = self.all().into_iter().flat_map(|named| [named.files.chain, named.files.key]);
+        let others = [&self.client_ca, &self.client_crl, &self.ticket_keys].into_iter().flatten();
+        certificates.chain(others.cloned()).collect()
     }
 
     /// Reads the files. `own` makes tickets where no file has their keys.
@@ -124,11 +147,11 @@ impl TlsSection {
     /// One line that names the setting, the file and what is wrong with it.
     fn load(&self, own: &Arc<dyn ProducesTickets>) -> Result<Loaded, String> {
         let provider = Arc::new(ring::default_provider());
-        let certificates = Certificates::load(&self.certificates, &provider)?;
+        let certificates = Certificates::load(&self.all(), &provider)?;
         let expiries = certificates.expiries();
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| format!("tls: {error}"))?;
+            .map_err(|error| format!("{error}"))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
@@ -141,7 +164,7 @@ impl TlsSection {
                 };
                 let built = verifier.build();
                 builder.with_client_cert_verifier(
-                    built.map_err(|error| format!("tls.client-ca {}: {error}", file.display()))?,
+                    built.map_err(|error| format!("client-ca: {}: {error}", file.display()))?,
                 )
             }
         };
@@ -169,7 +192,7 @@ impl TlsSection {
     fn client_files(&self) -> Result<Vec<u8>, String> {
         let files = self.client_ca.iter().chain(&self.client_crl);
         let read = files.map(|file| {
-            std::fs::read(file).map_err(|error| format!("tls.client-ca {}: {error}", file.display()))
+            std::fs::read(file).map_err(|error| format!("client-ca: {}: {error}", file.display()))
         });
         Ok(read.collect::<Result<Vec<_>, _>>()?.concat())
     }
@@ -178,10 +201,10 @@ impl TlsSection {
         let Some(file) = &self.client_crl else { return Ok(Vec::new()) };
         let read = CertificateRevocationListDer::pem_file_iter(file)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let lists = read.map_err(|error| format!("tls.client-crl {}: {error}", file.display()))?;
+        let lists = read.map_err(|error| format!("client-crl: {}: {error}", file.display()))?;
         match lists.is_empty() {
             true => Err(format!(
-                "tls.client-crl {}: no revocation list found (-----BEGIN X509 CRL-----)",
+                "client-crl: {}: no revocation list found (-----BEGIN X509 CRL-----)",
                 file.display()
             )),
             false => Ok(lists),
@@ -191,7 +214,7 @@ impl TlsSection {
 
 /// Returns the subject of the certificate that the client of a request presented, as `CN=alice, O=Example`. `None` without
 /// a certificate.
-#[allow(dead_code)] // The part of credentials uses it.
+#[allow(dead_code)] // It may be a subject of the client.
 pub(crate) fn client_subject(extensions: &Extensions) -> Option<Arc<str>> {
     certificates::subject(extensions.get::<ClientChain>()?.0.first()?)
 }
@@ -215,10 +238,10 @@ struct Loaded {
 
 /// Reads the certificates of the authorities that clients are judged by.
 fn trusted(file: &Path) -> Result<Vec<TrustAnchor<'static>>, String> {
-    let anchors = certificates::read(file, "tls.client-ca")?;
+    let anchors = certificates::read(file, "client-ca")?;
     let mut roots = RootCertStore::empty();
     for anchor in anchors {
-        roots.add(anchor).map_err(|error| format!("tls.client-ca {}: {error}", file.display()))?;
+        roots.add(anchor).map_err(|error| format!("client-ca: {}: {error}", file.display()))?;
     }
     Ok(roots.roots)
 }

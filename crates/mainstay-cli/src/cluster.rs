@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use mainstay::ConfigError;
-use mainstay::cluster::{ClusterConfig, ClusterStatus, Engine, JoinError, StateDirError};
+use mainstay::cluster::{ClusterConfig, ClusterStatus, ClusterTls, Engine, JoinError, StateDirError};
 
 use crate::config::Config;
 use crate::values;
@@ -21,8 +21,8 @@ pub(crate) struct ClusterFlags {
     /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
     #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay")]
     cluster_name: String,
-    /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
-    /// free port at the address by which this node reaches the engine.
+    /// Address to accept other nodes on. Without --cluster-tls it must be reachable for them and for nobody else. Default: a free
+    /// port at the address by which this node reaches the engine.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     cluster_listen: Option<SocketAddr>,
     /// Address by which other nodes reach this one, if it differs from --cluster-listen, as behind a NAT. Default: the
@@ -33,6 +33,11 @@ pub(crate) struct ClusterFlags {
     /// Default: none, other nodes forward them.
     #[arg(long, value_name = "URL", value_parser = values::url)]
     cluster_url: Option<String>,
+    /// A folder with tls.crt, tls.key and ca.crt (PEM): nodes then encrypt what they send to each other, and accept only nodes
+    /// whose certificate this authority has signed; the name in it does not matter. All nodes need it, or none. Default: no
+    /// encryption.
+    #[arg(long, value_name = "DIR")]
+    cluster_tls: Option<PathBuf>,
     /// A file with the engine's password, on one line: arguments and variables can be read by others. Default: none, or the
     /// URL's.
     #[arg(long, value_name = "FILE")]
@@ -80,6 +85,10 @@ pub(crate) fn config(
     if let Some(url) = &section.url {
         cluster = cluster.url(url).map_err(wrong("cluster.url"))?;
     }
+    if let Some(folder) = &section.tls {
+        let tls = ClusterTls::from_folder(folder);
+        cluster = cluster.tls(tls.map_err(|error| ("cluster.tls", format!("<cluster.tls> {error}")))?);
+    }
     Ok(Some(cluster.mark(purpose)))
 }
 
@@ -90,7 +99,9 @@ pub(crate) fn banner(config: &Config, status: &ClusterStatus) -> String {
         let folder = config.state_dir.as_deref().unwrap_or(Path::new("")).display();
         return format!("node {node}; the next process continues from {folder}");
     };
-    let place = status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}"));
+    let over = if status.tls { ", over TLS" } else { "" };
+    let place =
+        status.address.map_or_else(String::new, |address| format!(" for other nodes on {address}{over}"));
     let name = &config.cluster.name;
     match &status.incarnation {
         _ if !status.was_reached => {

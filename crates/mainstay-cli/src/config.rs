@@ -16,6 +16,7 @@ mod command;
 pub(crate) mod duration;
 mod flags;
 mod guess;
+pub(crate) mod health;
 pub(crate) mod heartbeat;
 pub(crate) mod layers;
 pub(crate) mod limits;
@@ -34,7 +35,7 @@ pub(crate) mod size;
 pub(crate) mod text;
 pub(crate) mod upstream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,8 +51,8 @@ use crate::listen_address::ListenAddress;
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Config {
-    /// Addresses to accept clients on: 127.0.0.1:8080, plain:127.0.0.1:8080 without TLS where there are certificates, or a Unix
-    /// socket, as unix:/run/mainstay.sock?mode=660.
+    /// Addresses to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660 (660 is the
+    /// default). With a certificate, TCP speaks TLS; plain:127.0.0.1:8080 does not.
     pub(crate) listen: Vec<Text<ListenAddress>>,
     /// Maximum duration of a drain after SIGTERM: clients are asked to reconnect, and responses are finished. A supervisor
     /// must wait longer than this before it kills the process. Range: 0s to 1h.
@@ -63,7 +64,7 @@ pub(crate) struct Config {
     pub(crate) state_dir: Option<PathBuf>,
     /// Read the configuration again when its file, or a file that it names, changes. SIGHUP does it in any case.
     pub(crate) watch: bool,
-    /// TLS towards clients.
+    /// TLS towards clients. Without a certificate every listener is plain.
     pub(crate) tls: TlsSection,
     /// The listener of health checks and metrics.
     pub(crate) admin: admin::Section,
@@ -99,9 +100,8 @@ impl Default for Config {
 }
 
 /// The sections that a restart changes and a reload does not, by the first names of their keys.
-pub(crate) const NEEDS_RESTART: [&[&str]; 10] = [
+pub(crate) const NEEDS_RESTART: [&[&str]; 9] = [
     &["listen"],
-    &["tls"],
     &["state-dir"],
     &["admin"],
     &["cluster"],
@@ -138,9 +138,14 @@ impl Config {
         wrong.into_iter().filter_map(|(section, checked)| Some((section, checked.err()?))).collect()
     }
 
+    /// Returns the addresses to accept clients on.
+    pub(crate) fn addresses(&self) -> Vec<ListenAddress> {
+        self.listen.iter().map(|address| (**address).clone()).collect()
+    }
+
     /// Returns the files that the sections name: a change of one is a reload.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        let global = [self.admin.files(), self.cluster.files()];
+        let global = [self.tls.files(), self.admin.files(), self.cluster.files()];
         let routes = self.routes.values().flat_map(RouteSection::files);
         global.into_iter().flatten().chain(routes).collect()
     }
@@ -148,6 +153,10 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         if self.listen.is_empty() {
             return Err("listen: must name an address, for example [\"127.0.0.1:8080\"]".to_owned());
+        }
+        let places: HashSet<_> = self.listen.iter().map(|address| &address.place).collect();
+        if places.len() < self.listen.len() {
+            return Err("listen: must name each address once".to_owned());
         }
         match self.drain > Duration::from_secs(3600) {
             true => Err("drain: must be at most 1h".to_owned()),

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::backend_end::{BackendEnd, ClientEnd};
+use crate::hibernate::{Idle, hibernate};
 use crate::limits;
 use crate::links::LinkMonitor;
 use crate::message_filter::MessageFilter;
@@ -30,6 +31,7 @@ use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
 use crate::route::Route;
 use crate::slow_clients::{self, Ended, send_waiting};
+use crate::when_down::Patience;
 
 /// How long the messages of a client that is gone may take to enter the link's queue.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,16 +65,29 @@ pub(crate) async fn exchange(
     let (away, filter) = (Notify::new(), MessageFilter::new(&route, prologue));
     let (mut forwarded, mut confirmed, mut end) = (Forwarded::default(), 0, BackendEnd::default());
     let wait = is_plain.then_some(route.upstream_wait);
-    let watching = watch(link.events(), &route, &mut monitor, wait, &away, &mut end);
-    let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded);
+    let idle = route.hibernate_after.map(Idle::new);
+    let sent = route.when_down.watches_messages().then(Notify::new);
+    let down = Down { wait, away: &away, sent: sent.as_ref(), to_backend: &to_backend };
+    let watching = watch(link.events(), &route, &mut monitor, down, &mut end);
+    let notes = Notes { sent: sent.as_ref(), idle: idle.as_ref() };
+    let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded, notes);
     let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
+    // Boxed, because few routes ask for it.
+    let hibernating = idle.as_ref().map(|idle| Box::pin(hibernate(idle, &to_client, &to_backend)));
+    let hibernating = async {
+        match hibernating {
+            Some(hibernating) => hibernating.await,
+            None => std::future::pending().await,
+        }
+    };
     let why = tokio::select! {
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, ()) = async {
-            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, &route), watching)
+            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notes)), watching)
         } => End::Backend(prologue),
         never = acknowledge => match never {},
+        never = hibernating => match never {},
         () = away.notified() => End::Away,
     };
     let why = if matches!(why, End::Client) && session.is_leaving() { End::Leaves } else { why };
@@ -110,8 +125,19 @@ pub(crate) async fn exchange(
         End::Away => {
             route.links.refused_unreachable();
             entry.ended(EndedBy::Gateway, Some(CloseCode::TRY_AGAIN), "the backend was away for too long");
-            session.close(CloseCode::TRY_AGAIN, &retry_after::close_reason());
-            finish(link, None, &filter, &mut monitor).await;
+            if is_plain {
+                session.close(CloseCode::TRY_AGAIN, &retry_after::close_reason());
+                return finish(link, None, &filter, &mut monitor).await;
+            }
+            // The account of the session is exact: what the backend has, what it may have, and what comes again.
+            link.abandon("the backend was away for too long");
+            while let Some(event) = link.event().await {
+                monitor.observe(&event);
+                end.handle_event(event);
+            }
+            let (delivered, unknown) = end.fates(forwarded.sent);
+            session.ack_oldest(delivered.saturating_sub(confirmed));
+            session.renew(unknown);
         }
     }
 }
@@ -125,6 +151,28 @@ struct Forwarded {
     is_sending: bool,
 }
 
+/// What notices messages in passing, where the route asks for it.
+#[derive(Clone, Copy)]
+struct Notes<'a> {
+    sent: Option<&'a Notify>,
+    idle: Option<&'a Idle>,
+}
+
+impl Notes<'_> {
+    fn message_of_client(self) {
+        if let Some(sent) = self.sent {
+            sent.notify_one();
+        }
+        self.message_of_backend();
+    }
+
+    fn message_of_backend(self) {
+        if let Some(idle) = self.idle {
+            idle.note_message();
+        }
+    }
+}
+
 /// Sends every message of the client to the link. Completes when the client has ended and its messages are sent, or cannot be
 /// sent within [`FORWARD_TIMEOUT`].
 async fn forward(
@@ -133,10 +181,12 @@ async fn forward(
     to_backend: &Sender,
     filter: &MessageFilter,
     forwarded: &mut Forwarded,
+    notes: Notes<'_>,
 ) {
     let mut until = None;
     while let Some(message) = session.recv().await {
         forwarded.is_sending = true;
+        notes.message_of_client();
         let recorded = filter.is_active().then(|| message.clone());
         tokio::select! {
             biased; // while the link has room, the second branch is not polled
@@ -189,12 +239,13 @@ async fn deliver(
     to_client: &ToClient,
     filter: &MessageFilter,
     unsent: &mut VecDeque<Message>,
-    route: &Route,
+    (route, notes): (&Route, Notes<'_>),
 ) -> Option<ReplayError> {
     send_waiting(to_client, unsent).await;
     loop {
         match filter.next(link).await {
             Ok(Some(Incoming::Message(message))) => {
+                notes.message_of_backend();
                 let since = filter.is_replaying().then(Instant::now);
                 if let Err(SendError::Full(message)) = to_client.try_send(message) {
                     unsent.push_back(message);
@@ -270,30 +321,52 @@ async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter
     }
 }
 
+/// What `watch` needs to know when the backend was away for too long, and whom it notifies.
+struct Down<'a> {
+    /// How long a plain client is kept.
+    wait: Option<Duration>,
+    away: &'a Notify,
+    /// Notified at each message of the client, where its policy depends on that.
+    sent: Option<&'a Notify>,
+    to_backend: &'a Sender,
+}
+
 /// Observes the link's events; notifies `away` when the backend was away for too long. Completes when the link has ended, and
 /// `end` says how.
 async fn watch(
     events: Events,
     route: &Route,
     monitor: &mut LinkMonitor,
-    wait: Option<Duration>,
-    away: &Notify,
+    down: Down<'_>,
     end: &mut BackendEnd,
 ) {
-    let mut give_up: Option<Instant> = None;
+    let mut patience = Patience::new(&route.when_down);
     loop {
+        let now = Instant::now();
         let too_long = async {
-            match give_up {
-                Some(at) => sleep_until(at).await,
+            match patience.poll_timeout(now.into_std()) {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Boxed, because few routes ask for it.
+        let sent = down.sent.map(|sent| Box::pin(sent.notified()));
+        let sent = async {
+            match sent {
+                Some(sent) => sent.await,
                 None => std::future::pending().await,
             }
         };
         let event = tokio::select! {
             biased;
             event = events.next() => event,
+            () = sent => {
+                patience.handle_message(Instant::now().into_std());
+                continue;
+            }
             () = too_long => {
-                away.notify_one();
-                give_up = None;
+                down.away.notify_one();
+                patience.handle_gave_up();
                 continue;
             }
         };
@@ -303,9 +376,12 @@ async fn watch(
         match &event {
             // A random part keeps clients of the same backend from being closed at the same moment.
             Event::Detached { .. } => {
-                give_up = wait.map(|wait| Instant::now() + wait + jitter(SPREAD.min(wait)));
+                let wait = down.wait.map(|wait| wait + jitter(SPREAD.min(wait)));
+                let has_unconfirmed = down.to_backend.kept_bytes() > 0;
+                patience.handle_lost(Instant::now().into_std(), has_unconfirmed, wait);
             }
-            Event::Attached { .. } => give_up = None,
+            Event::AttemptFailed { .. } if !monitor.tries_another() => patience.handle_down(),
+            Event::Attached { .. } => patience.handle_attached(),
             _ => {}
         }
         if end.handle_event(event) {

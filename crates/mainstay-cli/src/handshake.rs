@@ -15,8 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
-use http::header::{self, HeaderMap, HeaderName};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
@@ -30,6 +31,7 @@ use crate::config::limits::SlowClients;
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
+use crate::links::{Dialled, Lease};
 use crate::moving::Restored;
 use crate::retry_after;
 use crate::route::Route;
@@ -45,10 +47,13 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
-    if !lists(request.headers(), &header::UPGRADE, "websocket") {
+    if !asks_for_websocket(&request) {
         return route.proxy.forward(request).await;
     }
     let (mut head, _) = request.into_parts();
+    if head.version == Version::HTTP_2 {
+        as_http_1(&mut head.headers);
+    }
     let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
     if let Some(address) = upgrade.as_ref().ok().and_then(SessionUpgrade::address) {
         head.extensions.insert(ClientAddress(address.ip()));
@@ -103,23 +108,27 @@ async fn forward_handshake(
     let spelling = std::mem::take(&mut head.extensions);
     let asked = || request.handshake(&head.headers, spelling.clone(), &offer);
     let upstream = &route.proxy.upstream;
-    let (response, connection) = match upstream.upgrade(route.upstream_wait, asked).await {
+    // A client that may not wait is refused once no address can be reached.
+    let wait = route.when_down.waits().then_some(route.upstream_wait);
+    let (response, connection) = match upstream.upgrade(request.key, wait, asked).await {
         Ok(response) => response,
-        Err(error) if error.may_pass() => {
+        Err(error) if error.may_pass() || (wait.is_none() && error.is_of_address()) => {
             route.links.refused_unreachable();
             return backend_unreachable();
         }
         Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        route.links.refused(response.status());
+        route.links.refused(connection.address(), response.status());
         return http_proxy::forward_response(response, connection, upstream);
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
-        Err(wrong) => return upstream.fail(UpstreamError::BadResponse(wrong)).into_response(),
+        Err(wrong) => {
+            return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
+        }
     };
-    accept_client(upgrade, request, accepted, route)
+    accept_client(upgrade, request, accepted, connection.into_lease(), route)
 }
 
 /// Gives a client what its route says of sessions and connections. The configuration was checked for all of it.
@@ -138,6 +147,7 @@ fn accept_client(
     upgrade: SessionUpgrade,
     request: ClientRequest,
     (mut fields, spelling, upgraded): Accepted,
+    lease: Lease,
     route: Arc<Route>,
 ) -> Response {
     forward::switching_fields(&mut fields);
@@ -149,11 +159,12 @@ fn accept_client(
         .map(str::to_owned)
         .collect();
     let path = request.path.clone();
-    let link = match request.builder(&offered, &route, true) {
+    let dialled = (route.links.count() > 1).then(|| Arc::new(Dialled::with(lease)));
+    let link = match request.builder(&offered, &route, true, dialled.as_ref()) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let monitor = route.links.open(link.sender(), None);
+    let monitor = route.links.open(link.sender(), None, dialled);
     upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())
@@ -183,6 +194,22 @@ async fn accept_response(mut response: http::Response<Incoming>, offer: &Offer) 
         deflate: agreed.deflate,
     };
     Ok((head.headers, head.extensions, upgraded))
+}
+
+/// Returns whether a request opens a WebSocket: by `Upgrade`, or by CONNECT over HTTP/2.
+fn asks_for_websocket(request: &Request) -> bool {
+    request.extensions().get::<hyper::ext::Protocol>().is_some()
+        || lists(request.headers(), &header::UPGRADE, "websocket")
+}
+
+/// Adds the key that HTTP/2 does not have and the backend expects.
+fn as_http_1(fields: &mut HeaderMap) {
+    let mut key = [0; 16];
+    // Its randomness protects caches that take part in no handshake; any key is right for the backend.
+    let _ = getrandom::fill(&mut key);
+    if let Ok(key) = HeaderValue::try_from(BASE64_STANDARD.encode(key)) {
+        fields.insert(header::SEC_WEBSOCKET_KEY, key);
+    }
 }
 
 /// Returns whether a field lists this token.

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
-use mainstay::client::{Connector, FailureKind};
+use mainstay::client::FailureKind;
 use mainstay::server::Proxies;
 
 use crate::config::RouteSection;
@@ -22,7 +22,8 @@ use crate::links::Links;
 use crate::request_body::{Broken, Upload};
 use crate::response_body::Download;
 use crate::retry_after;
-use crate::upstream::{PooledConnection, Upstream};
+use crate::stickiness::Stickiness;
+use crate::upstream::{Address, PooledConnection, Upstream};
 use crate::upstream_error::UpstreamError;
 use crate::values;
 
@@ -52,6 +53,8 @@ pub(crate) struct Arguments {
 /// Forwards requests to the backend.
 pub(crate) struct HttpProxy {
     pub(crate) forwarding: Forwarding,
+    /// Which clients go to the same address.
+    pub(crate) stickiness: Stickiness,
     pub(crate) upstream: Arc<Upstream>,
     /// Maximum size of a request's body.
     pub(crate) max_body: Option<u64>,
@@ -59,30 +62,28 @@ pub(crate) struct HttpProxy {
 }
 
 impl HttpProxy {
-    /// Builds the proxy of a route to `upstream`.
+    /// Builds the proxy of a route to these addresses.
     pub(crate) fn new(
         route: &RouteSection,
-        upstream: &Uri,
-        connector: &Connector,
+        addresses: Vec<Address>,
+        stickiness: Stickiness,
         proxies: Proxies,
         links: &Links,
     ) -> Self {
         let section = &route.upstream;
         let rule = route.rule();
+        // All addresses have the same path, and a request without a Host gets the first one's.
+        let first = addresses.first().map(|address| address.url.clone());
         HttpProxy {
+            stickiness,
             forwarding: Forwarding {
-                upstream: upstream.clone(),
+                upstream: first.unwrap_or_default(),
                 strips: rule.stripped(),
                 host: section.host.as_ref().map(|host| host.0.clone()),
                 fields: section.fields(),
                 proxies,
             },
-            upstream: Upstream::new(
-                upstream.clone(),
-                connector.clone(),
-                section.answer_timeout,
-                links.clone(),
-            ),
+            upstream: Upstream::new(addresses, section.answer_timeout, links.clone()),
             max_body: route.limits.request_body,
             links: links.clone(),
         }
@@ -108,13 +109,14 @@ impl HttpProxy {
         if self.max_body.is_some_and(|most| body.size_hint().lower() > most) {
             return UpstreamError::Client(Broken::TooLarge).into_response();
         }
+        let key = self.stickiness.key(&head);
         let expects = head.headers.contains_key(header::EXPECT);
         let (upload, progress) = Upload::new(body, self.max_body, expects);
         let first = self.outgoing(&mut head, target.clone(), upload);
         let may_repeat =
             progress.is_none() && matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let again = || may_repeat.then(|| self.outgoing(&mut head, target.clone(), Upload::empty()));
-        match self.upstream.send(first, progress.clone(), again).await {
+        match self.upstream.send(key, first, progress.clone(), again).await {
             Ok((response, _)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 UpstreamError::BadResponse("the backend switched protocols unasked".to_owned())
                     .into_response()

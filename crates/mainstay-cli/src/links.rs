@@ -1,7 +1,10 @@
 //! All links to the backend: their figures, their failures, and the messages that each of them may have lost.
 //!
-//! Links and requests report every attempt here. This is the driver of [`BackendHealth`].
+//! Links and requests choose an address here, and report every attempt. This is the driver of [`BackendHealth`], one for each
+//! address, and of [`Pool`].
 
+mod addresses;
+mod dialled;
 mod monitor;
 
 use std::hash::{BuildHasher, RandomState};
@@ -9,16 +12,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{StatusCode, Uri};
-use mainstay::client::{Connector, Sender, State};
+use http::StatusCode;
+use mainstay::client::{Sender, State};
 use mainstay::server::timeline::{self, ClientName, Timeline};
 use mainstay::{Evidence, SessionId};
 use slab::Slab;
-use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+pub(crate) use self::addresses::{AddressFigures, DueProbes, Lease, hash};
+use self::addresses::{Addresses, Health};
+pub(crate) use self::dialled::Dialled;
 pub(crate) use self::monitor::LinkMonitor;
-use crate::backend_health::{BackendHealth, Failure, Line, Reason};
+use crate::backend_health::{Failure, Reason};
+use crate::pool::PoolConfig;
 use crate::upstream_error::UpstreamError;
 
 /// Waiting links dial spread over at most this time once the backend can be reached.
@@ -29,11 +35,9 @@ const RECONNECT_SPREAD: Duration = Duration::from_secs(1);
 pub(crate) struct Links(Arc<Shared>);
 
 struct Shared {
-    health: Mutex<BackendHealth>,
-    /// The time of the next probe changed.
-    changed: Notify,
-    /// The task that probes the backend.
-    probing: Mutex<Option<AbortHandle>>,
+    addresses: Addresses,
+    /// The tasks that probe the addresses.
+    probing: Mutex<Vec<AbortHandle>>,
     figures: Arc<Counters>,
     open: Arc<Mutex<Slab<Sender>>>,
     /// Where the links of sessions are noted.
@@ -49,6 +53,8 @@ struct Counters {
     /// Clients that got 503 or 1013 because the backend cannot be reached.
     unreached: AtomicU64,
     lost: AtomicU64,
+    /// Connections that were closed because their client was idle.
+    rested: AtomicU64,
     dead_silent: AtomicU64,
     dead_frozen: AtomicU64,
     dead_stalled: AtomicU64,
@@ -80,10 +86,12 @@ impl Counters {
 }
 
 /// A snapshot of all figures.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Figures {
-    /// Whether the backend is up.
+    /// Whether the backend is up: one address at least.
     pub(crate) up: bool,
+    /// The figures of each address, if there are several.
+    pub(crate) addresses: Vec<AddressFigures>,
     /// Links whose connection is open now.
     pub(crate) attached: u64,
     /// Failed attempts, in the order of [`Reason::ALL`].
@@ -94,6 +102,8 @@ pub(crate) struct Figures {
     pub(crate) unreached: u64,
     /// Connections to the backend that were lost.
     pub(crate) lost: u64,
+    /// Connections to the backend that were closed because their client was idle.
+    pub(crate) rested: u64,
     /// Lost connections that the heartbeat declared dead, by evidence.
     pub(crate) dead_silent: u64,
     pub(crate) dead_frozen: u64,
@@ -129,11 +139,13 @@ impl Figures {
     pub(crate) fn sum(all: impl Iterator<Item = Self>) -> Self {
         all.fold(Self { up: true, ..Self::default() }, |sum, one| Self {
             up: sum.up && one.up,
+            addresses: Vec::new(),
             attached: sum.attached + one.attached,
             failed: added(sum.failed, one.failed),
             refused: added(sum.refused, one.refused),
             unreached: sum.unreached + one.unreached,
             lost: sum.lost + one.lost,
+            rested: sum.rested + one.rested,
             dead_silent: sum.dead_silent + one.dead_silent,
             dead_frozen: sum.dead_frozen + one.dead_frozen,
             dead_stalled: sum.dead_stalled + one.dead_stalled,
@@ -158,20 +170,30 @@ fn added<const N: usize>(one: [u64; N], other: [u64; N]) -> [u64; N] {
 }
 
 impl Default for Links {
+    /// Links to the only address.
     fn default() -> Self {
-        let shared = Shared {
-            health: Mutex::new(BackendHealth::new(Instant::now())),
-            changed: Notify::new(),
-            probing: Mutex::default(),
-            figures: Arc::default(),
-            open: Arc::default(),
-            timeline: OnceLock::new(),
-        };
-        Self(Arc::new(shared))
+        Self::new(&["".into()], PoolConfig::default(), None)
     }
 }
 
 impl Links {
+    /// Links to these addresses, one at least. `interval`: of probes while an address is up.
+    pub(crate) fn new(addresses: &[Box<str>], pool: PoolConfig, interval: Option<Duration>) -> Self {
+        let addresses = Addresses::new(Instant::now(), addresses, pool, interval);
+        let (probing, figures, open) = (Mutex::default(), Arc::default(), Arc::default());
+        Self(Arc::new(Shared { addresses, probing, figures, open, timeline: OnceLock::new() }))
+    }
+
+    /// Lets these links continue the figures of others, which went to other addresses.
+    pub(crate) fn continuing(self, others: &Self) -> Self {
+        let figures = Arc::clone(&others.0.figures);
+        let open = Arc::clone(&others.0.open);
+        match Arc::try_unwrap(self.0) {
+            Ok(shared) => Self(Arc::new(Shared { figures, open, ..shared })),
+            Err(shared) => Self(shared),
+        }
+    }
+
     /// Sets the timeline in which the links of sessions are noted. Call it once, before the first link.
     pub(crate) fn note_in(&self, timeline: &Timeline) {
         let _ = self.0.timeline.set(timeline.clone());
@@ -184,27 +206,9 @@ impl Links {
         }
     }
 
-    /// Returns whether the backend was reached and no later attempt found it down.
-    pub(crate) fn is_up(&self) -> bool {
-        self.health().is_up()
-    }
-
-    /// Returns why the latest attempt to reach the backend failed, while it is down.
-    pub(crate) fn failure(&self) -> Option<String> {
-        self.health().failure().map(|failure| failure.why.clone())
-    }
-
-    /// Returns links to another backend whose figures continue these.
-    pub(crate) fn elsewhere(&self) -> Self {
-        let shared = Shared {
-            health: Mutex::new(BackendHealth::new(Instant::now())),
-            changed: Notify::new(),
-            probing: Mutex::default(),
-            figures: Arc::clone(&self.0.figures),
-            open: Arc::clone(&self.0.open),
-            timeline: self.0.timeline.clone(),
-        };
-        Self(Arc::new(shared))
+    /// Returns for each address whether it is up, and why the latest attempt to reach it failed.
+    pub(crate) fn backends(&self) -> Vec<(bool, Option<String>)> {
+        self.0.addresses.states()
     }
 
     /// Returns a number that links have in common if they report to the health of one backend.
@@ -217,51 +221,78 @@ impl Links {
         Arc::as_ptr(&self.0.figures).addr()
     }
 
-    /// Probes the backend whenever a probe is due, until [`stop_probing`](Self::stop_probing). Does nothing if it is probed
-    /// already.
-    pub(crate) fn start_probing(&self, connector: Connector, upstream: Uri) {
+    /// Starts the tasks that probe the addresses. Does nothing if they run.
+    pub(crate) fn start_probing(&self, start: impl FnOnce() -> Vec<AbortHandle>) {
         let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        if probing.is_none() {
-            *probing = Some(tokio::spawn(self.clone().probe(connector, upstream)).abort_handle());
+        if probing.is_empty() {
+            *probing = start();
         }
     }
 
     /// Ends the probes.
     pub(crate) fn stop_probing(&self) {
-        if let Some(probing) = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            probing.abort();
-        }
+        let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
+        probing.drain(..).for_each(|task| task.abort());
     }
 
-    /// Counts one more link until its monitor is dropped. Call it before the link dials.
-    pub(crate) fn open(&self, sender: Sender, session: Option<SessionId>) -> LinkMonitor {
+    /// Counts one more link until its monitor is dropped. Call it before the link dials. `dialled`: its addresses, if there are
+    /// several.
+    pub(crate) fn open(
+        &self,
+        sender: Sender,
+        session: Option<SessionId>,
+        dialled: Option<Arc<Dialled>>,
+    ) -> LinkMonitor {
         let slot = self.list().insert(sender);
-        LinkMonitor::new(self.clone(), slot, session)
+        LinkMonitor::new(self.clone(), slot, session, dialled)
     }
 
-    /// A connection to the backend was opened. Waiting links dial now.
-    pub(crate) fn reached(&self) {
-        if self.update(|health| health.handle_reached(Instant::now())) {
+    /// A connection to an address was opened. Waiting links dial now.
+    pub(crate) fn reached(&self, address: usize) {
+        self.note_up(address, |health| health.pool.handle_connected(Instant::now(), address));
+    }
+
+    /// An address responded properly.
+    pub(crate) fn answered(&self, address: usize) {
+        self.note_up(address, |health| health.pool.handle_answered(Instant::now(), address));
+    }
+
+    fn note_up(&self, address: usize, note: impl FnOnce(&mut Health)) {
+        let addresses = &self.0.addresses;
+        let were_waiting = addresses.update(address, |health| {
+            note(health);
+            health.backend(address).is_some_and(|backend| backend.handle_reached(Instant::now()))
+        });
+        if were_waiting {
             tokio::spawn(self.clone().dial_waiting());
         }
     }
 
-    /// An attempt to reach the backend failed.
-    pub(crate) fn failed(&self, failure: Failure) {
+    /// An attempt to reach an address failed.
+    pub(crate) fn failed(&self, address: usize, failure: Failure) {
         if let Some(counter) = self.0.figures.failed.get(failure.reason.index()) {
             counter.fetch_add(1, Relaxed);
         }
-        self.update(|health| health.handle_failed(Instant::now(), failure));
+        self.0.addresses.update(address, |health| health.handle_failed(Instant::now(), address, failure));
     }
 
-    /// The backend responded to an opening handshake with this status instead of 101.
-    pub(crate) fn refused(&self, status: StatusCode) {
-        self.reached();
+    /// An address responded to an opening handshake with this status instead of 101, and its client gets it.
+    pub(crate) fn refused(&self, address: usize, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100).checked_sub(3);
         if let Some(counter) = class.and_then(|class| self.0.figures.refused.get(class)) {
             counter.fetch_add(1, Relaxed);
         }
-        self.update(|health| health.handle_status(Instant::now(), status.as_u16()));
+        self.responded_with(address, status);
+    }
+
+    /// As [`refused`](Self::refused), and another address is tried for the client.
+    pub(crate) fn responded_with(&self, address: usize, status: StatusCode) {
+        if is_unavailable(status) {
+            self.reached(address);
+        } else {
+            self.answered(address);
+        }
+        self.0.addresses.update(address, |health| health.handle_status(Instant::now(), address, status));
     }
 
     /// A client was refused because the backend cannot be reached.
@@ -269,32 +300,40 @@ impl Links {
         self.0.figures.unreached.fetch_add(1, Relaxed);
     }
 
-    /// Returns why no client should be sent here yet; see [`BackendHealth::not_ready`].
+    /// Returns why no client should be sent here yet; `None` once an address was reached.
     pub(crate) fn not_ready(&self) -> Option<String> {
-        self.health().not_ready()
+        self.0.addresses.not_ready()
     }
 
-    /// Probes the backend whenever a probe is due, for as long as the process lives. A probe opens a connection, with TLS
-    /// for wss://, and closes it.
-    async fn probe(self, connector: Connector, upstream: Uri) {
-        loop {
-            let due = self.health().poll_timeout();
-            let due = async {
-                match due {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = due => {}
-                () = self.0.changed.notified() => continue,
+    /// Chooses an address for a request or an attempt; see [`Pool::choose`](crate::pool::Pool::choose).
+    pub(crate) fn choose(&self, key: Option<u64>, tried: &[usize]) -> Lease {
+        Lease::new(self.clone(), self.0.addresses.choose(key, tried))
+    }
+
+    /// Returns the probes of an address, as they become due.
+    pub(crate) fn probes(&self, address: usize) -> DueProbes {
+        DueProbes::new(self, address)
+    }
+
+    /// Returns how many addresses there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.addresses.count()
+    }
+
+    /// An open connection to an address was lost.
+    fn lost(&self, address: usize, why: &str, waits: bool) {
+        self.0.addresses.update(address, |health| {
+            if let Some(backend) = health.backend(address) {
+                backend.handle_lost(Instant::now(), why, waits);
             }
-            if self.health().poll_probe(Instant::now()) {
-                match connector.connect(&upstream).await {
-                    Ok(_) => self.reached(),
-                    Err(failure) => self.failed(failure.into()),
-                }
-            }
+        });
+    }
+
+    /// Makes a link dial that waits for its next attempt: another address is left to try.
+    fn dial_now(&self, slot: usize) {
+        let sender = self.list().get(slot).cloned();
+        if let Some(sender) = sender.filter(|sender| matches!(sender.state(), State::Waiting { .. })) {
+            sender.probe_now();
         }
     }
 
@@ -322,35 +361,19 @@ impl Links {
         }
     }
 
-    /// Feeds the machine one input and logs its lines.
-    fn update<R>(&self, input: impl FnOnce(&mut BackendHealth) -> R) -> R {
-        let mut health = self.health();
-        let (before, result) = (health.poll_timeout(), input(&mut health));
-        let lines: Vec<Line> = std::iter::from_fn(|| health.poll_line()).collect();
-        let has_changed = health.poll_timeout() != before;
-        drop(health);
-        if has_changed {
-            self.0.changed.notify_one();
-        }
-        lines.into_iter().for_each(crate::backend_health::log);
-        result
-    }
-
-    fn health(&self) -> MutexGuard<'_, BackendHealth> {
-        self.0.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns a snapshot. Walks the list of links.
     pub(crate) fn figures(&self) -> Figures {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
         let figures = &self.0.figures;
         Figures {
-            up: self.health().is_up(),
+            up: self.0.addresses.is_up(),
+            addresses: self.0.addresses.figures(),
             attached: read(&figures.attached),
             failed: figures.failed.each_ref().map(read),
             refused: figures.refused.each_ref().map(read),
             unreached: read(&figures.unreached),
             lost: read(&figures.lost),
+            rested: read(&figures.rested),
             dead_silent: read(&figures.dead_silent),
             dead_frozen: read(&figures.dead_frozen),
             dead_stalled: read(&figures.dead_stalled),
@@ -387,24 +410,25 @@ impl Links {
         }
     }
 
-    /// The backend responded to a request.
-    pub(crate) fn answered(&self) {
-        self.reached();
+    /// A request got no complete response of the backend.
+    pub(crate) fn unanswered(&self, address: usize, error: &UpstreamError) {
+        if self.attempt_failed(address, error) {
+            self.0.figures.unanswered.fetch_add(1, Relaxed);
+        }
     }
 
-    /// A request got no complete response of the backend.
-    pub(crate) fn unanswered(&self, error: &UpstreamError) {
-        match Failure::of_request(error) {
-            None => tracing::debug!(%error, "the client did not finish its request"),
-            Some(failure) => {
-                self.0.figures.unanswered.fetch_add(1, Relaxed);
-                let was_reached = !failure.reason.is_down();
-                self.failed(failure);
-                if was_reached {
-                    self.reached();
-                }
-            }
+    /// An attempt of a request failed, and it may go to another address. Returns whether it was not the client's fault.
+    pub(crate) fn attempt_failed(&self, address: usize, error: &UpstreamError) -> bool {
+        let Some(failure) = Failure::of_request(error) else {
+            tracing::debug!(%error, "the client did not finish its request");
+            return false;
+        };
+        let was_reached = !failure.reason.is_down();
+        self.failed(address, failure);
+        if was_reached {
+            self.reached(address);
         }
+        true
     }
 
     /// Returns the payload bytes kept for the backend now.
@@ -460,6 +484,12 @@ impl Links {
     }
 }
 
+/// Returns whether a status says that this address cannot serve now, which another one may: nginx's `http_502`, `http_503`
+/// and `http_504`.
+pub(crate) fn is_unavailable(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
 #[cfg(test)]
 mod tests {
     use mainstay::client::{Event, FailureKind, Lost, Report};
@@ -472,7 +502,7 @@ mod tests {
         let links = Links::default();
         let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
-        let mut monitor = links.open(link.sender(), None);
+        let mut monitor = links.open(link.sender(), None, None);
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
         monitor.observe(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
@@ -504,13 +534,13 @@ mod tests {
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
         let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
-        let mut monitor = links.open(link.sender(), None);
+        let mut monitor = links.open(link.sender(), None, None);
         let failed = link.event().await.unwrap();
         monitor.observe(&failed);
         assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");
         assert_eq!(links.figures().failed[Reason::Connect(FailureKind::Refused).index()], 1);
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        links.reached();
+        links.reached(0);
         let accepted = tokio::time::timeout(Duration::from_secs(30), listener.accept()).await;
         assert!(accepted.is_ok(), "the link dials");
     }

@@ -72,24 +72,10 @@ impl FromStr for ListenAddress {
 }
 
 impl Written for ListenAddress {
-    const EXPECTED: Expected = Expected { kind: "address", example: "127.0.0.1:8080" };
+    const EXPECTED: Expected = Expected { kind: "address to listen on", example: "127.0.0.1:8080" };
 
     fn parse(text: &str) -> Result<Self, String> {
         text.parse()
-    }
-}
-
-impl TryFrom<String> for ListenAddress {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<ListenAddress> for String {
-    fn from(address: ListenAddress) -> Self {
-        address.to_string()
     }
 }
 

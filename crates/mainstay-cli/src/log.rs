@@ -26,7 +26,7 @@ const BYTES: usize = 1 << 20;
 /// directive matches every target that begins with it, so `mainstay::serve` alone would include the library's
 /// `mainstay::server`.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
-                       mainstay::successor=info,mainstay::backend_health=info,mainstay::cluster=info,\
+                       mainstay::successor=info,mainstay::backend_health=info,mainstay::pool=info,mainstay::cluster=info,\
                        mainstay::reload=info,mainstay::server::leave=info";
 
 /// The format of log lines.

@@ -25,6 +25,7 @@ mod graphql;
 mod handshake;
 mod health;
 mod heartbeats;
+mod hibernate;
 mod http_proxy;
 mod idle_timeout;
 mod limits;
@@ -33,16 +34,19 @@ mod listen_address;
 mod listeners;
 mod log;
 mod manual;
+mod match_rule;
 mod message_filter;
 mod metrics;
 mod moving;
 mod page_policy;
+mod pool;
 mod principal;
 mod process_metrics;
 mod profiles;
 mod prologue;
 mod refusals;
 mod reload;
+mod reload_figures;
 mod request_body;
 mod response_body;
 mod retry_after;
@@ -54,15 +58,19 @@ mod serve;
 mod session;
 mod signals;
 mod slow_clients;
+mod stickiness;
 mod successor;
 mod supervisor;
 mod table;
 mod tls;
 mod upstream;
+mod upstream_addresses;
 mod upstream_error;
+mod upstream_probe;
 mod values;
 mod variables;
 mod version;
+mod when_down;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -196,14 +204,14 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
         let format = given.get_one::<log::Format>("log_format").copied().unwrap_or_default();
         log::use_format(format);
         let (sources, warnings) = Sources::new(serve, given).map_err(|line| vec![line])?;
-        let mut loaded =
+        let loaded =
             sources.load().map_err(|wrong| wrong.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let log = &loaded.config.log;
         log::listen(log.format, log.filter.as_deref()).map_err(|line| vec![line])?;
         for name in warnings {
             tracing::warn!(name, "unknown environment variable ignored; see mainstay serve --help");
         }
-        let activated = activated_for(&mut loaded, activated).map_err(|line| vec![line])?;
+        let activated = activated_for(&loaded, activated).map_err(|line| vec![line])?;
         Ok((sources, loaded, activated))
     };
     match read() {
@@ -216,20 +224,13 @@ fn serve(command: &clap::Command, matches: &ArgMatches, activated: Result<Activa
     }
 }
 
-/// Returns the listeners that a supervisor passed, compared with the configuration. Without `listen` they take the place of its
-/// default.
-fn activated_for(loaded: &mut Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
+/// Returns the listeners that a supervisor passed, compared with the configuration.
+fn activated_for(loaded: &Loaded, activated: Result<Activated, String>) -> Result<Activated, String> {
     let activated = activated?;
-    let is_given = loaded.is_set("listen");
-    let listen = || loaded.config.listen.iter().map(|address| (**address).clone()).collect();
     activated.check(&activation::Flags {
-        listen: is_given.then(listen),
+        listen: loaded.is_set("listen").then(|| loaded.config.addresses()),
         admin: loaded.config.admin.listen.as_ref().map(|listen| listen.place.clone()),
     })?;
-    if !is_given && !activated.clients.is_empty() {
-        let places = activated.clients.iter().map(|passed| passed.address().to_string());
-        loaded.config.listen = places.map(|place| config::Text::new(&place)).collect::<Result<_, _>>()?;
-    }
     Ok(activated)
 }
 

@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::backend_health::Reason;
 use crate::client_tls::{self, Expiry};
-use crate::links::{Figures, Links};
+use crate::links::{AddressFigures, Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
 use crate::{log, process_metrics};
@@ -64,9 +64,9 @@ struct Snapshot {
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
-    /// Of all routes together.
+    /// All routes together.
     links: Figures,
-    /// Of each route, with its label: `route="chat"`, or nothing if only flags describe it.
+    /// Each route with its label: `route="chat"`, or nothing if only flags describe it.
     routes: Vec<(String, Figures)>,
     unrouted: u64,
     reloads: Reloads,
@@ -81,8 +81,8 @@ struct Snapshot {
     events: (u64, u64),
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
-    /// When the certificates in use expire, and how often files were reloaded.
-    tls: (Vec<Expiry>, client_tls::Reloads),
+    /// When the certificates in use expire.
+    expiries: Vec<Expiry>,
 }
 
 /// How the latest reloads of the configuration went.
@@ -119,7 +119,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
         cluster: server.cluster().map(Cluster::from),
-        tls: client_tls::figures(),
+        expiries: client_tls::expiries(),
     };
     snapshot.render(format)
 }
@@ -154,10 +154,11 @@ impl Collector for Snapshot {
         let mut families = Families { encoder, written: Ok(()) };
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
-        self.connections(&mut families);
         self.listeners(&mut families);
+        self.connections(&mut families);
         self.messages(&mut families);
         self.backend(&mut families);
+        self.addresses(&mut families);
         if let Some(cluster) = &self.cluster {
             cluster.render(&mut families);
         }
@@ -262,14 +263,7 @@ impl Snapshot {
                 ("{outcome=\"timeout\"}", s.tls_timed_out),
             ],
         );
-        let (expiries, reloads) = &self.tls;
-        to.family(
-            "tls_reloads_total",
-            "counter",
-            "Changed files of TLS, by whether they were taken into use.",
-            &[("{outcome=\"applied\"}", reloads.applied), ("{outcome=\"refused\"}", reloads.refused)],
-        );
-        to.days_left(expiries);
+        to.days_left(&self.expiries);
         to.counter(
             "proxy_headers_refused_total",
             "Connections of trusted proxies closed without a valid PROXY header.",
@@ -370,6 +364,8 @@ impl Snapshot {
             "Connections to the backend that were lost.",
             |links| links.lost,
         );
+        let help = "Connections to the backend that were closed because their client was idle.";
+        each.figure(to, "links_hibernated_total", "counter", help, |links| links.rested);
         each.family(
             to,
             "link_messages_total",
@@ -406,6 +402,34 @@ impl Snapshot {
         to.gauge("config_last_reload_successful", help, reloads.is_successful.into());
         let help = "When the configuration in force was read, in seconds since 1970.";
         to.gauge("config_last_reload_success_timestamp_seconds", help, reloads.read_at);
+    }
+
+    /// The figures of each address, where a backend has several.
+    fn addresses(&self, to: &mut Families) {
+        if self.routes.iter().all(|(_, figures)| figures.addresses.is_empty()) {
+            return;
+        }
+        let mut family = |name: &str, kind: &str, help: &str, value: fn(&AddressFigures) -> u64| {
+            let of_route = |(route, figures): &(String, Figures)| {
+                let addresses = figures.addresses.iter();
+                let label = |address: &AddressFigures| format!("address=\"{}\"", escaped(&address.name));
+                let named = addresses.map(|address| (in_braces(route, &label(address)), value(address)));
+                named.collect::<Vec<_>>()
+            };
+            let samples: Vec<(String, u64)> = self.routes.iter().flat_map(of_route).collect();
+            let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+            to.family(name, kind, help, &samples);
+        };
+        let help = "1 if the latest attempt reached this address of the backend, 0 if not.";
+        family("backend_address_up", "gauge", help, |address| address.up.into());
+        let help = "1 while this address is not used because it failed repeatedly.";
+        family("backend_address_ejected", "gauge", help, |address| address.ejected.into());
+        let help = "Links, requests and attempts that use this address now.";
+        family("backend_address_uses", "gauge", help, |address| address.uses);
+        let help = "Attempts at this address that failed, probes included.";
+        family("backend_address_failures_total", "counter", help, |address| address.failures);
+        let help = "Times that this address was ejected.";
+        family("backend_address_ejections_total", "counter", help, |address| address.ejections);
     }
 
     fn process(&self, to: &mut Families) {
@@ -564,6 +588,11 @@ impl Cluster {
     }
 }
 
+/// Returns the value of a label as the format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// Writes one family after the other. After an error it writes nothing more.
 struct Families<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -687,12 +716,14 @@ mod tests {
         process_metrics::started();
         let mut stats = Stats::default();
         (stats.attached_resumed, stats.rtt_count) = (7, 1);
+        let addresses =
+            vec![AddressFigures { name: "ws://a\"b".into(), uses: 9, ..AddressFigures::default() }];
         let snapshot = Snapshot {
             stats,
             kept_for_clients: 5,
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
-            routes: vec![(String::new(), Figures { lost: 3, unknown: 2, ..Figures::default() })],
+            routes: vec![(String::new(), Figures { lost: 3, unknown: 2, addresses, ..Figures::default() })],
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             ..Snapshot::default()
         };
@@ -705,6 +736,7 @@ mod tests {
         for sample in [
             "mainstay_links_lost_total 3\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
+            "mainstay_backend_address_uses{address=\"ws://a\\\"b\"} 9\n",
             "mainstay_queue_bytes{leg=\"client\"} 5\n",
             "mainstay_queue_bytes{leg=\"backend\"} 6\n",
             "mainstay_budget_bytes{kind=\"links\"} 0\n",
@@ -743,6 +775,12 @@ mod tests {
     fn a_gateway_without_a_cluster_serves_no_figures_of_one() {
         let alone = Snapshot::default().render(Format::Text);
         assert!(!alone.contains("engine_up") && !alone.contains("relays"), "{alone}");
+    }
+
+    #[test]
+    fn a_gateway_with_one_address_serves_no_figures_of_single_addresses() {
+        let alone = Snapshot { routes: vec![(String::new(), Figures::default())], ..Snapshot::default() };
+        assert!(!alone.render(Format::Text).contains("backend_address"));
     }
 
     #[test]

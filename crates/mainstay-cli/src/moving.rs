@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::client::{EndCause, Event, Incoming, Report};
+use mainstay::client::{EndCause, Event, Incoming, Lost, Report};
 use mainstay::server::Sender as ToClient;
 use mainstay::{CloseCode, Guarantee, Link, Message, SendError, Session};
 use tokio::time::{Instant, sleep_until};
@@ -93,7 +93,7 @@ pub(crate) async fn leave(
     let Underway { sent, acknowledged, mut unsent, mut end } = underway;
     link.close_and_read(CloseCode::GOING_AWAY, "");
     pass_on_the_rest(&session.sender(), &mut link, filter, &mut unsent).await;
-    let mut is_backends = false;
+    let (mut is_backends, mut closed) = (false, None);
     while let Some(event) = link.event().await {
         // What was not confirmed comes again from the client: no message is missing for that.
         let comes_again = route.movable
@@ -102,10 +102,16 @@ pub(crate) async fn leave(
                 Event::Report(Report::NotDelivered(_)) => true,
                 _ => false,
             };
-        if !comes_again {
-            monitor.observe(&event);
-        }
         is_backends |= matches!(&event, Event::Ended(ended) if ended.cause == EndCause::Peer);
+        if is_backends && let Some(closed) = closed.take() {
+            monitor.observe(&closed);
+        }
+        match &event {
+            // The backend's answer to this Close is no lost connection, unless it is a Close of its own.
+            Event::Detached { why: Lost::Closed { .. }, .. } => closed = Some(event.clone()),
+            _ if comes_again => {}
+            _ => monitor.observe(&event),
+        }
         if end.handle_event(event) {
             break;
         }

@@ -14,10 +14,9 @@ use clap::ValueEnum;
 use mainstay::{CloseCode, Confirm, Guarantee, Message};
 use serde::Deserialize;
 
-use crate::config::Text;
-use crate::config::profile::{Prologue, Section};
-use crate::prologue::{Answer, MAX_RULES, Rules};
+use crate::prologue::{Answer, Rules};
 use crate::rules::{self, Pattern, Rule};
+use crate::stickiness::Stickiness;
 
 /// Flags for the backend's protocol: `--profile`, or single settings.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -138,10 +137,10 @@ pub(crate) enum ConfirmBy {
 
 /// The settings that refine a protocol's; `None` if not given.
 #[derive(Clone, Copy, Debug, Default)]
-struct Overrides {
-    on_backend_loss: Option<BackendLoss>,
-    confirm: Option<Confirm>,
-    delivery: Option<Guarantee>,
+pub(crate) struct Overrides {
+    pub(crate) on_backend_loss: Option<BackendLoss>,
+    pub(crate) confirm: Option<Confirm>,
+    pub(crate) delivery: Option<Guarantee>,
 }
 
 /// The settings that result from the protocol's and the configuration.
@@ -155,6 +154,8 @@ pub(crate) struct Settings {
     pub(crate) prologue: Option<Arc<Rules>>,
     /// GraphQL mutations in flight are answered when the backend is lost.
     pub(crate) answers_mutations: bool,
+    /// Which clients need the same address of a backend with several.
+    pub(crate) stickiness: Stickiness,
 }
 
 /// How the backend's close codes differ from the general rule.
@@ -168,7 +169,8 @@ pub(crate) struct Closes {
 }
 
 impl Closes {
-    const GENERAL: Self = Self { final_codes: None, keep_plain: false };
+    /// Every code means what RFC 6455 says.
+    pub(crate) const GENERAL: Self = Self { final_codes: None, keep_plain: false };
     /// 4000 to 4999 belong to applications; the client of this protocol knows their meaning.
     const APPLICATION: Self = Self { final_codes: Some(4000..=4999), keep_plain: false };
 
@@ -178,95 +180,17 @@ impl Closes {
     }
 }
 
-impl Settings {
-    /// Combines the settings of a section with those of its protocol.
-    ///
-    /// # Errors
-    /// The field, and what it contradicts.
-    pub(crate) fn new(section: &Section) -> Result<Self, String> {
-        section.check_counts()?;
-        let given = Overrides {
-            on_backend_loss: section.on_backend_loss,
-            confirm: section.confirm.map(|confirm| match confirm {
-                ConfirmBy::Pong => Confirm::Pong,
-                ConfirmBy::PongWindow => Confirm::PongWindow,
-                ConfirmBy::Reply => Confirm::Reply,
-            }),
-            delivery: section.delivery.map(|delivery| match delivery {
-                Delivery::AtLeastOnce => Guarantee::AtLeastOnce,
-                Delivery::AtMostOnce => Guarantee::AtMostOnce,
-            }),
-        };
-        let Some(protocol) = section.protocol else { return section.by_hand(given) };
-        if section.prologue.is_set() {
-            let name = protocol.name();
-            return Err(format!(
-                "prologue: <profile.protocol> {name} has its own prologue, or needs none; remove the <profile.prologue> or \
-                 <profile.protocol>"
-            ));
-        }
-        protocol.settings(given)
-    }
-}
-
-impl Section {
-    fn by_hand(&self, given: Overrides) -> Result<Settings, String> {
-        let on_backend_loss = given.on_backend_loss.unwrap_or(BackendLoss::Renew);
-        let has_prologue = self.prologue.is_set();
-        if has_prologue && on_backend_loss != BackendLoss::Keep {
-            return Err("prologue: <profile.prologue> requires <profile.on-backend-loss> keep: with renew the client itself \
-                        starts again"
-                .into());
-        }
-        Ok(Settings {
-            on_backend_loss,
-            confirm: given.confirm.unwrap_or_default(),
-            guarantee: given.delivery.unwrap_or_default(),
-            closes: Closes::GENERAL,
-            prologue: has_prologue.then(|| Arc::new(self.prologue.rules())),
-            answers_mutations: false,
-        })
-    }
-
-    fn check_counts(&self) -> Result<(), String> {
-        let Prologue { record, forget, hide, awaits, .. } = &self.prologue;
-        for (field, count, named) in [
-            ("record", record.len(), "<profile.prologue.record>"),
-            ("forget", forget.len(), "<profile.prologue.forget>"),
-            ("hide", hide.len() + awaits.len(), "<profile.prologue.hide> and <profile.prologue.await>"),
-        ] {
-            if count > MAX_RULES {
-                return Err(format!(
-                    "prologue.{field}: {named}: at most {MAX_RULES} rules; combine some with | in one match=REGEX"
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Prologue {
-    fn rules(&self) -> Rules {
-        let answer = |passes| move |rule: &Text<Rule>| Answer { rule: (**rule).clone(), passes };
-        let hidden = self.hide.iter().map(answer(false));
-        let passed = self.awaits.iter().map(answer(true));
-        Rules {
-            record: self.record.iter().map(|rule| (**rule).clone()).collect(),
-            key: self.key.as_ref().map(|pointer| pointer.0.clone()),
-            forget: self.forget.iter().map(|pattern| (**pattern).clone()).collect(),
-            answers: hidden.chain(passed).collect(),
-            announces_restart: None,
-        }
-    }
-}
-
 impl Protocol {
     /// Returns the protocol's name in the configuration.
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    fn settings(self, given: Overrides) -> Result<Settings, String> {
+    /// Returns the protocol's settings, refined by those that are given.
+    ///
+    /// # Errors
+    /// The field, and what it contradicts.
+    pub(crate) fn settings(self, given: Overrides) -> Result<Settings, String> {
         let own = self.own();
         let name = self.name();
         let on_backend_loss = given.on_backend_loss.unwrap_or(own.on_backend_loss);
@@ -307,6 +231,7 @@ impl Protocol {
             closes: Closes::GENERAL,
             prologue: None,
             answers_mutations: false,
+            stickiness: Stickiness::Off,
         };
         match self {
             // Servers exist on every stack, and some stacks read ahead.
@@ -326,9 +251,15 @@ impl Protocol {
             },
             // A Phoenix channel is a process with a mailbox, and Kestrel reads into a pipe: both run ahead of the
             // application.
-            Self::Phoenix | Self::SignalR => Settings { confirm: Confirm::PongWindow, ..renew },
+            Self::Phoenix => Settings { confirm: Confirm::PongWindow, ..renew },
+            // The server that negotiated knows the client's connection token, and no other one does.
+            Self::SignalR => {
+                Settings { confirm: Confirm::PongWindow, stickiness: Stickiness::Address, ..renew }
+            }
             Self::Yjs => Settings { closes: Closes::APPLICATION, ..renew },
-            Self::Mqtt | Self::EngineIo | Self::Jupyter => renew,
+            // The requests before the upgrade, and the kernels, are of one server.
+            Self::EngineIo | Self::Jupyter => Settings { stickiness: Stickiness::Address, ..renew },
+            Self::Mqtt => renew,
         }
     }
 
@@ -389,78 +320,10 @@ fn action_cable_restarts(message: &Message) -> bool {
 mod tests {
     use super::*;
 
-    fn profile(protocol: Protocol) -> Section {
-        Section { protocol: Some(protocol), ..Section::default() }
-    }
-
-    fn first() -> Text<Rule> {
-        Text::new("first=1").unwrap()
-    }
-
-    #[test]
-    fn a_profile_renews_unless_its_client_cannot_tell_the_difference() {
-        for &protocol in Protocol::value_variants() {
-            let settings = profile(protocol).settings().unwrap();
-            let keeps = protocol == Protocol::ActionCable;
-            assert_eq!(settings.on_backend_loss == BackendLoss::Keep, keeps, "{protocol:?}");
-            assert_eq!(settings.prologue.is_some(), keeps, "{protocol:?}");
-            assert_eq!(settings.guarantee, Guarantee::AtMostOnce, "{protocol:?}");
-        }
-    }
-
-    #[test]
-    fn a_setting_that_contradicts_a_profile_is_an_error_with_the_reason() {
-        for &protocol in Protocol::value_variants() {
-            let name = protocol.name();
-            let reply = Section { confirm: Some(ConfirmBy::Reply), ..profile(protocol) };
-            let error = reply.settings().unwrap_err();
-            assert!(error.contains("<profile.confirm> reply") && error.contains(&name), "{error}");
-            if protocol != Protocol::ActionCable {
-                let keep = Section { on_backend_loss: Some(BackendLoss::Keep), ..profile(protocol) };
-                let error = keep.settings().unwrap_err();
-                assert!(error.contains("<profile.on-backend-loss> keep") && error.contains(&name), "{error}");
-            }
-            let prologue = Prologue { record: vec![first()], ..Prologue::default() };
-            let error = Section { prologue, ..profile(protocol) }.settings().unwrap_err();
-            assert!(error.contains("<profile.prologue>"), "{error}");
-        }
-        let again = Section { delivery: Some(Delivery::AtLeastOnce), ..profile(Protocol::ActionCable) };
-        assert!(again.settings().unwrap_err().contains("twice"));
-    }
-
-    #[test]
-    fn a_setting_that_refines_a_profile_wins() {
-        let renew = Section {
-            on_backend_loss: Some(BackendLoss::Renew),
-            delivery: Some(Delivery::AtLeastOnce),
-            ..profile(Protocol::ActionCable)
-        };
-        let settings = renew.settings().unwrap();
-        assert_eq!(settings.on_backend_loss, BackendLoss::Renew);
-        assert!(settings.prologue.is_none());
-        let window = Section { confirm: Some(ConfirmBy::PongWindow), ..profile(Protocol::Mqtt) };
-        assert_eq!(window.settings().unwrap().confirm, Confirm::PongWindow);
-    }
-
-    #[test]
-    fn a_prologue_without_a_profile_requires_keep() {
-        let with = |prologue: Prologue, on_backend_loss| {
-            Section { prologue, on_backend_loss, ..Section::default() }.settings()
-        };
-        let record = |count| Prologue { record: vec![first(); count], ..Prologue::default() };
-        let keep = Some(BackendLoss::Keep);
-        assert!(with(record(1), None).unwrap_err().contains("<profile.on-backend-loss> keep"));
-        assert!(with(record(1), keep).unwrap().prologue.is_some());
-        let greeting = Prologue { hide: vec![first()], ..Prologue::default() };
-        assert!(with(greeting, keep).unwrap().prologue.is_some());
-        assert!(with(record(17), keep).unwrap_err().contains("at most 16"));
-        assert!(with(Prologue::default(), keep).unwrap().prologue.is_none());
-    }
-
     #[test]
     fn codes_of_the_applications_protocol_end_a_session_too() {
         for &protocol in Protocol::value_variants() {
-            let closes = profile(protocol).settings().unwrap().closes;
+            let closes = protocol.settings(Overrides::default()).unwrap().closes;
             let has_codes = matches!(protocol, Protocol::GraphqlTransportWs | Protocol::Yjs);
             for (code, expected) in [(4401, has_codes), (4999, has_codes), (1012, false), (1000, false)] {
                 assert_eq!(closes.are_final(CloseCode::new(code)), expected, "{protocol:?} {code}");

@@ -11,13 +11,13 @@ use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::client_tls::{ClientTls, Prepared};
 use crate::config::{Loaded, Problem, Sources};
 use crate::routes::Routes;
 use crate::{supervisor, table};
@@ -31,6 +31,8 @@ pub(crate) struct Live {
     pub(crate) routes: Arc<Routes>,
     /// How many connections the limit of open files allows.
     pub(crate) most: usize,
+    /// TLS towards clients.
+    pub(crate) tls: Option<ClientTls>,
     /// The supervisor's line about this process.
     pub(crate) status: String,
 }
@@ -40,6 +42,7 @@ impl Live {
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
         let routes = table::build(loaded, &self.server, &before)?;
+        let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
         table::set_limits(&routes);
         self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
@@ -47,7 +50,21 @@ impl Live {
         table::start_probing(&routes);
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
+        tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
+    }
+
+    /// Reads certificates and keys again.
+    fn prepare_tls(&self, loaded: &Loaded) -> Result<Option<(&ClientTls, Prepared)>, Problem> {
+        let section = &loaded.config.tls;
+        let prepared = match &self.tls {
+            Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
+            None if section.is_on() => {
+                Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
+            }
+            None => Ok(None),
+        };
+        prepared.map_err(|what| loaded.problem_in("tls", &what))
     }
 }
 
@@ -75,40 +92,6 @@ impl Changes {
     }
 }
 
-/// How the latest reloads went, for metrics.
-#[derive(Debug, Default)]
-pub(crate) struct ReloadFigures {
-    is_refused: AtomicBool,
-    pub(crate) done: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    /// When the configuration in force was read, in seconds since 1970.
-    pub(crate) read_at: AtomicU64,
-}
-
-impl ReloadFigures {
-    /// Returns whether the latest configuration that was read is in force.
-    pub(crate) fn is_successful(&self) -> bool {
-        !self.is_refused.load(Relaxed)
-    }
-
-    /// A configuration is in force from now on.
-    pub(crate) fn count_read(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.read_at.store(now.as_secs(), Relaxed);
-        self.is_refused.store(false, Relaxed);
-    }
-
-    fn count_done(&self) {
-        self.done.fetch_add(1, Relaxed);
-        self.count_read();
-    }
-
-    fn count_refused(&self) {
-        self.refused.fetch_add(1, Relaxed);
-        self.is_refused.store(true, Relaxed);
-    }
-}
-
 /// Receives SIGHUP.
 pub(crate) struct Reloads(Signal);
 
@@ -121,7 +104,6 @@ impl Reloads {
 /// Reloads until the process ends.
 pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
     let mut state = State { live, sources, in_force: first };
-    state.live.routes.reloads.count_read();
     let mut changes = watch(&state, HashMap::new());
     loop {
         let cause = tokio::select! {

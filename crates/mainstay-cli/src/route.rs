@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::client::Connector;
 use mainstay::server::{Group, LifetimeConfig, Origins, Proxies, ThrottleConfig};
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
@@ -18,10 +17,11 @@ use crate::config::{Config, RouteSection};
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
+use crate::match_rule::MatchRule;
 use crate::principal::PrincipalSource;
 use crate::profiles::Settings;
-use crate::routes::MatchRule;
-use crate::tls;
+use crate::upstream_probe::Prober;
+use crate::when_down::WhenDown;
 
 /// A route and its settings.
 pub(crate) struct Route {
@@ -31,12 +31,16 @@ pub(crate) struct Route {
     pub(crate) rule: MatchRule,
     /// Forwards requests and opening handshakes.
     pub(crate) proxy: HttpProxy,
-    /// Opens connections to the backend.
-    pub(crate) connector: Connector,
     /// The compression to offer to the backend.
     pub(crate) deflate_upstream: Option<DeflateParams>,
     /// How long a plain client is kept while the backend cannot be reached.
     pub(crate) upstream_wait: Duration,
+    /// What waits meanwhile.
+    pub(crate) when_down: WhenDown,
+    /// The link of a client that carried no message for this long is closed until the next one.
+    pub(crate) hibernate_after: Option<Duration>,
+    /// Probes the addresses of the backend.
+    prober: Prober,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) limits: Limits,
     /// The settings of the backend's protocol.
@@ -95,26 +99,39 @@ impl Route {
         before: Option<&Self>,
     ) -> Result<Arc<Self>, String> {
         let section = &inputs.section;
-        let address = section.upstream.addresses.first().ok_or("upstream.addresses: is missing")?;
-        let connector =
-            tls::connector(&section.upstream.tls, address).map_err(|error| format!("upstream.{error}"))?;
+        let upstream = &section.upstream;
+        let addresses = upstream.connected().map_err(|error| format!("upstream.{error}"))?;
+        let names: Vec<Box<str>> = addresses.iter().map(|address| address.name.clone()).collect();
+        if names.is_empty() {
+            return Err("upstream.addresses: is missing".to_owned());
+        }
+        let links = || Links::new(&names, upstream.health.pool(), upstream.health.interval());
         let links = match before {
-            Some(before) if before.inputs.section.upstream == section.upstream => before.links.clone(),
-            before => before.map_or_else(Links::default, |before| before.links.elsewhere()),
+            Some(before)
+                if before.inputs.section.upstream == *upstream && before.inputs.files == inputs.files =>
+            {
+                before.links.clone()
+            }
+            Some(before) => links().continuing(&before.links),
+            None => links(),
         };
         links.note_in(server.timeline());
-        let proxy = HttpProxy::new(section, &address.url, &connector, inputs.proxies.clone(), &links);
+        let settings = section.profile.settings().map_err(|error| format!("profile.{error}"))?;
+        let stickiness = upstream.stickiness().unwrap_or_else(|| settings.stickiness.clone());
+        let proxy = HttpProxy::new(section, addresses, stickiness, inputs.proxies.clone(), &links);
         let _ = proxy.upstream.server.set(server.clone());
         Ok(Arc::new(Self {
             name: name.into(),
             rule: section.rule(),
             proxy,
-            connector,
-            deflate_upstream: section.upstream.deflate.then(DeflateParams::default),
-            upstream_wait: section.upstream.wait,
+            deflate_upstream: upstream.deflate.then(DeflateParams::default),
+            upstream_wait: upstream.wait,
+            when_down: upstream.when_down(),
+            hibernate_after: upstream.hibernate_after,
+            prober: upstream.prober(),
             heartbeats: Heartbeats::new(&section.heartbeat).map_err(|error| format!("heartbeat.{error}"))?,
             limits: Limits { max_message: section.limits.message, max_fragments: section.limits.fragments },
-            settings: section.profile.settings().map_err(|error| format!("profile.{error}"))?,
+            settings,
             principal: section.session.principal(),
             links,
             server: server.clone(),
@@ -137,18 +154,15 @@ impl Route {
 
     /// Returns the state of each address of the backend.
     pub(crate) fn backends(&self) -> Vec<BackendStatus> {
-        let addresses = self.inputs.section.upstream.addresses.iter();
-        let (is_up, error) = (self.links.is_up(), self.links.failure());
+        let addresses = self.inputs.section.upstream.addresses.iter().zip(self.links.backends());
         addresses
-            .map(|address| BackendStatus { address: address.to_string(), is_up, error: error.clone() })
+            .map(|(address, (is_up, error))| BackendStatus { address: address.to_string(), is_up, error })
             .collect()
     }
 
     /// Probes the backend for as long as the route is in the table.
     pub(crate) fn start_probing(&self) {
-        if let Ok(connector) = self.connector.clone().timeout(PROBE_TIMEOUT) {
-            self.links.start_probing(connector, self.proxy.forwarding.upstream.clone());
-        }
+        self.prober.start(&self.proxy.upstream, &self.links);
     }
 }
 
@@ -160,6 +174,3 @@ pub(crate) struct BackendStatus {
     /// Why the latest attempt failed, while it is down.
     pub(crate) error: Option<String>,
 }
-
-/// How long a probe of the backend may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +17,7 @@ use mainstay::server::{Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::Activated;
+use crate::activation::{Activated, Passed};
 use crate::admin::{DrainOrder, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
@@ -80,18 +80,19 @@ pub(crate) struct Arguments {
     /// Address to accept clients on: 127.0.0.1:8080, or a Unix socket, as unix:/run/mainstay.sock?mode=660. May be repeated.
     #[arg(long, value_name = "ADDRESS", value_parser = values::listen, default_value = "127.0.0.1:8080", env = "MAINSTAY_LISTEN")]
     listen: Vec<ListenAddress>,
-    /// Speak TLS with this certificate: a file (PEM) with its chain, taken into use again when it changes. Listeners on Unix
-    /// sockets, and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    /// Speak TLS with this certificate: a file (PEM) with its chain, read again when it changes. Listeners on Unix sockets,
+    /// and those written as plain:127.0.0.1:8080, stay without TLS. Default: no TLS.
+    #[arg(long, value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
     /// The private key of --tls-certificate, a file (PEM).
-    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
     /// The backend to forward to, for example ws://127.0.0.1:3000, wss://app.internal/ws or unix:/run/app.sock. Its path is
     /// put in front of the client's. Default: none. Without it a built-in backend serves /echo and /broadcast, and / is a
-    /// page that shows a live connection and lets you break it.
+    /// page that shows a live connection and lets you break it. May be repeated: each is an address of the same backend, and new
+    /// connections go to the one with the fewest.
     #[arg(long, value_name = "URL", value_parser = values::upstream, env = "MAINSTAY_UPSTREAM")]
-    upstream: Option<Place>,
+    upstream: Vec<Place>,
     #[command(flatten)]
     tls: tls::Arguments,
     /// How long a plain client is kept while the backend cannot be reached. A client that speaks mainstay.v1 is kept as long
@@ -223,8 +224,8 @@ impl Checked {
         let cluster =
             cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
         let tls = &loaded.config.tls;
-        let tls = tls.is_on().then(|| ClientTls::new(tls.clone())).transpose();
-        let tls = tls.map_err(|what| wrong("tls", &what))?;
+        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose();
+        let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
         Ok(Self { token, cluster, tls })
     }
 }
@@ -338,6 +339,7 @@ async fn serve(
     });
     let drain_order = DrainOrder::default();
     let routes = Arc::new(Routes::default());
+    routes.reloads.count_read();
     let app = if is_demonstration {
         builtin::router(config.routes.values().any(|route| route.session.movable))
     } else {
@@ -348,8 +350,12 @@ async fn serve(
         Router::new().fallback(any(respond)).with_state(gateway)
     };
     let Activated { clients: passed, admin: admin_passed } = activated;
-    let listen: Vec<ListenAddress> = config.listen.iter().map(|address| (**address).clone()).collect();
-    let clients = listeners::listen_all(passed, &listen, "--listen")?;
+    // Without `--listen` the supervisor's sockets take the place of its default.
+    let addresses = match loaded.is_set("listen") || passed.is_empty() {
+        true => config.addresses(),
+        false => passed.iter().map(Passed::address).collect(),
+    };
+    let clients = listeners::listen_all(passed, &addresses, "--listen")?;
     let admin = config.admin.listen.as_ref();
     let admin = admin.map(|address| listeners::listen(admin_passed, address, "--admin")).transpose()?;
     let failed = |error: std::io::Error| format!("signals cannot be handled: {error}");
@@ -374,25 +380,21 @@ async fn serve(
         let operated = Operated { server, routes, drain, refusals: Refusals::default() };
         tokio::spawn(admin::serve(socket, place, operated, token));
     }
-    let status = format!("serving clients at {}", client_listeners::places(&clients));
-    supervisor::ready(&status);
-    tokio::spawn(supervisor::keep_watchdog());
-    let drain = config.drain;
-    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
-    tokio::spawn(announced(stop, mainstay.clone(), drains, drain));
     let serving = client_listeners::Serving {
         app,
         server: mainstay.clone(),
         draining,
-        drain,
+        drain: config.drain,
         keeps_spelling: !is_demonstration,
         tls: tls.as_ref().map(|tls| tls.tls.clone()),
         proxies: config.proxies.proxy_protocol(&mainstay),
     };
-    if let Some(tls) = tls {
-        tokio::spawn(ClientTls::watch(Arc::new(Mutex::new(tls))));
-    }
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, status };
+    let status = format!("serving clients at {}", client_listeners::places(&clients));
+    supervisor::ready(&status);
+    tokio::spawn(supervisor::keep_watchdog());
+    let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
+    tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use crate::access_log::{self, AccessEntry, EndedBy};
 use crate::client_request::{BackendRefusal, ClientRequest, accepted};
 use crate::exchange::{FORWARD_TIMEOUT, exchange};
+use crate::links::Dialled;
 use crate::moving::Restored;
 use crate::route::Route;
 
@@ -30,11 +31,12 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, rout
             return session.renew(0);
         }
     };
-    let link = match request.link(subprotocol.as_slice(), &route, saved.is_some()) {
+    let dialled = (route.links.count() > 1).then(Arc::<Dialled>::default);
+    let link = match request.link(subprotocol.as_slice(), &route, saved.is_some(), dialled.as_ref()) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
-    let mut monitor = route.links.open(link.sender(), session.id());
+    let mut monitor = route.links.open(link.sender(), session.id(), dialled);
     let to_client = session.sender();
     let answered = tokio::select! {
         answered = accepted(&link, &mut monitor, &route) => answered,
@@ -48,7 +50,13 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, rout
         }
     };
     match (answered, subprotocol) {
-        (Err(BackendRefusal { status, reason }), _) => {
+        (Err(BackendRefusal { is_away: true, reason, .. }), _) => {
+            route.links.refused_unreachable();
+            restored.unsent.into_iter().for_each(|message| drop(to_client.try_send(message)));
+            session.close(CloseCode::TRY_AGAIN, &reason);
+            entry.ended(EndedBy::Gateway, Some(CloseCode::TRY_AGAIN), "the backend cannot be reached");
+        }
+        (Err(BackendRefusal { status, reason, .. }), _) => {
             // What the backend before sent is not part of the refusal.
             restored.unsent.into_iter().for_each(|message| drop(to_client.try_send(message)));
             let unauthorized = matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN));

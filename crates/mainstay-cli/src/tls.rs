@@ -16,8 +16,6 @@ use mainstay::client::rustls::{
 };
 use mainstay::client::{Connector, Place};
 
-use crate::config::upstream::Tls;
-
 /// Flags for TLS to the backend.
 #[derive(clap::Args, Clone)]
 #[group(skip)]
@@ -37,15 +35,30 @@ pub(crate) struct Arguments {
     upstream_server_name: Option<String>,
 }
 
-/// Builds the connector to the backend at `place`.
+/// TLS to the backend.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct Tls {
+    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the backend's
+    /// own if it is self-signed.
+    pub(crate) ca: Option<PathBuf>,
+    /// The client certificate to present, a file (PEM) with its chain.
+    pub(crate) certificate: Option<PathBuf>,
+    /// The private key of the certificate, a file (PEM).
+    pub(crate) key: Option<PathBuf>,
+    /// The name to expect in the backend's certificate. Default: the host of the address.
+    pub(crate) server_name: Option<String>,
+}
+
+/// Builds the connector to each of these places. They share one configuration of TLS.
 ///
 /// # Errors
 /// Begins with the field. A file cannot be read, or the settings need a backend that speaks TLS.
-pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
+pub(crate) fn connectors<'a>(
+    tls: &Tls,
+    places: impl Iterator<Item = &'a Place> + Clone,
+) -> Result<Vec<Connector>, String> {
     let mut connector = Connector::default();
-    if let Some(socket) = &place.socket {
-        connector = connector.unix(socket);
-    }
     match (&tls.certificate, &tls.key) {
         (Some(_), None) => {
             return Err("tls.certificate: <upstream.tls.certificate> requires <upstream.tls.key>".to_owned());
@@ -56,7 +69,7 @@ pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
         _ => {}
     }
     let identity = tls.certificate.as_deref().zip(tls.key.as_deref());
-    if *tls != Tls::default() && place.url.scheme_str() != Some("wss") {
+    if *tls != Tls::default() && places.clone().any(|place| place.url.scheme_str() != Some("wss")) {
         return Err("tls: <upstream.tls.ca>, <upstream.tls.certificate>, <upstream.tls.key> and \
                     <upstream.tls.server-name> require a backend that speaks TLS: write wss://... as \
                     <upstream.addresses>"
@@ -76,7 +89,11 @@ pub(crate) fn connector(tls: &Tls, place: &Place) -> Result<Connector, String> {
         })?;
         connector = connector.tls(config);
     }
-    Ok(connector)
+    let at = |place: &Place| match &place.socket {
+        Some(socket) => connector.clone().unix(socket),
+        None => connector.clone(),
+    };
+    Ok(places.map(at).collect())
 }
 
 /// Builds a TLS configuration that trusts `ca`, or the system's certificates, and presents `identity`, a certificate and its

@@ -1,5 +1,8 @@
 //! HTTP connections to the backend: opened, pooled for the next request, closed.
 //!
+//! Where the backend has several addresses, a request that cannot reach one goes to the next. One that was written goes to
+//! another only if it may be repeated.
+//!
 //! hyper-util's client is not used, for three reasons. Whether a request may be sent again depends on whether its
 //! connection was used before; an opening handshake needs a connection of its own; and that client spawns a task for each
 //! response.
@@ -20,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::limits;
-use crate::links::Links;
+use crate::links::{Lease, Links, is_unavailable};
 use crate::request_body::{Progress, Upload};
 use crate::upstream_error::UpstreamError;
 
@@ -34,15 +37,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const BUFFER: usize = 64 * 1024;
 const MAX_FIELDS: usize = 100;
 
+/// One address of the backend.
+pub(crate) struct Address {
+    /// Its URL as it was configured, for the log and metrics.
+    pub(crate) name: Box<str>,
+    pub(crate) url: Uri,
+    pub(crate) connector: Connector,
+}
+
 /// Opens and pools the HTTP connections to the backend.
 pub(crate) struct Upstream {
-    url: Uri,
-    connector: Connector,
+    addresses: Box<[(Address, Mutex<Pool>)]>,
     /// How long the backend may take to respond, and between two pieces of a response.
     pub(crate) answer_timeout: Duration,
     links: Links,
     http: http1::Builder,
-    pool: Mutex<Pool>,
     /// Evicts a session where no local port is left.
     pub(crate) server: OnceLock<Server>,
 }
@@ -60,82 +69,121 @@ pub(crate) struct PooledConnection {
     sender: SendRequest<Upload>,
     upstream: Arc<Upstream>,
     progress: Option<Arc<Progress>>,
+    lease: Lease,
+}
+
+/// The addresses that one request has tried.
+#[derive(Default)]
+struct Tried(Vec<usize>);
+
+impl Tried {
+    /// Notes a failed attempt. Returns whether another address of `count` is left.
+    fn failed(&mut self, address: usize, count: usize) -> bool {
+        if !self.0.contains(&address) {
+            self.0.push(address);
+        }
+        self.0.len() < count
+    }
 }
 
 impl Upstream {
-    pub(crate) fn new(url: Uri, connector: Connector, answer_timeout: Duration, links: Links) -> Arc<Self> {
+    pub(crate) fn new(addresses: Vec<Address>, answer_timeout: Duration, links: Links) -> Arc<Self> {
         let mut http = http1::Builder::new();
         http.preserve_header_case(true).title_case_headers(true).max_buf_size(BUFFER).max_headers(MAX_FIELDS);
-        let (pool, server) = (Mutex::default(), OnceLock::new());
-        Arc::new(Self { url, connector, answer_timeout, links, http, pool, server })
+        let addresses = addresses.into_iter().map(|address| (address, Mutex::default())).collect();
+        Arc::new(Self { addresses, answer_timeout, links, http, server: OnceLock::new() })
     }
 
-    /// Sends a request over a pooled connection or a new one. The backend may have closed a pooled connection just now:
-    /// the request is then sent again if no byte of it was written, or if `again` builds it a second time.
+    /// Returns the address with this number.
+    pub(crate) fn address(&self, number: usize) -> Option<&Address> {
+        self.addresses.get(number).map(|(address, _)| address)
+    }
+
+    /// Sends a request over a pooled connection or a new one, to the address of `key` if the client sticks to one. The backend
+    /// may have closed a pooled connection just now: the request is then sent again if no byte of it was written, or if
+    /// `again` builds it a second time. The same sends it to another address.
     pub(crate) async fn send(
         self: &Arc<Self>,
+        key: Option<u64>,
         mut request: Request<Upload>,
         progress: Option<Arc<Progress>>,
         mut again: impl FnMut() -> Option<Request<Upload>>,
     ) -> Result<(Response<Incoming>, PooledConnection), UpstreamError> {
+        let (mut tried, count) = (Tried::default(), self.addresses.len());
         loop {
-            let (mut sender, was_used) = match self.checkout().await {
+            let lease = self.links.choose(key, &tried.0);
+            let address = lease.address;
+            let (mut sender, was_used) = match self.checkout(address).await {
                 Some(sender) => (sender, true),
-                None => (self.open().await.inspect_err(|error| self.links.unanswered(error))?, false),
+                None => match self.open(address).await {
+                    Ok(sender) => (sender, false),
+                    Err(error) if tried.failed(address, count) => {
+                        self.links.attempt_failed(address, &error);
+                        continue;
+                    }
+                    Err(error) => return Err(self.fail(address, error)),
+                },
             };
             let asking = sender.try_send_request(request);
-            let asked = match within(self.answer_timeout, progress.as_deref(), asking).await {
+            let mut asked = match within(self.answer_timeout, progress.as_deref(), asking).await {
                 Some(Ok(response)) => {
-                    self.links.answered();
-                    return Ok((response, PooledConnection { sender, upstream: Arc::clone(self), progress }));
+                    self.links.answered(address);
+                    return Ok((
+                        response,
+                        PooledConnection { sender, upstream: Arc::clone(self), progress, lease },
+                    ));
                 }
                 Some(Err(error)) => error,
-                None => return Err(self.fail(UpstreamError::ResponseTimeout)),
+                None => return Err(self.fail(address, UpstreamError::ResponseTimeout)),
             };
-            let mut asked = asked;
-            request = match asked.take_message().or_else(&mut again).filter(|_| was_used) {
+            let may_repeat = was_used || tried.failed(address, count);
+            request = match asked.take_message().or_else(&mut again).filter(|_| may_repeat) {
                 Some(request) => request,
-                None => return Err(self.fail(upstream_error(asked.error(), progress.as_deref()))),
+                None => {
+                    return Err(self.fail(address, upstream_error(asked.error(), progress.as_deref())));
+                }
             };
+            if !was_used {
+                self.links.attempt_failed(address, &upstream_error(asked.error(), progress.as_deref()));
+            }
         }
     }
 
-    /// Sends an opening handshake over a connection of its own. Tries again for `wait` while the backend cannot be
-    /// reached; see [`UpstreamError::may_pass`].
+    /// Sends an opening handshake over a connection of its own. Tries again for `wait` while the backend cannot be reached (see
+    /// [`UpstreamError::may_pass`]), or, without it, each address once.
     pub(crate) async fn upgrade(
         self: &Arc<Self>,
-        wait: Duration,
+        key: Option<u64>,
+        wait: Option<Duration>,
         request: impl Fn() -> Request<Upload>,
     ) -> Result<(Response<Incoming>, PooledConnection), UpstreamError> {
-        let give_up = Instant::now() + wait;
-        let mut pause = PAUSE;
+        let give_up = wait.map(|wait| Instant::now() + wait);
+        let (mut pause, mut tried, count) = (PAUSE, Tried::default(), self.addresses.len());
         loop {
-            let attempt = async {
-                let mut sender =
-                    timeout_at(give_up, self.open()).await.unwrap_or_else(|_| Err(connect_timeout()))?;
-                let asking = sender.send_request(request());
-                match within(self.answer_timeout, None, asking).await {
-                    Some(Ok(response)) => Ok((
-                        response,
-                        PooledConnection { sender, upstream: Arc::clone(self), progress: None },
-                    )),
-                    Some(Err(error)) => Err(upstream_error(&error, None)),
-                    None => Err(UpstreamError::ResponseTimeout),
+            let lease = self.links.choose(key, &tried.0);
+            let address = lease.address;
+            let error = match self.attempt(lease, give_up, request()).await {
+                Ok((response, _)) if is_unavailable(response.status()) && tried.failed(address, count) => {
+                    self.links.responded_with(address, response.status());
+                    continue;
                 }
-            };
-            let error = match attempt.await {
                 Ok(response) => {
-                    self.links.answered();
+                    if !is_unavailable(response.0.status()) {
+                        self.links.answered(address);
+                    }
                     return Ok(response);
                 }
-                Err(error) => self.fail(error),
-            };
-            let may_pass = error.may_pass();
-            let next = Instant::now() + pause;
-            if !may_pass || next >= give_up {
-                if may_pass {
-                    sleep_until(give_up).await;
+                Err(error) if error.is_of_address() && tried.failed(address, count) => {
+                    self.links.attempt_failed(address, &error);
+                    continue;
                 }
+                Err(error) => self.fail(address, error),
+            };
+            tried = Tried::default();
+            let Some(give_up) = give_up.filter(|_| error.may_pass()) else { return Err(error) };
+            let next = Instant::now() + pause;
+            if next >= give_up {
+                sleep_until(give_up).await;
                 return Err(error);
             }
             sleep_until(next).await;
@@ -143,15 +191,41 @@ impl Upstream {
         }
     }
 
+    /// Makes one attempt of an opening handshake.
+    async fn attempt(
+        self: &Arc<Self>,
+        lease: Lease,
+        give_up: Option<Instant>,
+        request: Request<Upload>,
+    ) -> Result<(Response<Incoming>, PooledConnection), UpstreamError> {
+        let opening = self.open(lease.address);
+        let opened = match give_up {
+            Some(give_up) => timeout_at(give_up, opening).await.unwrap_or_else(|_| Err(connect_timeout())),
+            None => opening.await,
+        };
+        let mut sender = opened?;
+        let asking = sender.send_request(request);
+        match within(self.answer_timeout, None, asking).await {
+            Some(Ok(response)) => {
+                Ok((response, PooledConnection { sender, upstream: Arc::clone(self), progress: None, lease }))
+            }
+            Some(Err(error)) => Err(upstream_error(&error, None)),
+            None => Err(UpstreamError::ResponseTimeout),
+        }
+    }
+
     /// Counts an error and returns it.
-    pub(crate) fn fail(&self, error: UpstreamError) -> UpstreamError {
-        self.links.unanswered(&error);
+    pub(crate) fn fail(&self, address: usize, error: UpstreamError) -> UpstreamError {
+        self.links.unanswered(address, &error);
         error
     }
 
     /// Opens a new connection.
-    async fn open(&self) -> Result<SendRequest<Upload>, UpstreamError> {
-        let connected = self.connector.connect(&self.url).await;
+    async fn open(&self, address: usize) -> Result<SendRequest<Upload>, UpstreamError> {
+        let Some(Address { url, connector, .. }) = self.address(address) else {
+            return Err(connect_timeout());
+        };
+        let connected = connector.connect(url).await;
         let connected = connected.inspect_err(|failure| {
             self.server.get().into_iter().for_each(|server| limits::free_port(failure, server));
         });
@@ -169,9 +243,9 @@ impl Upstream {
     }
 
     /// Takes a connection out of the pool. It may still be finishing its last request, which this waits for.
-    async fn checkout(&self) -> Option<SendRequest<Upload>> {
+    async fn checkout(&self, address: usize) -> Option<SendRequest<Upload>> {
         loop {
-            let (mut sender, since) = self.pool().connections.pop()?;
+            let (mut sender, since) = self.pool(address)?.connections.pop()?;
             if since.elapsed() < POOL_IDLE_TIMEOUT && !sender.is_closed() && sender.ready().await.is_ok() {
                 return Some(sender);
             }
@@ -179,22 +253,22 @@ impl Upstream {
     }
 
     /// Puts a connection into the pool; drops it if the pool is full.
-    fn checkin(self: &Arc<Self>, sender: SendRequest<Upload>) {
-        let mut pool = self.pool();
+    fn checkin(self: &Arc<Self>, address: usize, sender: SendRequest<Upload>) {
+        let Some(mut pool) = self.pool(address) else { return };
         if sender.is_closed() || pool.connections.len() >= POOL_SIZE {
             return;
         }
         pool.connections.push((sender, Instant::now()));
         if !std::mem::replace(&mut pool.has_reaper, true) {
-            tokio::spawn(Arc::clone(self).close_idle());
+            tokio::spawn(Arc::clone(self).close_idle(address));
         }
     }
 
     /// Closes connections that were idle for too long, until the pool is empty.
-    async fn close_idle(self: Arc<Self>) {
+    async fn close_idle(self: Arc<Self>, address: usize) {
         loop {
             sleep(POOL_IDLE_TIMEOUT / 4).await;
-            let mut pool = self.pool();
+            let Some(mut pool) = self.pool(address) else { return };
             let is_live = |(sender, since): &(SendRequest<Upload>, Instant)| {
                 since.elapsed() < POOL_IDLE_TIMEOUT && !sender.is_closed()
             };
@@ -206,8 +280,9 @@ impl Upstream {
         }
     }
 
-    fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pool(&self, address: usize) -> Option<MutexGuard<'_, Pool>> {
+        let (_, pool) = self.addresses.get(address)?;
+        Some(pool.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -216,13 +291,23 @@ impl PooledConnection {
     /// written is closed, because the backend responded without reading the rest.
     pub(crate) fn release(self) {
         if self.progress.is_none_or(|progress| progress.is_sent()) {
-            self.upstream.checkin(self.sender);
+            self.upstream.checkin(self.lease.address, self.sender);
         }
     }
 
     /// The response ended early.
     pub(crate) fn failed(self, why: &str) {
-        self.upstream.links.unanswered(&UpstreamError::NoAnswer(why.to_owned()));
+        self.upstream.links.unanswered(self.lease.address, &UpstreamError::NoAnswer(why.to_owned()));
+    }
+
+    /// Returns the number of the address that it came from.
+    pub(crate) fn address(&self) -> usize {
+        self.lease.address
+    }
+
+    /// Returns the use of the address, for the link that continues on this connection.
+    pub(crate) fn into_lease(self) -> Lease {
+        self.lease
     }
 }
 

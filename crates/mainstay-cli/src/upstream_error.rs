@@ -20,6 +20,11 @@ pub(crate) enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether another address may be reached: no connection was opened, or it ended without a response.
+    pub(crate) fn is_of_address(&self) -> bool {
+        matches!(self, Self::Connect(_) | Self::NoAnswer(_))
+    }
+
     /// Whether another attempt may succeed soon: a backend that is not there, or that ends the connection without a
     /// response. Some port forwarders accept connections for a backend that is not there.
     pub(crate) fn may_pass(&self) -> bool {

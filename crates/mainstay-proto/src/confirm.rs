@@ -515,15 +515,24 @@ impl<M> Confirmer<M> {
         self.line.confirmed < self.careful_until
     }
 
+    /// The application lets the connection end in order, long after the last message: what is confirmed is not kept back.
+    pub fn settle_confirmed(&mut self) -> Option<Outcome<M>> {
+        self.release_from(false)
+    }
+
     /// Stops keeping the oldest messages, as far as `confirm` allows.
     fn release(&mut self) -> Option<Outcome<M>> {
+        self.release_from(self.config.confirm == Confirm::PongWindow)
+    }
+
+    fn release_from(&mut self, keeps_back: bool) -> Option<Outcome<M>> {
         let before = self.settled();
         while let Some(oldest) =
             self.kept.items().front().filter(|oldest| oldest.number <= self.line.confirmed)
         {
             let Load { messages, bytes } = self.line.kept_back;
             let fits = messages <= KEPT_BACK_MESSAGES && bytes <= KEPT_BACK_BYTES;
-            if self.config.confirm == Confirm::PongWindow && fits {
+            if keeps_back && fits {
                 break;
             }
             self.line.kept_back.remove(oldest.bytes);

@@ -18,6 +18,7 @@ mod event;
 mod peer;
 mod pings;
 mod plain;
+mod resting;
 mod session;
 mod time;
 mod unproven;
@@ -130,6 +131,10 @@ enum Dial {
         connection: ConnectionId,
         until: Instant,
     },
+    /// While attached: the Close was sent, and is answered until then. Later: no connection is needed.
+    Resting {
+        until: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -233,6 +238,7 @@ impl Client {
             _ if self.attached.is_some() => State::Attached { mode: self.mode(), epoch: self.epoch },
             // The first attempt is due at once; nothing is waited for.
             Dial::Waiting { until } if self.next_connection > 1 => State::Waiting { until },
+            Dial::Resting { .. } => State::Resting,
             _ => State::Connecting,
         }
     }

@@ -22,7 +22,8 @@ pub enum Follow {
 
 impl Follow {
     /// Returns where to connect instead of `own`; `None`: to `own`. The endpoint must be an absolute URL of the same
-    /// scheme (`ws` never follows `wss`, nor the other way round), without credentials in it.
+    /// scheme (`ws` never follows `wss`, nor the other way round), without credentials in it. One without a path of its
+    /// own gets the path and query of `own`: a session belongs to the path at which it was opened.
     #[must_use]
     pub fn allows(self, own: &Uri, endpoint: &str) -> Option<Uri> {
         let named: Uri = endpoint.parse().ok()?;
@@ -34,8 +35,16 @@ impl Follow {
             Self::SameHost => ours.eq_ignore_ascii_case(theirs),
             Self::Anywhere => true,
         };
-        (same_scheme && clean && near).then_some(named)
+        let is_bare = named.path_and_query().is_none_or(|path| path == "/");
+        let place = if is_bare { with_path_of(own, named) } else { Some(named) };
+        place.filter(|_| same_scheme && clean && near)
     }
+}
+
+fn with_path_of(own: &Uri, named: Uri) -> Option<Uri> {
+    let mut parts = named.into_parts();
+    parts.path_and_query = own.path_and_query().cloned().or(parts.path_and_query);
+    Uri::from_parts(parts).ok()
 }
 
 fn is_secure(url: &Uri) -> Option<bool> {
@@ -64,6 +73,17 @@ mod tests {
         check(Follow::SameHost, own, "wss://node7.example.com/chat", false);
         check(Follow::Anywhere, own, "wss://node7.example.com/chat", true);
         check(Follow::Never, own, "wss://example.com/chat", false);
+    }
+
+    #[test]
+    fn an_endpoint_without_a_path_gets_the_path_and_query_of_the_own_url() {
+        let own = Uri::from_static("wss://example.com/chat?room=1");
+        for bare in ["wss://n3.example.com", "wss://n3.example.com/"] {
+            let followed = Follow::Anywhere.allows(&own, bare).unwrap();
+            assert_eq!(followed, "wss://n3.example.com/chat?room=1");
+        }
+        let followed = Follow::Anywhere.allows(&own, "wss://n3.example.com/?node=3").unwrap();
+        assert_eq!(followed, "wss://n3.example.com/?node=3", "it has a query of its own");
     }
 
     #[test]

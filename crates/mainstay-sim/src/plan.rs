@@ -183,6 +183,17 @@ impl Fault {
         Self::Copy,
     ];
 
+    /// What sessions that move meet: of these one seed in ten has many, so that a session moves again and again.
+    const OF_MOVES: [Self; 7] = [
+        Self::Drain,
+        Self::Copy,
+        Self::Reset,
+        Self::SlowEngine,
+        Self::LossyEngine,
+        Self::FailOver,
+        Self::CutNodes,
+    ];
+
     /// Returns the kinds that one server meets, and those that only a cluster does.
     fn by_world() -> (&'static [Self], &'static [Self]) {
         static ALL: [Fault; Fault::ALL.len()] = Fault::ALL;
@@ -262,9 +273,12 @@ impl Plan {
             2 | 3 => pick(all().filter(|kind| kind.is_gentle()).collect(), 0.6),
             4 => pick(all().filter(|kind| kind.is_of_engine() || kind.is_gentle()).collect(), 0.5),
             5 => pick(own.to_vec(), 0.5),
+            6 => pick(Fault::OF_MOVES.to_vec(), 0.8),
             _ => pick(all().collect(), 0.25),
         };
-        plan.faults = kinds.into_iter().map(|kind| (kind, kind.mean(&mut rng))).collect();
+        let moves = plan.moves();
+        let mut mean = |kind: Fault| if moves { seconds(&mut rng, 2.0..15.0) } else { kind.mean(&mut rng) };
+        plan.faults = kinds.into_iter().map(|kind| (kind, mean(kind))).collect();
         plan.clients = rng.random_range(1..=4);
         if plan.is_gentle() {
             plan.resume_window = Duration::from_secs(300);
@@ -276,7 +290,7 @@ impl Plan {
             movable: rng.random_bool(0.7),
             returns_within: if slow { seconds(&mut rng, 0.0..8.0) } else { seconds(&mut rng, 0.0..0.3) },
             hangs: rng.random_bool(0.1),
-            drain: seconds(&mut rng, 5.0..30.0),
+            drain: if moves { seconds(&mut rng, 1.0..8.0) } else { seconds(&mut rng, 5.0..30.0) },
         });
         plan
     }
@@ -323,6 +337,11 @@ impl Plan {
     /// Whether applications notice no fault, where nodes answer each other, sessions may move and handlers return.
     pub(crate) fn is_gentle(&self) -> bool {
         self.faults.iter().all(|(fault, _)| fault.is_gentle())
+    }
+
+    /// Whether nodes drain all the time, if there are several.
+    pub(crate) fn moves(&self) -> bool {
+        self.seed / 3 % 10 == 6
     }
 
     /// Whether this kind of fault occurs.

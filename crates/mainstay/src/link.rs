@@ -102,6 +102,25 @@ impl ClientHandle<Plain> {
         self.core.lock().machine.settled()
     }
 
+    /// Closes the connection in order, and dials the next one when a message waits to be sent, or at
+    /// [`probe_now`](Self::probe_now): for a program with many links that are idle. What the peer sends before it answers the
+    /// Close is still received, and [`Event::Rested`] follows. The next connection is a fresh peer as any other, and is held back
+    /// with [`Builder::holds_replaced`]. Returns `false`, and does nothing, if the link is not attached, is held back, closes, or
+    /// waits for a confirmation.
+    ///
+    /// ```no_run
+    /// # fn idle(link: &mainstay::Link) {
+    /// if link.rest(mainstay::CloseCode::GOING_AWAY, "idle") {
+    ///     println!("the next message opens another connection");
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// [`Event::Rested`]: crate::client::Event::Rested
+    pub fn rest(&self, code: CloseCode, reason: &str) -> bool {
+        self.core.change(|inner| inner.machine.rest(now(), code, reason))
+    }
+
     /// Ends the link now, without a closing handshake. Messages that are kept are reported: those that were written as unknown,
     /// the others as not delivered.
     pub fn abandon(&self, reason: &str) {

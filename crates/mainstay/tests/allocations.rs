@@ -14,9 +14,12 @@ use allocation_counter::{AllocationInfo, measure};
 use axum::Router;
 use axum::routing::any;
 use bytes::Bytes;
-use mainstay::client::{Builder, ClientHandle, UrlError};
-use mainstay::server::{Config, Sender};
+use mainstay::client::{Builder, ClientHandle, Connector, UrlError};
+use mainstay::server::rustls::pki_types::PrivateKeyDer;
+use mainstay::server::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use mainstay::server::{Config, Sender, Tls};
 use mainstay::{Client, CloseCode, Link, Message, Server, Session, SessionUpgrade};
+use rcgen::{CertificateParams, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{self, Runtime};
@@ -37,6 +40,8 @@ const WORK: [(Work, f64, f64); 4] = [
 const IDLE_PLAIN: Held = (3.1, 720.0 + if cfg!(debug_assertions) { 16.0 } else { 0.0 });
 const IDLE_SESSION: Held = (4.6, 1_400.0);
 const PARKED_SESSION: Held = (3.6, 1_190.0);
+/// The most that TLS may add to an idle connection.
+const IDLE_TLS: Held = (16.0, 8.0 * 1024.0);
 
 /// The most bytes that are allocated to deliver a compressed message to one of 64 clients, and to return one to its sender:
 /// a compressor allocates 400,000.
@@ -90,6 +95,16 @@ fn an_idle_connection_holds_no_more_than_it_did() {
     let mut verdict = Verdict::default();
     let (idle, _) = held(Link::builder);
     verdict.judge_held("idle plain connection", idle, IDLE_PLAIN);
+    verdict.give();
+}
+
+#[test]
+fn an_idle_connection_over_tls_holds_at_most_8_kib_more() {
+    let mut verdict = Verdict::default();
+    let (plain, _) = held(Link::builder);
+    let (bench, connector) = Bench::over_tls();
+    let (tls, _) = held_at(bench, Link::builder, connector);
+    verdict.judge_held("what TLS adds to an idle connection", (tls.0 - plain.0, tls.1 - plain.1), IDLE_TLS);
     verdict.give();
 }
 
@@ -208,9 +223,17 @@ fn compressible(len: usize) -> Bytes {
 
 /// What a connection holds while it is idle, and what remains when its client is gone without a word.
 fn held<P: 'static>(to: fn(&str) -> Result<Builder<P>, UrlError>) -> (Held, Held) {
-    let mut bench = Bench::new();
-    let before = bench.counted(open(bench.url("echo"), to, BEFORE)).0;
-    let (clients, opened) = bench.counted(open(bench.url("echo"), to, COUNTED));
+    held_at(Bench::new(), to, Connector::default())
+}
+
+fn held_at<P: 'static>(
+    mut bench: Bench,
+    to: fn(&str) -> Result<Builder<P>, UrlError>,
+    connector: Connector,
+) -> (Held, Held) {
+    let url = bench.url("echo");
+    let before = bench.counted(open_by(connector.clone(), url.clone(), to, BEFORE)).0;
+    let (clients, opened) = bench.counted(open_by(connector, url, to, COUNTED));
     let settled = bench.settle(BEFORE + COUNTED);
     bench.kill_clients();
     let left = bench.settle(0);
@@ -227,25 +250,41 @@ struct Bench {
     server: Runtime,
     clients: Option<Runtime>,
     address: SocketAddr,
+    scheme: &'static str,
     mainstay: Server,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self::of(Config::default())
+        Self::of(Config::default(), None)
     }
 
     fn compressing() -> Self {
-        Self::of(Config::new().deflate(true))
+        Self::of(Config::new().deflate(true), None)
     }
 
-    fn of(config: Config) -> Self {
+    /// Returns the connector of its clients, too.
+    fn over_tls() -> (Self, Connector) {
+        let key = KeyPair::generate().unwrap();
+        let own = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let server = ServerConfig::builder().with_no_client_auth();
+        let server = server.with_single_cert(vec![own.der().clone()], secret).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(own.der().clone()).unwrap();
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let tls = Tls::new(Arc::new(server));
+        (Self::of(Config::default(), Some(tls)), Connector::default().tls(Arc::new(client)))
+    }
+
+    fn of(config: Config, tls: Option<Tls>) -> Self {
         let server = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let clients = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mainstay = Server::new(config);
         let listener = server.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let serving = mainstay.clone();
+        let scheme = if tls.is_some() { "wss" } else { "ws" };
         server.spawn(async move {
             let room = Room::default();
             let routes = Router::new()
@@ -258,13 +297,17 @@ impl Bench {
                     }),
                 )
                 .with_state(serving.clone());
-            mainstay::serve(listener, routes, &serving).await.unwrap();
+            let serve = mainstay::serve(listener, routes, &serving);
+            match tls {
+                Some(tls) => serve.tls(tls).await.unwrap(),
+                None => serve.await.unwrap(),
+            }
         });
-        Self { server, clients: Some(clients), address, mainstay }
+        Self { server, clients: Some(clients), address, scheme, mainstay }
     }
 
     fn url(&self, path: &str) -> String {
-        format!("ws://{}/{path}", self.address)
+        format!("{}://{}/{path}", self.scheme, self.address)
     }
 
     /// Lets the clients do something, and counts what the server allocates until they are done.
@@ -330,9 +373,19 @@ async fn open<P>(
     to: fn(&str) -> Result<Builder<P>, UrlError>,
     count: usize,
 ) -> Vec<ClientHandle<P>> {
+    open_by(Connector::default(), url, to, count).await
+}
+
+async fn open_by<P>(
+    connector: Connector,
+    url: String,
+    to: fn(&str) -> Result<Builder<P>, UrlError>,
+    count: usize,
+) -> Vec<ClientHandle<P>> {
     let mut clients = Vec::new();
     for _ in 0..count {
-        clients.push(to(&url).unwrap().deflate(true).connect_once().await.unwrap());
+        let builder = to(&url).unwrap().connector(connector.clone()).deflate(true);
+        clients.push(builder.connect_once().await.unwrap());
     }
     clients
 }

@@ -1,6 +1,7 @@
 //! The rounds with clients: what is done to a cluster, and what that may cost.
 
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use super::rows::{self, Allowed, Must, row};
 use super::stage::{self, Setup, Stage};
 use super::verdict::Verdict;
 use crate::engines::{Program, Server};
+use crate::run::check;
 use crate::{Depth, Result};
 
 /// The cluster's name in the engine.
@@ -174,6 +176,40 @@ pub(super) fn deploy_movable(program: &Program, size: &Size) -> Result<()> {
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
     rows.push(interrupted(&verdict));
     rows::judge(&title, &rows)
+}
+
+/// Nodes that encrypt what they send to each other, with certificates made by the commands of the documents: clients are cut off,
+/// and each node is drained.
+pub(super) fn encrypted(program: &Program, size: &Size) -> Result<()> {
+    let title = format!("{:?}: --cluster-tls, clients cut twice, three nodes drained in turn", program.brand);
+    let cluster = Cluster::start(program, "encrypted-engine")?;
+    let folder = stage::folder("encrypted-certificates")?;
+    make_certificates(&folder)?;
+    let folder = folder.to_str().ok_or("a folder without a name")?;
+    let flags = cluster.flags(&["--cluster-tls", folder, "--movable", "--on-backend-loss", "keep"]);
+    let mut stage = Stage::set(&size.setup("encrypted", 3, &flags))?;
+    for _ in 0..2 {
+        stage.cut_and_wait(size.clients)?;
+    }
+    let relayed =
+        stage.nodes.iter().map(|node| node.metric("mainstay_relayed_total")).sum::<Result<u64>>()?;
+    replace_all(&mut stage)?;
+    let dropped = stage.lines_of_nodes("drops a connection")?;
+    let verdict = stage.close()?;
+    let mut rows = rows::of(&verdict, &Allowed::NOTHING);
+    rows.push(row("relayed to another node, over TLS", relayed, Must::BeAtLeast(size.clients / 2)));
+    rows.push(row("connections of nodes that nodes dropped", dropped, Must::Be(0)));
+    rows.push(interrupted(&verdict));
+    rows::judge(&title, &rows)
+}
+
+/// Runs the commands of docs/CLUSTER.md that make an authority and a certificate.
+fn make_certificates(folder: &Path) -> Result<()> {
+    let document = std::fs::read_to_string("docs/CLUSTER.md")?;
+    let block = document.split("```sh\n").find(|block| block.starts_with("openssl req -x509"));
+    let commands =
+        block.and_then(|block| block.split("```").next()).ok_or("docs/CLUSTER.md has no certificates")?;
+    check(Command::new("sh").args(["-e", "-c", commands]).current_dir(folder)).map(drop)
 }
 
 fn replace_all(stage: &mut Stage) -> Result<()> {

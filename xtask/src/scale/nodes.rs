@@ -83,7 +83,8 @@ impl Stage {
         Ok(Table {
             title: "Three nodes are replaced in turn, and one node is restarted",
             about: "A new node is started, clients are led to it instead of an old one, the old one gets SIGTERM and ends; this three\n\
-                    times. The node of the last column but one has no engine: it ends, and starts again, with `--state-dir`.",
+                    times. The node of the last column but one has no engine: it gets SIGTERM, and the next one starts at once with the\n\
+                    same `--state-dir`; clients are led to that one, as to a listening socket that it inherits.",
             columns: self.columns(&[
                 &|| self.play_deploy("Mainstay, movable sessions", Kind::Mainstay { movable: true }),
                 &|| self.play_restart("Mainstay, one node with a file", Kind::WithFile),
@@ -153,10 +154,10 @@ impl Stage {
         running.let_messages_pass(self);
         let mut old = running.servers.remove(0);
         old.process.signal("TERM")?;
-        old.process.wait_success(LIMIT)?;
         let server = running.start_server()?;
         running.servers.push(server);
         running.lead()?;
+        old.process.wait_success(LIMIT)?;
         running.wait_attached(2)?;
         running.let_messages_pass(self);
         running.end(title, vec![("clients", self.clients.to_string())])

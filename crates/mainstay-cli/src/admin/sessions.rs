@@ -30,10 +30,10 @@ fn page(operated: &Operated, request: &Request) -> Result<Value, Wrong> {
     if state.is_some_and(|state| !["attached", "parked", "draining"].contains(&state)) {
         return Err(bad("state: must be attached, parked or draining"));
     }
-    let (subject, search) = (query.get("subject"), query.get("search").map(str::to_lowercase));
+    let (wanted_subject, search) = (query.get("subject"), query.get("search").map(str::to_lowercase));
     let wanted = |client: &ClientInfo| {
         state.is_none_or(|state| client.presence.as_str() == state)
-            && subject.is_none_or(|subject| client.peer().principal.as_ref() == subject.as_bytes())
+            && wanted_subject.is_none_or(|wanted| subject(client).as_deref() == Some(wanted))
             && search.as_deref().is_none_or(|search| mentions(client, search))
     };
     let page = operated.server.list(after, limit, wanted);
@@ -50,19 +50,30 @@ fn mentions(client: &ClientInfo, search: &str) -> bool {
         || subject(client).is_some_and(|subject| contains(&subject))
 }
 
-/// Returns who a client is by its credentials, as text. What identifies it otherwise is a hash, of which the beginning tells
-/// clients apart.
+/// Returns who a client is by its credentials, as text.
 fn subject(client: &ClientInfo) -> Option<String> {
-    let principal = &*client.peer().principal;
-    let text = std::str::from_utf8(principal).ok().filter(|text| !text.chars().any(char::is_control));
-    match text {
-        _ if principal.is_empty() => None,
-        Some(text) => Some(text.to_owned()),
-        None => {
-            let digits: String = principal.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            Some(format!("hash-{digits}"))
-        }
+    subject_of(&client.peer().principal)
+}
+
+/// Returns the subject in a principal: the whole of it, or what follows its own length where cookies and headers are bound
+/// too. Those alone are a hash, of which the beginning tells clients apart.
+fn subject_of(principal: &[u8]) -> Option<String> {
+    let readable = |bytes| {
+        let text = std::str::from_utf8(bytes).ok()?;
+        (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+    };
+    let with_length = || {
+        let (length, rest) = principal.split_first_chunk()?;
+        readable(rest.get(..usize::try_from(u64::from_be_bytes(*length)).ok()?)?)
+    };
+    let hash = || {
+        let digits: String = principal.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        format!("hash-{digits}")
+    };
+    if principal.is_empty() {
+        return None;
     }
+    readable(principal).or_else(with_length).or_else(|| Some(hash()))
 }
 
 /// Returns the route and the path of a client, as its handshake listed them. The demonstration has no routes.
@@ -149,7 +160,8 @@ pub(super) async fn end_subject(
     request: Request,
 ) -> Response {
     answer(ending(&request).map(|(code, reason)| {
-        let ended = operated.server.end_principal(subject.as_bytes(), code, &reason);
+        let theirs = |client: &ClientInfo| subject_of(&client.peer().principal).as_deref() == Some(&*subject);
+        let ended = operated.server.end_clients(theirs, code, &reason);
         tracing::info!(ended, code = code.get(), "an operator ended the sessions of a subject");
         json!({ "ended": ended })
     }))
@@ -175,5 +187,23 @@ pub(super) fn answer(found: Result<Value, Wrong>) -> Response {
     match found {
         Ok(value) => ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response(),
         Err(wrong) => wrong.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_is_shown_as_text_and_a_hash_by_its_beginning() {
+        let check = |principal: &[u8], expected: Option<&str>| {
+            assert_eq!(subject_of(principal).as_deref(), expected, "{principal:?}");
+        };
+        check(b"", None);
+        check(b"alice", Some("alice"));
+        check(&[&5_u64.to_be_bytes(), &b"alice"[..], &[0xff; 32]].concat(), Some("alice"));
+        check(&[0xab; 32], Some("hash-abababababababab"));
+        check(&[&99_u64.to_be_bytes(), &b"alice"[..]].concat(), Some("hash-0000000000000063"));
+        check(b"alice\n", Some("hash-616c6963650a"));
     }
 }

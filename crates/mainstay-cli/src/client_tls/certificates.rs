@@ -13,7 +13,7 @@ use mainstay::server::rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::CertificateFiles;
+use super::Named;
 
 /// When a certificate expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,16 +45,16 @@ impl Certificates {
     ///
     /// # Errors
     /// One line that names the file and what is wrong with it.
-    pub(super) fn load(files: &[CertificateFiles], provider: &CryptoProvider) -> Result<Self, String> {
+    pub(super) fn load(files: &[Named], provider: &CryptoProvider) -> Result<Self, String> {
         let mut certificates = Self { all: Vec::with_capacity(files.len()), by_name: HashMap::new() };
-        for files in files {
+        for named in files {
             let index = certificates.all.len();
-            let (key, names, not_after) = load(files, provider)?;
+            let (key, names, not_after) = load(named, provider)?;
             for name in names {
                 let name = name.strip_prefix('*').unwrap_or(&name).to_ascii_lowercase();
                 certificates.by_name.entry(name.into()).or_default().push(index);
             }
-            certificates.all.push((Arc::new(key), Expiry { chain: files.chain.clone(), not_after }));
+            certificates.all.push((Arc::new(key), Expiry { chain: named.files.chain.clone(), not_after }));
         }
         Ok(certificates)
     }
@@ -85,20 +85,20 @@ impl ResolvesServerCert for Certificates {
 }
 
 /// Reads a chain and its key; returns the names that the certificate is for, and when it expires.
-fn load(
-    files: &CertificateFiles,
-    provider: &CryptoProvider,
-) -> Result<(CertifiedKey, Vec<String>, i64), String> {
+fn load(named: &Named, provider: &CryptoProvider) -> Result<(CertifiedKey, Vec<String>, i64), String> {
+    let Named { settings: [chain_setting, key_setting], files } = named;
     let (chain_file, key_file) = (files.chain.display(), files.key.display());
-    let chain = read(&files.chain, "tls.certificates")?;
+    let chain = read(&files.chain, chain_setting)?;
     let (names, not_after) = chain
         .first()
         .and_then(|certificate| describe(certificate))
-        .ok_or_else(|| format!("tls.certificates {chain_file}: its first certificate cannot be read"))?;
+        .ok_or_else(|| format!("{chain_setting}: {chain_file}: its first certificate cannot be read"))?;
     let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|error| format!("tls.certificates {key_file}: no private key found: {error}"))?;
+        .map_err(|error| format!("{key_setting}: {key_file}: no private key found: {error}"))?;
     let certified = CertifiedKey::from_der(chain, key, provider).map_err(|error| {
-        format!("tls.certificates {chain_file}: {error}; {key_file} must be the key of its first certificate")
+        format!(
+            "{key_setting}: {key_file}: must be the key of the first certificate of {chain_file}: {error}"
+        )
     })?;
     Ok((certified, names, not_after))
 }
@@ -109,7 +109,7 @@ fn load(
 /// One line that begins with `setting` and names the file.
 pub(super) fn read(file: &Path, setting: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let found = read.map_err(|error| format!("{setting} {}: {error}", file.display()))?;
+    let found = read.map_err(|error| format!("{setting}: {}: {error}", file.display()))?;
     if found.is_empty() {
         return Err(format!(
             "{setting} {}: no certificate found (-----BEGIN CERTIFICATE-----)",
@@ -132,7 +132,7 @@ fn describe(certificate: &CertificateDer<'_>) -> Option<(Vec<String>, i64)> {
 }
 
 /// Returns the subject of a certificate, as `CN=alice, O=Example`.
-#[allow(dead_code)] // The part of credentials uses it.
+#[allow(dead_code)]
 pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.subject().to_string().into())
@@ -154,13 +154,13 @@ mod tests {
                 let key = KeyPair::generate().unwrap();
                 let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
                 let certificate = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-                let files = CertificateFiles {
+                let files = super::super::CertificateFiles {
                     chain: folder.join(format!("{at}.pem")),
                     key: folder.join(format!("{at}.key")),
                 };
                 std::fs::write(&files.chain, certificate.pem()).unwrap();
                 std::fs::write(&files.key, key.serialize_pem()).unwrap();
-                files
+                Named { settings: ["certificates"; 2], files }
             })
             .collect();
         Certificates::load(&files, &ring::default_provider()).unwrap()

@@ -118,7 +118,7 @@ async fn a_client_gets_the_certificate_for_the_host_that_it_asks_for() {
     let ((one, one_der), (two, two_der)) =
         (folder.certificate("one.example"), folder.certificate("two.example"));
     let section = TlsSection { certificates: vec![one, two], ..TlsSection::default() };
-    let to = serve(&ClientTls::new(section).unwrap()).await;
+    let to = serve(&ClientTls::new(&section).unwrap()).await;
     let (first, second) = (client(&[&one_der], None), client(&[&two_der], None));
     assert!(get(to, &first, "one.example").await.is_ok() && get(to, &second, "two.example").await.is_ok());
     assert!(get(to, &first, "two.example").await.is_err());
@@ -134,15 +134,15 @@ async fn gateways_with_the_same_ticket_keys_continue_one_anothers_handshakes_ove
         ..TlsSection::default()
     };
     let (old, new) = ("a".repeat(64), "b".repeat(64));
-    let one = ClientTls::new(section("one", &old)).unwrap();
-    let mut two = ClientTls::new(section("two", &format!("{new}\n{old}\n"))).unwrap();
+    let one = ClientTls::new(&section("one", &old)).unwrap();
+    let two = ClientTls::new(&section("two", &format!("{new}\n{old}\n"))).unwrap();
     let (to_one, to_two) = (serve(&one).await, serve(&two).await);
     let config = client(&[&own], None);
     let kind = async |to| get(to, &config, "localhost").await.unwrap().1;
     assert_eq!(kind(to_one).await, HandshakeKind::Full);
     assert_eq!(kind(to_two).await, HandshakeKind::Resumed);
     // The old key goes: its tickets end, those of the new key do not.
-    two.reload(section("two", &new)).unwrap();
+    two.replace(two.prepare(&section("two", &new)).unwrap());
     let fresh = client(&[&own], None);
     assert_eq!(get(to_one, &fresh, "localhost").await.unwrap().1, HandshakeKind::Full);
     assert_eq!(get(to_two, &fresh, "localhost").await.unwrap().1, HandshakeKind::Full);
@@ -159,7 +159,7 @@ async fn a_client_needs_a_certificate_of_the_authority_and_its_subject_comes_wit
         client_ca: Some(folder.write("ca.pem", &ours.pem())),
         ..TlsSection::default()
     };
-    let mut tls = ClientTls::new(section.clone()).unwrap();
+    let tls = ClientTls::new(&section).unwrap();
     let to = serve(&tls).await;
     let with = |identity| client(&[&own], identity);
     let body = async |config: &Arc<ClientConfig>| get(to, config, "localhost").await.map(|(body, _)| body);
@@ -172,12 +172,12 @@ async fn a_client_needs_a_certificate_of_the_authority_and_its_subject_comes_wit
     let (again, kind) = get(to, &alice, "localhost").await.unwrap();
     assert_eq!((again, kind), (subject, HandshakeKind::Resumed));
     section.client_certificates = super::ClientCertificates::Optional;
-    tls.reload(section.clone()).unwrap();
+    tls.replace(tls.prepare(&section).unwrap());
     assert_eq!(body(&with(None)).await.unwrap(), "nobody");
     assert!(body(&mallory).await.is_err());
     // A ticket of before does not survive a change of the authority.
     section.client_ca = Some(folder.write("ca.pem", &other.pem()));
-    tls.reload(section).unwrap();
+    tls.replace(tls.prepare(&section).unwrap());
     assert!(body(&alice).await.is_err());
     assert!(body(&mallory).await.unwrap().contains("CN=mallory"));
 }
@@ -208,7 +208,7 @@ async fn a_revoked_certificate_is_refused() {
         client_crl: Some(folder.write("crl.pem", &list.pem().unwrap())),
         ..TlsSection::default()
     };
-    let to = serve(&ClientTls::new(section).unwrap()).await;
+    let to = serve(&ClientTls::new(&section).unwrap()).await;
     assert!(get(to, &client(&[&own], Some(alice)), "localhost").await.is_ok());
     assert!(get(to, &client(&[&own], Some(bob)), "localhost").await.is_err());
 }
@@ -218,12 +218,12 @@ async fn a_wrong_file_is_refused_and_the_old_ones_stay_in_use() {
     let folder = Folder::new();
     let (files, own) = folder.certificate("localhost");
     let section = TlsSection { certificates: vec![files.clone()], ..TlsSection::default() };
-    let mut tls = ClientTls::new(section.clone()).unwrap();
+    let tls = ClientTls::new(&section).unwrap();
     let to = serve(&tls).await;
     std::fs::write(&files.chain, "no certificate").unwrap();
-    let error = tls.reload(section).unwrap_err();
+    let error = tls.prepare(&section).err().unwrap();
     assert!(error.contains("localhost.pem: no certificate found"), "{error}");
-    assert!(tls.reload(TlsSection::default()).unwrap_err().contains("restart"));
+    assert!(tls.prepare(&TlsSection::default()).err().unwrap().contains("restart"));
     assert!(get(to, &client(&[&own], None), "localhost").await.is_ok());
 }
 
@@ -235,22 +235,24 @@ fn settings_that_need_another_are_refused_by_name() {
         assert!(error.starts_with(words), "{error}");
     };
     let set = || Some(PathBuf::from("x"));
-    check(TlsSection { http2: true, ..TlsSection::default() }, "tls.http2: requires a certificate");
-    check(TlsSection { ticket_keys: set(), ..TlsSection::default() }, "tls.ticket-keys: requires");
-    check(TlsSection { client_ca: set(), ..TlsSection::default() }, "tls.client-ca: requires");
+    check(TlsSection { http2: true, ..TlsSection::default() }, "http2: requires a certificate");
+    check(TlsSection { ticket_keys: set(), ..TlsSection::default() }, "ticket-keys: requires");
+    check(TlsSection { client_ca: set(), ..TlsSection::default() }, "client-ca: requires");
     check(
         TlsSection { certificates: files(), client_crl: set(), ..TlsSection::default() },
-        "tls.client-crl: requires",
+        "client-crl: requires",
     );
     let optional = super::ClientCertificates::Optional;
     check(
         TlsSection { certificates: files(), client_certificates: optional, ..TlsSection::default() },
-        "tls.client-certificates: requires",
+        "client-certificates: requires",
     );
     check(
         TlsSection { certificates: vec![files().remove(0); 1001], ..TlsSection::default() },
-        "tls.certificates: must",
+        "certificates: must",
     );
+    check(TlsSection { certificate: set(), ..TlsSection::default() }, "certificate: requires");
+    check(TlsSection { key: set(), ..TlsSection::default() }, "key: requires");
     assert_eq!(TlsSection { certificates: files(), http2: true, ..TlsSection::default() }.check(), Ok(()));
     assert_eq!(TlsSection::default().check(), Ok(()));
 }

@@ -41,7 +41,7 @@ impl Tickets {
     /// # Errors
     /// One line that names the file and the line, and never what is in it.
     pub(super) fn read(file: &Path, bound_to: &[u8]) -> Result<Self, String> {
-        let wrong = |why: &str| format!("tls.ticket-keys {}: {why}", file.display());
+        let wrong = |why: &str| format!("ticket-keys: {}: {why}", file.display());
         let length = std::fs::metadata(file).map_err(|error| wrong(&error.to_string()))?.len();
         if length > LONGEST_FILE {
             return Err(wrong("must be at most 64 KiB"));

@@ -18,14 +18,18 @@ pub(crate) struct Section {
     pub(crate) engine: Option<Text<Engine>>,
     /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
     pub(crate) name: String,
-    /// Address to accept other nodes on. It must be reachable for them and for nobody else: nodes do not encrypt. Default: a
-    /// free port at the address by which this node reaches the engine.
+    /// Address to accept other nodes on. Without tls it must be reachable for them and for nobody else. Default: a free port at
+    /// the address by which this node reaches the engine.
     pub(crate) listen: Option<SocketAddr>,
     /// Address by which other nodes reach this one, if it differs from listen, as behind a NAT. Default: the listener's own.
     pub(crate) advertise: Option<SocketAddr>,
     /// The public URL of this node alone, such as wss://n3.example.com: clients that can follow it resume there directly.
     /// Default: none, other nodes forward them.
     pub(crate) url: Option<String>,
+    /// A folder with tls.crt, tls.key and ca.crt (PEM): nodes then encrypt what they send to each other, and accept only nodes
+    /// whose certificate this authority has signed; the name in it does not matter. All nodes need it, or none. Default: no
+    /// encryption.
+    pub(crate) tls: Option<PathBuf>,
     /// A file with the engine's password, on one line. Default: none, or the URL's.
     pub(crate) password_file: Option<PathBuf>,
 }
@@ -38,6 +42,7 @@ impl Default for Section {
             listen: None,
             advertise: None,
             url: None,
+            tls: None,
             password_file: None,
         }
     }
@@ -54,6 +59,7 @@ impl Section {
             ("listen", self.listen.is_some()),
             ("advertise", self.advertise.is_some()),
             ("url", self.url.is_some()),
+            ("tls", self.tls.is_some()),
             ("password-file", self.password_file.is_some()),
         ];
         match without_engine.into_iter().find(|(_, is_set)| *is_set && self.engine.is_none()) {

@@ -4,10 +4,9 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use serde_json::{Map, Value};
 
-use super::guess::node_at;
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, joined, split};
-use super::schema::{Kind, Node};
+use super::schema::{Kind, Node, node_at};
 use crate::variables;
 
 /// Stands for the name of the route that a flag is about.
@@ -16,10 +15,10 @@ const ROUTE: &str = "*";
 pub(super) const DEFAULT_ROUTE: &str = "default";
 
 /// Each flag by its id, and the key that it sets.
-const FLAGS: [(&str, &str); 56] = [
+const FLAGS: [(&str, &str); 57] = [
     ("listen", "listen"),
-    ("tls_certificate", "tls.certificates.0.chain"),
-    ("tls_key", "tls.certificates.0.key"),
+    ("tls_certificate", "tls.certificate"),
+    ("tls_key", "tls.key"),
     ("drain", "drain"),
     ("state_dir", "state-dir"),
     ("admin", "admin.listen"),
@@ -36,6 +35,7 @@ const FLAGS: [(&str, &str); 56] = [
     ("cluster_listen", "cluster.listen"),
     ("cluster_advertise", "cluster.advertise"),
     ("cluster_url", "cluster.url"),
+    ("cluster_tls", "cluster.tls"),
     ("cluster_password_file", "cluster.password-file"),
     ("upstream", "routes.*.upstream.addresses"),
     ("upstream_wait", "routes.*.upstream.wait"),

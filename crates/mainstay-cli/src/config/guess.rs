@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::flags;
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, joined};
-use super::schema::{Kind, Node};
+use super::schema::{Kind, Node, node_at};
 use crate::variables::edits;
 
 /// A name within this many edits of a known one is a misspelling of it.
@@ -98,9 +98,4 @@ fn collect(node: Node, key: &mut KeyPath, route: &str, name: &str, found: &mut V
         }
         key.pop();
     }
-}
-
-/// Returns the node of a key; `None` if it is unknown.
-pub(super) fn node_at(key: &[String]) -> Option<Node> {
-    key.iter().try_fold(Node::root(), |node, name| node.child(name))
 }

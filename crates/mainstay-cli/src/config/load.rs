@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::flags::{self, Given};
-use super::guess::{node_at, unknown, unknown_keys};
+use super::guess::{unknown, unknown_keys};
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, split};
-use super::schema::{Kind, Node};
+use super::schema::{Kind, Node, node_at};
 use super::{Config, NEEDS_RESTART, RouteSection};
 use crate::profiles::BackendLoss;
 use crate::variables::{self, UnknownVariable};
@@ -184,6 +184,13 @@ impl Loaded {
         self.problem(split(key), what)
     }
 
+    /// Describes a mistake in a section. The text begins with the field.
+    pub(crate) fn problem_in(&self, section: &str, what: &str) -> Problem {
+        let (field, what) = what.split_once(": ").unwrap_or(("", what));
+        let key = [section, field].into_iter().filter(|part| !part.is_empty());
+        self.problem(key.flat_map(split).collect(), what)
+    }
+
     /// Describes a mistake at a key, in the words of the source that set it.
     pub(crate) fn problem(&self, key: KeyPath, what: &str) -> Problem {
         let route = match key.as_slice() {
@@ -208,11 +215,9 @@ impl Loaded {
     /// Checks the sections, and then what they say together.
     fn check(&self) -> Vec<Problem> {
         let mut wrong: Vec<Problem> = Vec::new();
-        for (section, what) in self.config.check_sections() {
-            let (field, what) = what.split_once(": ").unwrap_or(("", &what));
-            let key = [section.as_str(), field].into_iter().filter(|part| !part.is_empty());
-            wrong.push(self.problem(key.flat_map(split).collect(), what));
-        }
+        wrong.extend(
+            self.config.check_sections().iter().map(|(section, what)| self.problem_in(section, what)),
+        );
         if wrong.is_empty() {
             wrong.extend(self.contradictions());
         }

@@ -1,5 +1,7 @@
 //! `[proxies]`: the proxies in front of the gateway.
 
+use std::net::IpAddr;
+
 use mainstay::Server;
 use mainstay::server::{ForwardedBy, Network, Proxies, ProxyProtocol, Versions};
 
@@ -18,9 +20,9 @@ pub(crate) struct Section {
     /// The header in which they report it: "x-forwarded-for" or "forwarded", from the end of which the addresses of trusted
     /// proxies are skipped, or "x-real-ip".
     pub(crate) client_address: Text<ForwardedBy>,
-    /// The version of the PROXY protocol with which connections of trusted proxies begin: "v1", "v2" or "any"; "off": with
-    /// none. A connection of a trusted proxy without a valid header is then closed.
-    pub(crate) proxy_protocol: Text<Header>,
+    /// Whether connections of these proxies, and those at Unix sockets, begin with a PROXY header, and of which version. Its
+    /// address takes the place of the proxy's. A connection of theirs without a valid header is closed.
+    pub(crate) proxy_protocol: ProxyVersions,
 }
 
 impl Default for Section {
@@ -28,9 +30,26 @@ impl Default for Section {
         Self {
             trusted: Vec::new(),
             client_address: Text::of("x-forwarded-for", ForwardedBy::XForwardedFor),
-            proxy_protocol: Text::of("off", Header(None)),
+            proxy_protocol: ProxyVersions::Off,
         }
     }
+}
+
+/// The versions of PROXY headers.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ProxyVersions {
+    /// There is no header.
+    #[default]
+    Off,
+    /// Version 1, a line of text.
+    V1,
+    /// Version 2, which is binary.
+    V2,
+    /// Either.
+    Any,
 }
 
 impl Section {
@@ -44,12 +63,18 @@ impl Section {
         Proxies::new(networks, *self.client_address).trust_unix(has_unix)
     }
 
-    /// Returns who sends PROXY headers; `None`: no proxy does. `server` has the proxies in force.
+    /// Returns which connections begin with a PROXY header; `None` if none does. `server` has the proxies in force.
     pub(crate) fn proxy_protocol(&self, server: &Server) -> Option<ProxyProtocol> {
+        let versions = match self.proxy_protocol {
+            ProxyVersions::Off => return None,
+            ProxyVersions::V1 => Versions::One,
+            ProxyVersions::V2 => Versions::Two,
+            ProxyVersions::Any => Versions::Any,
+        };
         let server = server.clone();
-        self.proxy_protocol
-            .0
-            .map(|versions| ProxyProtocol::new(versions, move |peer| server.trusts_proxy(peer)))
+        // Behind a Unix socket is who may open its file.
+        let trusts = move |peer: Option<IpAddr>| peer.is_none() || server.trusts_proxy(peer);
+        Some(ProxyProtocol::new(versions, trusts))
     }
 }
 
@@ -78,24 +103,6 @@ impl Written for ForwardedBy {
             "forwarded" => Ok(Self::Forwarded),
             "x-real-ip" => Ok(Self::XRealIp),
             _ => Err(format!("{text:?} must be x-forwarded-for, forwarded or x-real-ip")),
-        }
-    }
-}
-
-/// The versions of the PROXY protocol; `None`: it is not spoken.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Header(Option<Versions>);
-
-impl Written for Header {
-    const EXPECTED: Expected = Expected { kind: "version: off, v1, v2 or any", example: "v2" };
-
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self(None)),
-            "v1" => Ok(Self(Some(Versions::One))),
-            "v2" => Ok(Self(Some(Versions::Two))),
-            "any" => Ok(Self(Some(Versions::Any))),
-            _ => Err(format!("{text:?} must be off, v1, v2 or any")),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::text::{Expected, Text, Written};
 use super::{heartbeat, limits, origins, profile, session, upstream};
-use crate::routes::{HostPattern, MatchRule, PathPattern};
+use crate::match_rule::{HostPattern, MatchRule, PathPattern};
+use crate::profiles::{BackendLoss, Settings};
 
 /// A route: which requests it takes, and what is done with them.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -43,6 +44,13 @@ impl RouteSection {
         }
         if self.path.is_some() && self.exact_path.is_some() {
             return Err("exact-path: contradicts path; remove one of them".to_owned());
+        }
+        // The profile's own mistakes are reported by its section.
+        let keeps = |settings: Settings| settings.on_backend_loss == BackendLoss::Keep;
+        if self.upstream.hibernate_after.is_some() && !self.profile.settings().is_ok_and(keeps) {
+            return Err("upstream.hibernate-after: requires <profile.on-backend-loss> keep, and a protocol that allows it: a new \
+                        connection to the backend lacks what the client sent before; remove it"
+                .to_owned());
         }
         Ok(())
     }

@@ -121,6 +121,11 @@ impl Node {
     }
 }
 
+/// Returns the node of a key; `None` if it is unknown.
+pub(super) fn node_at(key: &[String]) -> Option<Node> {
+    key.iter().try_fold(Node::root(), |node, name| node.child(name))
+}
+
 /// Follows references, and passes over the `null` of an optional value.
 fn resolve(mut node: &'static Value) -> &'static Value {
     loop {

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::guess::node_at;
 use super::load::{Loaded, leaves};
 use super::problem::{KeyPath, Origin, joined};
+use super::schema::node_at;
 
 /// In place of a secret.
 const HIDDEN: &str = "...";

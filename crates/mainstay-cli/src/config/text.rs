@@ -46,7 +46,7 @@ impl<T: Written> Text<T> {
 }
 
 impl<T> Text<T> {
-    /// Makes a setting of its text and its value: a default.
+    /// Pairs a value with its text, for a default.
     pub(crate) fn of(text: &str, value: T) -> Self {
         Self { text: text.into(), value }
     }

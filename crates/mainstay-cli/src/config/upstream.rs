@@ -3,19 +3,26 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
+use http::header::HOST;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mainstay::client::Place;
 
-use super::duration;
 use super::text::{Expected, Text, Written};
-use crate::values;
+use super::{duration, health, size};
+use crate::stickiness::Stickiness;
+use crate::tls::{self, Tls};
+use crate::upstream::Address;
+use crate::upstream_probe::Prober;
+use crate::when_down::{Policy, WhenDown};
+use crate::{upstream_addresses, values};
 
 /// The backend of a route.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {
     /// The backend, for example "ws://127.0.0.1:3000", "wss://app.internal/ws" or "unix:/run/app.sock". Its path is put in
-    /// front of the client's.
+    /// front of the client's. Several addresses are of the same backend and have the same path: a new connection goes to the
+    /// one with the fewest, and away from those that fail.
     pub(crate) addresses: Vec<Text<Place>>,
     /// How long a plain client is kept while the backend cannot be reached. A client that speaks mainstay.v1 is kept as long
     /// as it stays. Range: 10ms to 1h.
@@ -35,6 +42,33 @@ pub(crate) struct Section {
     pub(crate) headers: Vec<Text<Header>>,
     /// Offer permessage-deflate to the backend.
     pub(crate) deflate: bool,
+    /// Which clients go to the same address, where there are several: off, address (that of the client, in IPv6 its /64),
+    /// cookie:NAME or query:NAME. Without the cookie or the parameter any address is used. Default: off, or the protocol's:
+    /// address for engine.io, signalr and jupyter.
+    pub(crate) sticky: Option<Text<Stickiness>>,
+    /// What happens while no address can be reached. queue: clients and their messages wait. reject: a new client gets 503, or
+    /// 1013 in its session, and so does one that sends a message. close: every client is closed with 1013. A session that is
+    /// ended for a waiting message gets a new one, with the exact fate of each message.
+    pub(crate) when_down: Policy,
+    /// Maximum payload of the messages of one client that wait or are not confirmed. A client whose queue is full waits
+    /// itself; nothing is dropped. Range: 1B to 1GiB.
+    #[serde(with = "size")]
+    #[schemars(with = "String")]
+    pub(crate) queue_bytes: usize,
+    /// How long a message may wait for a backend that cannot be reached; then its plain client is closed with 1013, and a
+    /// session gets a new one. Default: as long as the client stays, and a plain one is kept. Range: 10ms to 1h.
+    #[serde(with = "duration::optional")]
+    #[schemars(with = "Option<String>")]
+    pub(crate) queue_age: Option<Duration>,
+    /// Close the connection to the backend of a client that carried no message for this long, in either direction, whether it
+    /// is connected or away. The client's next message, or its return, opens another one, on which the prologue is replayed.
+    /// What the backend would have sent meanwhile does not reach the client. Requires on-backend-loss keep. Default: off.
+    /// Range: 1s to 1week.
+    #[serde(with = "duration::optional")]
+    #[schemars(with = "Option<String>")]
+    pub(crate) hibernate_after: Option<Duration>,
+    /// How addresses are probed, and when they are not used.
+    pub(crate) health: health::Section,
     /// TLS to a wss:// backend.
     pub(crate) tls: Tls,
 }
@@ -48,24 +82,15 @@ impl Default for Section {
             host: None,
             headers: Vec::new(),
             deflate: false,
+            sticky: None,
+            when_down: Policy::default(),
+            queue_bytes: WhenDown::default().queue_bytes,
+            queue_age: None,
+            hibernate_after: None,
+            health: health::Section::default(),
             tls: Tls::default(),
         }
     }
-}
-
-/// TLS to the backend.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub(crate) struct Tls {
-    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the backend's
-    /// own if it is self-signed.
-    pub(crate) ca: Option<PathBuf>,
-    /// The client certificate to present, a file (PEM) with its chain.
-    pub(crate) certificate: Option<PathBuf>,
-    /// The private key of the certificate, a file (PEM).
-    pub(crate) key: Option<PathBuf>,
-    /// The name to expect in the backend's certificate. Default: the host of the address.
-    pub(crate) server_name: Option<String>,
 }
 
 impl Section {
@@ -76,10 +101,52 @@ impl Section {
                 return Err(format!("{field}: must be between 10ms and 1h"));
             }
         }
-        if self.addresses.len() > 1 {
-            return Err("addresses: must be one address".to_owned());
+        if !(1..=1 << 30).contains(&self.queue_bytes) {
+            return Err("queue-bytes: must be between 1B and 1GiB".to_owned());
         }
-        self.addresses.iter().try_for_each(|address| crate::tls::connector(&self.tls, address).map(drop))
+        if self.queue_age.is_some_and(|age| !bounds.contains(&age)) {
+            return Err("queue-age: must be between 10ms and 1h".to_owned());
+        }
+        if self.queue_age.is_some() && self.when_down != Policy::Queue {
+            return Err(
+                "queue-age: contradicts when-down, with which nothing waits; remove one of them".to_owned()
+            );
+        }
+        let week = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
+        if self.hibernate_after.is_some_and(|after| !week.contains(&after)) {
+            return Err("hibernate-after: must be between 1s and 1week".to_owned());
+        }
+        self.health.check()?;
+        self.connected().map(drop)
+    }
+
+    /// Returns the addresses with their connectors.
+    ///
+    /// # Errors
+    /// Begins with the field. They are not addresses of one backend, or a file of TLS cannot be used.
+    pub(crate) fn connected(&self) -> Result<Vec<Address>, String> {
+        let places = || self.addresses.iter().map(|address| &**address);
+        let connectors = tls::connectors(&self.tls, places())?;
+        upstream_addresses::addresses(places(), connectors)
+    }
+
+    /// Returns what clients stick by, if the section says so.
+    pub(crate) fn stickiness(&self) -> Option<Stickiness> {
+        self.sticky.as_ref().map(|sticky| (**sticky).clone())
+    }
+
+    pub(crate) fn when_down(&self) -> WhenDown {
+        let Self { when_down: policy, queue_bytes, queue_age, .. } = *self;
+        WhenDown { policy, queue_bytes, queue_age }
+    }
+
+    /// Returns what probes the addresses. A probe carries the headers of every request.
+    pub(crate) fn prober(&self) -> Prober {
+        let mut fields: HeaderMap = self.fields().into_iter().collect();
+        if let Some(host) = &self.host {
+            fields.insert(HOST, host.0.clone());
+        }
+        Prober { ask: self.health.ask(), timeout: self.health.timeout, fields }
     }
 
     /// Returns the files that are read.
@@ -103,6 +170,14 @@ impl Written for Place {
 
     fn parse(text: &str) -> Result<Self, String> {
         values::upstream(text)
+    }
+}
+
+impl Written for Stickiness {
+    const EXPECTED: Expected = Expected { kind: "kind of stickiness", example: "cookie:io" };
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text)
     }
 }
 

@@ -1,14 +1,14 @@
 //! The observation of one link.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use mainstay::SessionId;
 use mainstay::client::{Event, Lost, ReasonCode, Report};
 use mainstay::server::timeline::{self, Loss};
 
-use super::Links;
+use super::{Dialled, Links, is_unavailable};
 use crate::access_log;
 use crate::backend_health::Failure;
 
@@ -18,7 +18,11 @@ pub(crate) struct LinkMonitor {
     links: Links,
     slot: usize,
     session: Option<SessionId>,
+    /// The addresses that the link dials, if there are several.
+    dialled: Option<Arc<Dialled>>,
     is_attached: bool,
+    /// The latest attempt failed, and another address is left to try.
+    tries_another: bool,
     /// The outage is noted in the timeline.
     is_failing: bool,
     unknown: u64,
@@ -29,12 +33,19 @@ pub(crate) struct LinkMonitor {
 
 impl LinkMonitor {
     /// Starts the observation. `slot`: the link's place in the list of links.
-    pub(super) fn new(links: Links, slot: usize, session: Option<SessionId>) -> Self {
+    pub(super) fn new(
+        links: Links,
+        slot: usize,
+        session: Option<SessionId>,
+        dialled: Option<Arc<Dialled>>,
+    ) -> Self {
         Self {
             links,
             slot,
             session,
+            dialled,
             is_attached: false,
+            tries_another: false,
             is_failing: false,
             unknown: 0,
             not_delivered: 0,
@@ -49,7 +60,13 @@ impl LinkMonitor {
                 self.attached(true);
                 self.is_failing = false;
                 self.links.note(self.session, timeline::Event::BackendReached);
-                self.links.reached();
+                let address = self.dialled.as_ref().and_then(|dialled| dialled.attached());
+                self.links.answered(address.unwrap_or_default());
+            }
+            Event::Rested => {
+                self.attached(false);
+                self.dialled.as_ref().map(|dialled| dialled.detached());
+                self.links.0.figures.rested.fetch_add(1, Relaxed);
             }
             Event::AttemptFailed { why, .. } => {
                 if !std::mem::replace(&mut self.is_failing, true) {
@@ -71,12 +88,15 @@ impl LinkMonitor {
                 }
                 let why = format!("{why:?}");
                 let waits = !next_attempt_in.is_zero();
-                self.links.update(|health| health.handle_lost(Instant::now(), &why, waits));
+                let address =
+                    self.dialled.as_ref().and_then(|dialled| dialled.detached()).unwrap_or_default();
+                self.links.lost(address, &why, waits);
             }
             Event::Ended(end) => {
                 self.attached(false);
                 if let Some(status) = end.code.and_then(ReasonCode::status) {
-                    self.links.refused(status);
+                    let address = self.dialled.as_ref().and_then(|dialled| dialled.last());
+                    self.links.refused(address.unwrap_or_default(), status);
                 }
             }
             Event::PingsUnanswered => self.links.note_pings(Some(false)),
@@ -97,7 +117,7 @@ impl LinkMonitor {
         }
     }
 
-    fn attempt_failed(&self, why: &Lost) {
+    fn attempt_failed(&mut self, why: &Lost) {
         let Some(failure) = Failure::of(why) else { return };
         let status = match why {
             Lost::Unavailable { code, .. } => code.status(),
@@ -105,12 +125,24 @@ impl LinkMonitor {
             _ => None,
         };
         let answered = !failure.reason.is_down();
-        self.links.failed(failure);
+        let failed = self.dialled.as_ref().map(|dialled| dialled.failed(self.links.count()));
+        // Without an open attempt the link was given up before it chose an address.
+        let Some((address, is_other_left)) = failed.unwrap_or(Some((0, false))) else { return };
+        self.links.failed(address, failure);
         match status {
-            Some(status) => self.links.refused(status),
-            None if answered => self.links.reached(),
+            Some(status) => self.links.refused(address, status),
+            None if answered => self.links.reached(address),
             None => {}
         }
+        self.tries_another = is_other_left && status.is_none_or(is_unavailable);
+        if self.tries_another {
+            self.links.dial_now(self.slot);
+        }
+    }
+
+    /// Returns whether the latest attempt failed, and another address is tried now.
+    pub(crate) fn tries_another(&self) -> bool {
+        self.tries_another
     }
 
     fn attached(&mut self, is_attached: bool) {

@@ -118,6 +118,7 @@ fn flags_of_a_cluster_that_contradict_each_other_name_both_and_the_reason() {
         ("--cluster-advertise", "127.0.0.1:1"),
         ("--cluster-url", "ws://h"),
         ("--cluster-password-file", file),
+        ("--cluster-tls", "/nowhere"),
     ] {
         check(&["serve", flag, value], &[flag, "needs --cluster"]);
     }
@@ -132,6 +133,10 @@ fn flags_of_a_cluster_that_contradict_each_other_name_both_and_the_reason() {
         &["--cluster-password-file /nowhere", "readable file"],
     );
     check(&["serve", "--cluster", engine, "--cluster-password-file", file], &["password on one line"]);
+    check(
+        &["serve", "--cluster", engine, "--cluster-tls", "/nowhere"],
+        &["--cluster-tls /nowhere/tls.crt", "holds tls.crt, tls.key, ca.crt"],
+    );
     let folder = std::env::temp_dir();
     let folder = folder.to_str().unwrap();
     check(

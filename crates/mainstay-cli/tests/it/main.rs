@@ -1,6 +1,7 @@
 //! The real binary, with the clients and backends that use it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod addresses;
 mod admin;
 mod bench;
 mod client_limits;
@@ -10,6 +11,7 @@ mod connect;
 mod flags;
 mod frames;
 mod handshake;
+mod hibernation;
 mod hostile;
 mod http;
 mod limits;
@@ -23,6 +25,7 @@ mod packaging;
 mod page;
 mod profiles;
 mod promises;
+mod proxy_protocol;
 mod restart;
 mod resume;
 mod routes;

@@ -149,6 +149,24 @@ async fn the_live_page_gets_every_tick_over_a_restart() {
 }
 
 #[tokio::test]
+async fn the_connections_to_the_backend_that_a_drain_closes_count_as_no_losses() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    backend(listener, Router::new().route("/", any(echo))).await;
+    let place = Place::new("planned");
+    let mut old = place.process(&["--upstream", &url, "--on-backend-loss", "keep"]);
+    let mut clients: Vec<Client> = (0..5).map(|_| place.client()).collect();
+    for client in &mut clients {
+        client.send("1").await.unwrap();
+        assert_eq!(number(&client.recv().await.unwrap()), 1);
+    }
+    old.signal("TERM");
+    assert_eq!(old.ended().await, Some(0), "{}", old.log());
+    assert!(old.log().contains("released=5"), "{}", old.log());
+    assert!(!old.log().contains("lost repeatedly"), "{}", old.log());
+}
+
+#[tokio::test]
 async fn the_next_process_writes_the_recorded_prologue_first_and_hides_its_answer() {
     let rules = ["--prologue", "match=^login", "--prologue-hide", "match=^welcome"];
     let (listener, arguments) = by_hand(&rules).await;
@@ -272,10 +290,10 @@ async fn what_the_backend_did_not_confirm_comes_again_unless_that_is_forbidden()
 }
 
 #[tokio::test]
-async fn a_process_that_starts_while_the_one_before_drains_serves_at_once_and_continues_its_sessions_later() {
+async fn a_process_that_starts_while_the_one_before_drains_continues_its_sessions_before_that_has_ended() {
     let place = Place::new("overlap");
-    let old = place.process(&["--drain", "10s"]);
-    // Two plain clients, closed one after the other: the drain takes some seconds.
+    let mut old = place.process(&["--drain", "1m"]);
+    // Two plain clients, closed one after the other: the drain takes half a minute.
     let address = old.address();
     let plain = (Frames::connect(address, "/echo", "").await, Frames::connect(address, "/echo", "").await);
     let mut client = Client::builder(&format!("ws://{address}/echo")).unwrap().connect();
@@ -289,7 +307,9 @@ async fn a_process_that_starts_while_the_one_before_drains_serves_at_once_and_co
     assert_eq!(other.recv().await, Some(Message::text("new")));
     client.send("after").await.unwrap();
     assert_eq!(client.recv().await, Some(Message::text("after")));
+    assert!(old.is_up(), "the plain clients are not closed yet: {}", old.log());
     assert_eq!(next.metric("gaps_total{cause=\"session\"}"), 0.0);
+    assert_eq!(next.metric("hellos_waited_total"), 0.0, "a HELLO waits for the file, and is not sent away");
     assert!(next.log().contains("state file read"), "{}", next.log());
     drop(plain);
 }

@@ -156,6 +156,13 @@ fn the_unit_the_image_and_the_compose_file_use_flags_and_variables_that_the_prog
 }
 
 #[test]
+fn the_packaged_configuration_is_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let output = run(&["config", "check", root.join("packaging/mainstay.toml").to_str().unwrap()], b"");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
 fn each_figure_of_the_dashboard_and_of_the_alerts_is_one_that_the_program_has() {
     let documented = file("docs/METRICS.md");
     let families: BTreeSet<&str> =

@@ -411,7 +411,11 @@ impl Nodes {
                 self.down(now, reason.clone());
             }
             Kind::Claim => self.claim_answered(now, id, ClaimOutcome::Unavailable),
-            Kind::Release => self.release_ended(id, |_| ReleaseOutcome::Refused(reason.clone())),
+            // One that was sent before may have been executed then.
+            Kind::Release => self.release_ended(id, |was_repeated| match was_repeated {
+                true => ReleaseOutcome::Unknown,
+                false => ReleaseOutcome::Refused(reason.clone()),
+            }),
             Kind::Forget => {}
         }
         if self.refuses.insert(kind) {

@@ -26,13 +26,19 @@ pub enum ReleaseOutcome {
     Fenced(Option<NodeId>),
     /// The engine refuses the request, for this reason. The session ends here.
     Refused(String),
-    /// The caller gave up before an answer came: the engine has the record or not.
+    /// The caller gave up before an answer came, or the engine refused a repeated request: it has the record or not.
     Unknown,
     /// The caller gave up before the request was sent. The session ends here.
     Unsent,
 }
 
 impl ReleaseOutcome {
+    /// Whether it is certain that the engine does not have the record: no other node can continue the session.
+    #[must_use]
+    pub fn is_certain_failure(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Unsent)
+    }
+
     /// Returns the outcome in one word, for logs and labels of metrics.
     #[must_use]
     pub fn as_str(&self) -> &'static str {

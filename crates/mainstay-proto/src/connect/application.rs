@@ -126,9 +126,12 @@ impl Client {
         }
     }
 
-    /// The network may have changed: connects now if the client waits, probes if it is attached.
+    /// The network may have changed: connects now if the client waits or [rests](Self::rest), probes if it is attached.
     pub fn probe_now(&mut self, now: Instant) {
         self.forward.check(now);
+        if self.wake(now) {
+            return;
+        }
         if let Dial::Waiting { until } = &mut self.dial {
             *until = now;
         }
@@ -144,7 +147,7 @@ impl Client {
     /// Drops the connection, whatever its state, and connects again at once. An attempt in progress starts again.
     pub fn reconnect(&mut self, now: Instant) {
         self.forward.check(now);
-        if self.end.is_some() {
+        if self.end.is_some() || self.wake(now) {
             return;
         }
         if let Dial::Connecting { connection, .. } | Dial::Attaching { connection, .. } = self.dial {
@@ -185,6 +188,7 @@ impl Client {
             return;
         }
         self.closing = Some(Closing { code, reason: reason.to_owned(), until: now + CLOSE_TIMEOUT, reads });
+        self.close_rest(now);
         let reads = self.reads_while_closing();
         let is_unused = match &mut self.peer {
             Peer::Plain(plain) => {

@@ -52,6 +52,9 @@ impl Client {
         self.backoff.handle_lost(now);
         let outcome = self.peer.plain_mut().and_then(|plain| plain.confirmer.handle_lost());
         self.report(outcome);
+        if self.is_resting() && self.closing.is_none() {
+            return self.handle_rested(now);
+        }
         if !is_over && self.ends_on(&why) {
             let (code, reason) = match &why {
                 Lost::Closed { code, reason } => (code.map(ReasonCode::from), reason.clone()),
@@ -79,7 +82,7 @@ impl Client {
                 until.saturating_duration_since(now)
             }
             // An attempt is in progress.
-            Dial::Connecting { .. } | Dial::Attaching { .. } => Duration::ZERO,
+            Dial::Connecting { .. } | Dial::Attaching { .. } | Dial::Resting { .. } => Duration::ZERO,
         };
         self.events.push_back(Event::Detached { why, next_attempt_in });
     }

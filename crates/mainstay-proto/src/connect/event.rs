@@ -41,6 +41,8 @@ pub enum State {
         /// The moment of the next attempt.
         until: Instant,
     },
+    /// It has no connection, and dials when there is something to send ([`Client::rest`](super::Client::rest)).
+    Resting,
     /// It ends in order: it delivers what was accepted, and accepts nothing more.
     Closing,
     /// It has ended. Nothing follows.
@@ -328,6 +330,9 @@ pub enum Event {
         /// The time until the next attempt.
         next_attempt_in: Duration,
     },
+    /// The connection was closed because the application lets the client [rest](super::Client::rest); the next one is dialled
+    /// when there is something to send.
+    Rested,
     /// An attempt failed.
     AttemptFailed {
         /// Why.

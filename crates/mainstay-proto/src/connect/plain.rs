@@ -186,6 +186,7 @@ impl Client {
     #[must_use]
     pub fn awaits_close(&self, connection: ConnectionId) -> bool {
         let is_attached = self.attached.as_ref().is_some_and(|attached| attached.connection == connection);
-        is_attached && self.closing.as_ref().is_some_and(|closing| closing.reads == Reads::OnlyTheirs)
+        let is_closed = self.closing.as_ref().is_some_and(|closing| closing.reads == Reads::OnlyTheirs);
+        is_attached && (is_closed || self.is_resting())
     }
 }

@@ -44,6 +44,9 @@ impl Client {
                 let within = self.config.opening_timeout;
                 self.dial_failed(now, Lost::NoAnswer { within }, None);
             }
+            Dial::Resting { until } if self.rest_due(until).is_some_and(|due| due <= now) => {
+                self.end_rest(now)
+            }
             _ => {}
         }
         if let Peer::Session(session) = &mut self.peer {
@@ -162,6 +165,7 @@ impl Client {
             Dial::Waiting { until } | Dial::Connecting { until, .. } | Dial::Attaching { until, .. } => {
                 Some(until)
             }
+            Dial::Resting { until } => self.rest_due(until),
         };
         let pulse =
             self.attached.as_ref().map(|attached| match (attached.signs.doubt_until(), &attached.pulse) {

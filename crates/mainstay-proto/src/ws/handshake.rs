@@ -41,7 +41,8 @@ pub struct Agreed {
 /// A valid opening request, ready to be accepted.
 #[derive(Debug, Clone)]
 pub struct Accept {
-    accept: HeaderValue,
+    /// The answer to the key; `None` over HTTP/2, which has no key.
+    accept: Option<HeaderValue>,
     protocols: Vec<HeaderValue>,
     extensions: Vec<HeaderValue>,
 }
@@ -85,26 +86,56 @@ pub fn check_request(
         .filter(|key| is_key(key.as_bytes()))
         .and_then(|key| HeaderValue::try_from(accept_key(key.as_bytes())).ok())
         .ok_or(HandshakeError::Key)?;
-    let all = |name: HeaderName| headers.get_all(name).iter().cloned().collect();
-    Ok(Accept { accept, protocols: all(SEC_WEBSOCKET_PROTOCOL), extensions: all(SEC_WEBSOCKET_EXTENSIONS) })
+    Ok(Accept::new(Some(accept), headers))
+}
+
+/// Checks an opening request of HTTP/2: CONNECT with `:protocol`, whose value is `protocol`.
+///
+/// # Errors
+///
+/// As [`check_request`].
+///
+/// Source: RFC 8441 sections 4 and 5.
+pub fn check_connect(protocol: &str, headers: &HeaderMap) -> Result<Accept, HandshakeError> {
+    if !protocol.eq_ignore_ascii_case("websocket") {
+        return Err(HandshakeError::Protocol);
+    }
+    if single(headers, &SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(HandshakeError::WebSocketVersion);
+    }
+    Ok(Accept::new(None, headers))
 }
 
 impl Accept {
+    fn new(accept: Option<HeaderValue>, headers: &HeaderMap) -> Self {
+        let all = |name: HeaderName| headers.get_all(name).iter().cloned().collect();
+        Self { accept, protocols: all(SEC_WEBSOCKET_PROTOCOL), extensions: all(SEC_WEBSOCKET_EXTENSIONS) }
+    }
+
+    /// Returns the status of the response that accepts: 101, and 200 over HTTP/2.
+    pub fn status(&self) -> StatusCode {
+        match self.accept {
+            Some(_) => StatusCode::SWITCHING_PROTOCOLS,
+            None => StatusCode::OK,
+        }
+    }
+
     /// Returns the offered subprotocols, the client's favourite first. Values that are not ASCII are left out.
     pub fn protocols(&self) -> impl Iterator<Item = &str> {
         elements(&self.protocols)
     }
 
-    /// Returns the headers of the 101 response, and what they agree on.
+    /// Returns the headers of the response that accepts, and what they agree on.
     ///
     /// `protocol` is left out unless the client offered it, because a client must refuse one that it did not offer.
     /// `deflate` is what the server prefers; `None` declines compression.
     pub fn response(&self, protocol: Option<&str>, deflate: Option<DeflateParams>) -> (HeaderMap, Agreed) {
-        let mut headers = HeaderMap::from_iter([
-            (CONNECTION, HeaderValue::from_static("Upgrade")),
-            (UPGRADE, HeaderValue::from_static("websocket")),
-            (SEC_WEBSOCKET_ACCEPT, self.accept.clone()),
-        ]);
+        let mut headers = HeaderMap::new();
+        if let Some(accept) = &self.accept {
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(SEC_WEBSOCKET_ACCEPT, accept.clone());
+        }
         let mut agreed = Agreed::default();
         if let Some(protocol) = protocol.filter(|wanted| self.protocols().any(|p| p == *wanted))
             && let Ok(value) = HeaderValue::from_str(protocol)
@@ -144,6 +175,9 @@ pub enum HandshakeError {
     /// No `Connection: Upgrade`.
     #[error("the request needs the header Connection: Upgrade; a proxy may have removed it")]
     Connection,
+    /// CONNECT of HTTP/2 for another protocol.
+    #[error("CONNECT opens a WebSocket here: its :protocol must be websocket")]
+    Protocol,
     /// Another version of WebSocket than 13.
     #[error("the request needs the header Sec-WebSocket-Version: 13")]
     WebSocketVersion,
@@ -156,11 +190,12 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// Returns the status to answer with: 400, 403, 405 or 426.
+    /// Returns the status to answer with: 400, 403, 405, 426 or 501.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Origin => StatusCode::FORBIDDEN,
+            Self::Protocol => StatusCode::NOT_IMPLEMENTED,
             Self::Upgrade | Self::WebSocketVersion => StatusCode::UPGRADE_REQUIRED,
             _ => StatusCode::BAD_REQUEST,
         }

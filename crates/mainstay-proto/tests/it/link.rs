@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use mainstay_proto::confirm::{Confirm, ConfirmConfig};
 use mainstay_proto::connect::{
-    Client, Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report,
+    Client, Command, ConnectConfig, EndCause, EndsOn, Event, Incoming, Lost, Mode, ReasonCode, Report, State,
 };
 use mainstay_proto::session::{ConnectionId, Message, Transmit};
 use mainstay_proto::ws::CloseCode;
@@ -308,6 +309,136 @@ fn a_link_that_closes_and_reads_makes_no_other_connection_and_reports_what_was_n
     waits.client.close_and_read(waits.now, CloseCode::GOING_AWAY, "moved");
     assert!(waits.client.is_ended());
     assert_eq!(waits.reports(), [Report::NotDelivered(1..=1)]);
+}
+
+/// A link at rest: its Close was sent and answered.
+fn resting(config: ConnectConfig) -> Link {
+    let mut link = Link::with(config);
+    link.turn();
+    assert!(link.client.rest(link.now, CloseCode::GOING_AWAY, "idle"));
+    let connection = link.connection();
+    let close = Transmit::Close { code: CloseCode::GOING_AWAY, reason: "idle".into() };
+    assert_eq!(link.command(), Some(Command::Transmit(connection, close)));
+    assert_eq!(link.turn(), [], "nothing follows the Close");
+    link.client.handle_message(link.now, connection, Message::text("the last word")).unwrap();
+    let why = Lost::Closed { code: Some(CloseCode::GOING_AWAY), reason: String::new() };
+    link.client.handle_lost(link.now, connection, why);
+    assert_eq!(link.client.deliver(link.now), Some(Incoming::Message(Message::text("the last word"))));
+    assert_eq!(link.events().last(), Some(&Event::Rested));
+    link
+}
+
+#[test]
+fn a_link_at_rest_dials_nothing_until_a_message_waits_and_then_at_once() {
+    for ends_on in [EndsOn::Nothing, EndsOn::FinalClose, EndsOn::Close, EndsOn::Connection] {
+        let mut link = resting(ConnectConfig { ends_on, holds_replaced: true, ..ConnectConfig::default() });
+        assert_eq!((link.client.state(), link.client.poll_timeout()), (State::Resting, None));
+        link.now += 1_000 * SECOND;
+        link.client.handle_timeout(link.now);
+        assert_eq!(link.command(), None);
+        link.client.send(Message::text("first")).unwrap();
+        assert!(link.client.is_due(link.now));
+        link.attach();
+        let fresh = link.client.deliver(link.now);
+        assert_eq!(fresh, Some(Incoming::FreshPeer { count: 1 }), "{ends_on:?}");
+        assert_eq!(link.turn(), [], "the connection is held back");
+        link.client.release(1);
+        assert_eq!(texts(&link.turn()), ["first"]);
+    }
+}
+
+#[test]
+fn a_link_at_rest_dials_when_it_is_asked_to_and_ends_when_it_is_closed() {
+    let mut link = resting(ConnectConfig::default());
+    link.client.probe_now(link.now);
+    link.dial();
+    for reads in [false, true] {
+        let mut link = resting(ConnectConfig::default());
+        if reads {
+            link.client.close_and_read(link.now, CloseCode::NORMAL, "");
+        } else {
+            link.client.close(link.now, CloseCode::NORMAL, "");
+        }
+        assert!(link.client.is_ended() && link.command().is_none());
+    }
+}
+
+#[test]
+fn a_link_with_an_unconfirmed_message_or_without_a_connection_does_not_rest() {
+    let mut link = Link::new();
+    link.client.send(Message::text("x")).unwrap();
+    assert!(!link.client.rest(link.now, CloseCode::GOING_AWAY, ""));
+    link.turn();
+    link.now += SECOND;
+    let nonce = ping(&link.turn());
+    link.pong(nonce);
+    assert!(link.client.rest(link.now, CloseCode::GOING_AWAY, ""));
+    assert!(!link.client.rest(link.now, CloseCode::GOING_AWAY, ""), "it does already");
+    let mut link = Link::detached(ConnectConfig::default());
+    link.dial();
+    assert!(!link.client.rest(link.now, CloseCode::GOING_AWAY, ""));
+}
+
+#[test]
+fn a_message_during_the_close_of_a_rest_is_sent_on_the_next_connection() {
+    for answers in [true, false] {
+        let mut link = Link::new();
+        let connection = link.connection();
+        link.turn();
+        assert!(link.client.rest(link.now, CloseCode::GOING_AWAY, ""));
+        link.client.send(Message::text("late")).unwrap();
+        assert_eq!(link.turn(), []);
+        if answers {
+            link.client.handle_lost(link.now, connection, Lost::Closed { code: None, reason: String::new() });
+        } else {
+            link.now += 10 * SECOND;
+            link.client.handle_timeout(link.now);
+            assert!(!link.client.is_attached(), "the peer has 10 s to answer");
+        }
+        link.attach();
+        assert_eq!(texts(&link.turn()), ["late"]);
+        assert_eq!(link.reports(), []);
+    }
+}
+
+#[test]
+fn a_link_that_is_closed_while_its_rest_begins_sends_no_second_close() {
+    for reads in [false, true] {
+        let mut link = Link::new();
+        let connection = link.connection();
+        link.turn();
+        link.client.rest(link.now, CloseCode::GOING_AWAY, "");
+        link.drain();
+        link.commands.clear();
+        if reads {
+            link.client.close_and_read(link.now, CloseCode::NORMAL, "");
+            link.client.handle_lost(link.now, connection, Lost::Closed { code: None, reason: String::new() });
+        } else {
+            link.client.close(link.now, CloseCode::NORMAL, "");
+        }
+        let closes = |command: &Command| matches!(command, Command::Transmit(_, Transmit::Close { .. }));
+        link.drain();
+        assert!(link.client.is_ended() && !link.commands.iter().any(closes));
+    }
+}
+
+#[test]
+fn messages_that_are_confirmed_and_kept_back_are_not_written_again_after_a_rest() {
+    let confirm = ConfirmConfig::default().confirm(Confirm::PongWindow);
+    let mut link = Link::with(ConnectConfig { confirm, ..ConnectConfig::default() });
+    link.client.send(Message::text("kept back")).unwrap();
+    link.turn();
+    link.now += SECOND;
+    let nonce = ping(&link.turn());
+    link.pong(nonce);
+    assert_eq!(link.client.settled(), 0);
+    let connection = link.connection();
+    assert!(link.client.rest(link.now, CloseCode::GOING_AWAY, ""));
+    assert_eq!(link.client.settled(), 1);
+    link.client.handle_lost(link.now, connection, Lost::Closed { code: None, reason: String::new() });
+    link.client.send(Message::text("next")).unwrap();
+    link.attach();
+    assert_eq!((texts(&link.turn()), link.reports()), (vec!["next"], vec![]));
 }
 
 #[test]

@@ -5,14 +5,14 @@
 //! owner accepts the client, the entry node forwards what it reads, piece by piece, and keeps nothing: it reads a side only
 //! while nothing waits for the other. The engine is in `engine`, drains are in `drain`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::peer::{ANSWER_TIME, Admit, BLOCK_TIME, First, Head, PeerAnswer};
 use mainstay_proto::cluster::{
-    Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
+    COMPLETE_AFTER, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey, PeerOutcome, Step, lookup,
 };
 use mainstay_proto::session::message::{Account, Hello, Instance, SessionId};
 use mainstay_proto::session::{
@@ -27,7 +27,7 @@ use super::member::Member;
 use super::network::{Ask, Key, Packet, Routing, ServerEnd, Wire};
 use super::server::Server;
 use super::{Process, World};
-use crate::plan::{Fault, Plan};
+use crate::plan::Plan;
 
 /// When the entry node's keepalive notices that the owner's host vanished.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(11);
@@ -37,6 +37,9 @@ const CLAIM_ANSWERED: Duration = Duration::from_secs(2);
 
 /// An engine that has forgotten the node table has it again after this time.
 const TABLE_RESTORED: Duration = Duration::from_secs(15);
+
+/// How many HELLOs of a session copies present.
+const REMEMBERED: usize = 4;
 
 /// How long a relay waits for a side that accepts no bytes: it does not read the other one meanwhile, and so does not
 /// notice that it has ended. It is the longest time that a server gives such a client.
@@ -57,12 +60,10 @@ pub(super) struct Cluster {
     pub(super) peers_hampered_until: Option<Instant>,
     /// Until then a node may not be seen in the table.
     pub(super) engine_hampered_until: Option<Instant>,
-    /// When the engine last lost something that it had stored.
-    pub(super) engine_forgot: Option<Instant>,
     /// The session of each key that delivered something.
     pub(super) delivering: BTreeMap<Bytes, usize>,
-    /// The last HELLO with a token of each session.
-    presented: BTreeMap<[u8; 8], Presented>,
+    /// The last HELLOs with a token of each session.
+    presented: BTreeMap<[u8; 8], VecDeque<Presented>>,
     copies: usize,
     /// The instance that got the account of a session.
     accounts: BTreeMap<usize, (Instance, Instant)>,
@@ -82,7 +83,7 @@ struct Presented {
 impl Cluster {
     pub(super) fn new(now: Instant, plan: &Plan) -> Self {
         Self {
-            engine: Engine::new(now, plan.has(Fault::FailOver)),
+            engine: Engine::new(now, plan),
             cuts: BTreeMap::new(),
             one_node: None,
             births: Vec::new(),
@@ -90,7 +91,6 @@ impl Cluster {
             next_leg: 1,
             peers_hampered_until: None,
             engine_hampered_until: None,
-            engine_forgot: None,
             delivering: BTreeMap::new(),
             presented: BTreeMap::new(),
             copies: 0,
@@ -378,7 +378,9 @@ impl World {
         if let Some(id) = route_of(&hello).filter(|_| key.is_outer() && !key.is_of_copy()) {
             let (client, hello, principal) = (key.client, hello.clone(), principal.clone());
             let presented = Presented { client, at: now, hello, principal };
-            self.cluster.presented.insert(id, presented);
+            let last = self.cluster.presented.entry(id).or_default();
+            last.truncate(REMEMBERED - 1);
+            last.push_front(presented);
         }
         let server = &mut self.servers[wire.node];
         let who = Presenter { principal: &principal, ..Presenter::default() };
@@ -390,8 +392,8 @@ impl World {
         self.set_server_end(key, ServerEnd::Routing(Box::new(routing)));
     }
 
-    /// A copy of a client, as a restored tab, presents a token of the client under an instance and a key of its own: the
-    /// last one, or that of a session whose account is known. It reads and writes nothing more.
+    /// A copy of a client, as a restored tab, presents a token of the client under an instance and a key of its own: one of
+    /// its last, or of a session whose account is known. It reads and writes nothing more.
     pub(super) fn present_a_copy(&mut self, node: usize) -> bool {
         let Some(Presented { client, mut hello, principal, .. }) = self.some_presented() else {
             return false;
@@ -415,14 +417,15 @@ impl World {
 
     fn some_presented(&mut self) -> Option<Presented> {
         let (of_ended, client) = (self.rng.random_bool(0.5), self.rng.random_range(0..=self.clients.len()));
-        let newest = |left: &&Presented, right: &&Presented| left.at.cmp(&right.at);
+        let newest = |left: &&VecDeque<Presented>, right: &&VecDeque<Presented>| left[0].at.cmp(&right[0].at);
         let has_account = |id: &[u8; 8]| {
             self.sessions.by_id(*id).is_some_and(|stream| self.cluster.accounts.contains_key(&stream))
         };
         let all = || self.cluster.presented.iter();
         let ended = all().filter(|(id, _)| of_ended && has_account(id)).map(|(_, presented)| presented);
-        let last = all().map(|(_, presented)| presented).filter(|presented| presented.client == client);
-        ended.max_by(newest).or_else(|| last.max_by(newest)).cloned()
+        let last = all().map(|(_, presented)| presented).filter(|presented| presented[0].client == client);
+        let presented = ended.max_by(newest).or_else(|| last.max_by(newest))?;
+        presented.get(self.rng.random_range(0..presented.len())).cloned()
     }
 
     fn routing(&mut self, key: Key) -> Option<&mut Routing> {
@@ -1046,7 +1049,7 @@ impl World {
     }
 
     fn has_engine_forgotten(&self, since: Instant) -> bool {
-        self.cluster.engine_forgot.is_some_and(|at| at >= since)
+        self.cluster.engine.forgot.is_some_and(|at| at >= since)
     }
 
     /// A session is lost only with its node, or where its node cannot be reached and may seem dead.
@@ -1063,11 +1066,22 @@ impl World {
         let hampered = |until: Option<Instant>| until.is_some_and(|until| until >= recent);
         let node = &self.servers[hosted.node];
         let silent = node.process.was_hampered(recent) || hampered(self.cluster.peers_hampered_until);
-        let unseen = node.process.was_hampered(recent) || hampered(self.cluster.engine_hampered_until);
-        if (silent && unseen) || self.clients[client].is_foreign() {
+        let unseen = node.process.was_hampered(recent)
+            || hampered(self.cluster.engine_hampered_until)
+            || self.has_engine_forgotten(recent);
+        if (silent && unseen) || self.is_unlisted(hosted.node) || self.clients[client].is_foreign() {
             return Ok(());
         }
         Err(format!("client {client} lost session {lost}, which lives at node {}", hosted.node))
+    }
+
+    /// Whether the engine has lost the field of this node, which could not write it again for so long that a node that
+    /// started since takes it for gone.
+    fn is_unlisted(&self, node: usize) -> bool {
+        let Some(listed_by) = self.cluster.engine.forgot.map(|at| at + COMPLETE_AFTER) else { return false };
+        let reached = self.cluster.engine.reached_since(node);
+        let was_away = reached.is_none_or(|since| since > listed_by && since + COMPLETE_AFTER > self.now);
+        was_away && listed_by <= self.now
     }
 }
 

@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::cluster::request::{EngineEvent, Request, RequestId, Response};
 use mainstay_proto::session::{NodeId, Record};
-use rand::RngExt;
 use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::plan::{Fault, Plan};
 
 /// An engine that has not answered for this long is unreachable.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much a fail-over may lose.
 const TAIL: Duration = Duration::from_secs(1);
 /// How late a duplicate of a request may be executed.
-const LATE: Duration = Duration::from_secs(5);
+const LATE: Duration = Duration::from_secs(15);
 /// How often a driver tries to connect again.
 const RECONNECT: Duration = Duration::from_millis(500);
 
@@ -42,7 +44,8 @@ pub(super) struct Kept {
 /// A node's connection to the engine.
 #[derive(Default)]
 struct Line {
-    is_up: bool,
+    /// Since when it is there.
+    up_since: Option<Instant>,
     cut_until: Option<Instant>,
     /// Requests without an answer.
     waiting: BTreeSet<RequestId>,
@@ -56,6 +59,14 @@ enum Flight {
     Miss(Option<RequestId>),
     Connect,
     Incarnation,
+    FailOver,
+}
+
+impl Flight {
+    /// Whether it happens in the engine, whatever the node does.
+    fn is_its_own(&self) -> bool {
+        matches!(self, Self::Execute(..) | Self::FailOver)
+    }
 }
 
 /// What a node's driver reports to its machine.
@@ -69,6 +80,11 @@ pub(super) struct Engine {
     pub(super) state: State,
     /// A replica may take over.
     fails_over: bool,
+    /// It often does so just when a session was claimed.
+    fails_at_claims: bool,
+    rng: SmallRng,
+    /// When it last lost something that it had stored.
+    pub(super) forgot: Option<Instant>,
     /// What it kept before each change of the last second, if a replica may take over.
     past: VecDeque<(Instant, State)>,
     incarnation: u64,
@@ -81,10 +97,14 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(now: Instant, fails_over: bool) -> Self {
+    pub(super) fn new(now: Instant, plan: &Plan) -> Self {
+        let fails_over = plan.has(Fault::FailOver);
         Self {
             state: State::default(),
             fails_over,
+            fails_at_claims: fails_over && plan.moves(),
+            rng: SmallRng::seed_from_u64(plan.seed),
+            forgot: None,
             past: VecDeque::new(),
             incarnation: 1,
             away_until: now,
@@ -105,7 +125,7 @@ impl Engine {
     /// The node's process is gone: requests that left may still be executed.
     pub(super) fn part(&mut self, node: usize) {
         self.lines.remove(&node);
-        self.flights.retain(|(_, of, flight)| *of != node || matches!(flight, Flight::Execute(..)));
+        self.flights.retain(|(_, of, flight)| *of != node || flight.is_its_own());
         for (_, of, flight) in &mut self.flights {
             if let (true, Flight::Execute(_, _, answer)) = (*of == node, flight) {
                 *answer = None;
@@ -136,6 +156,7 @@ impl Engine {
     pub(super) fn empty(&mut self, now: Instant, back_at: Option<Instant>, rng: &mut SmallRng) {
         self.state = State::default();
         self.past.clear();
+        self.forgot = Some(now);
         if let Some(until) = back_at {
             self.incarnation += 1;
             self.away(now, until, rng);
@@ -150,6 +171,7 @@ impl Engine {
             self.state = state.clone();
         }
         self.past.clear();
+        self.forgot = Some(now);
         self.incarnation += 1;
         if rng.random_bool(0.5) {
             let until = now + Duration::from_millis(rng.random_range(0..3_000));
@@ -186,7 +208,7 @@ impl Engine {
         let answers = self.answers(now, node);
         let Some(line) = self.lines.get_mut(&node) else { return };
         line.waiting.insert(id);
-        if !line.is_up {
+        if line.up_since.is_none() {
             let at = now + Duration::from_millis(1);
             self.flights.push((at, node, Flight::Answer(id, Response::Unknown)));
             return;
@@ -207,6 +229,10 @@ impl Engine {
         if lost {
             return;
         }
+        if self.fails_at_claims && matches!(request, Request::Claim { .. }) && rng.random_bool(0.3) {
+            let fails = executed + Duration::from_millis(rng.random_range(1..200));
+            self.flights.push((fails, node, Flight::FailOver));
+        }
         self.flights.push((executed, node, Flight::Execute(Box::new(request.clone()), id, answer)));
         if answer.is_none() && rng.random_bool(0.3) {
             let late = executed + LATE.mul_f64(rng.random_range(0.0..1.0));
@@ -214,10 +240,15 @@ impl Engine {
         }
     }
 
+    /// Returns since when a node reaches it, if it does.
+    pub(super) fn reached_since(&self, node: usize) -> Option<Instant> {
+        self.lines.get(&node)?.up_since
+    }
+
     /// Returns when the next thing happens. A paused process gets no answer.
     pub(super) fn next_event(&self, paused_until: impl Fn(usize) -> Instant) -> Option<Instant> {
         let at = |(at, node, flight): &(Instant, usize, Flight)| match flight {
-            Flight::Execute(..) => *at,
+            flight if flight.is_its_own() => *at,
             _ => (*at).max(paused_until(*node)),
         };
         self.flights.iter().map(at).min()
@@ -227,7 +258,7 @@ impl Engine {
     pub(super) fn poll(&mut self, now: Instant, is_awake: impl Fn(usize) -> bool) -> Option<(usize, Report)> {
         loop {
             let may = |(at, node, flight): &(Instant, usize, Flight)| {
-                *at <= now && (matches!(flight, Flight::Execute(..)) || is_awake(*node))
+                *at <= now && (flight.is_its_own() || is_awake(*node))
             };
             let due = (0..self.flights.len()).filter(|at| may(&self.flights[*at]));
             let first = due.min_by_key(|at| self.flights[*at].0)?;
@@ -260,10 +291,16 @@ impl Engine {
                     self.flights.push((now + RECONNECT, node, Flight::Connect));
                     return None;
                 }
-                self.lines.get_mut(&node)?.is_up = true;
+                self.lines.get_mut(&node)?.up_since = Some(now);
                 Some(self.reachable())
             }
-            Flight::Incarnation => self.lines.get(&node)?.is_up.then(|| self.reachable()),
+            Flight::FailOver => {
+                let mut rng = self.rng.clone();
+                self.fail_over(now, &mut rng);
+                self.rng = rng;
+                None
+            }
+            Flight::Incarnation => self.lines.get(&node)?.up_since.map(|_| self.reachable()),
         }
     }
 
@@ -279,10 +316,10 @@ impl Engine {
         let answers = self.answers(now, node);
         let line = self.lines.get_mut(&node)?;
         // A connection that was cut and answers again in time is not missed.
-        if !line.is_up || !still_waits || (id.is_none() && answers) {
+        if line.up_since.is_none() || !still_waits || (id.is_none() && answers) {
             return None;
         }
-        line.is_up = false;
+        line.up_since = None;
         for waiting in &line.waiting {
             self.flights.push((now, node, Flight::Answer(*waiting, Response::Unknown)));
         }

@@ -266,11 +266,9 @@ impl World {
                 let back_at = now + Duration::from_millis(rng.random_range(0..5_000));
                 let restarts = rng.random_bool(0.5);
                 engine.empty(now, restarts.then_some(back_at), rng);
-                self.cluster.engine_forgot = Some(now);
             }
             Fault::FailOver => {
                 engine.fail_over(now, rng);
-                self.cluster.engine_forgot = Some(now);
             }
             _ => engine.cut(now, node, until, rng),
         }

@@ -4,9 +4,11 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use mainstay_proto::session::message::SessionId;
+use mainstay_proto::ws::CloseCode;
 
 use super::core::Core;
 use super::verbs::shared_verbs;
+use crate::clock::now;
 
 /// Sends through a client from elsewhere. Cheap to clone; does not keep the client open.
 ///
@@ -35,6 +37,12 @@ shared_verbs!([] Sender);
 impl Sender {
     pub(super) fn new(core: &Arc<Core>) -> Self {
         Self { core: Arc::clone(core) }
+    }
+
+    /// Lets a link rest, as [`Link::rest`](crate::Link::rest). Returns `false` in a session.
+    #[must_use]
+    pub fn rest(&self, code: CloseCode, reason: &str) -> bool {
+        self.core.change(|inner| inner.machine.rest(now(), code, reason))
     }
 
     /// The public name of the session, for logs; `None` before the first attach and towards a plain peer.

@@ -54,7 +54,10 @@ impl ServerStream {
         match self.0 {
             Kind::Socket(stream) => Transport::tcp(stream),
             #[cfg(feature = "tls")]
-            Kind::Tls(stream) => Transport::other(*stream),
+            Kind::Tls(stream) => {
+                let (socket, session) = stream.into_inner();
+                Transport::tls(socket, session)
+            }
             Kind::Other(stream) => Transport::other(stream),
         }
     }

@@ -39,6 +39,10 @@ pub struct Request {
     /// send them again. Credentials of [`ClientHandle::authenticate`](super::ClientHandle::authenticate) that the server has not judged yet come first. A plain
     /// peer gets none.
     pub credentials: Option<Bytes>,
+    /// The connector of this attempt, where one server has several addresses that are reached in different ways: a Unix
+    /// socket beside TCP, another name in the certificate. `None`: the client's own, [`Builder::connector`](super::Builder::connector).
+    /// Its [timeout](Connector::timeout) should be the same.
+    pub connector: Option<Connector>,
 }
 
 impl Request {
@@ -69,6 +73,13 @@ impl Request {
     #[must_use]
     pub fn subprotocols<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.subprotocols = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the [`connector`](Self::connector).
+    #[must_use]
+    pub fn connector(mut self, connector: Connector) -> Self {
+        self.connector = Some(connector);
         self
     }
 
@@ -133,7 +144,7 @@ impl Target {
             credentials: request.credentials,
             deflate: self.deflate,
             limits: self.limits,
-            connector: self.connector.clone(),
+            connector: request.connector.unwrap_or_else(|| self.connector.clone()),
             answer_timeout: self.answer_timeout,
             give_up: self.give_up.clone(),
             keeps_response: self.keeps_response,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mainstay_proto::ConfigError;
 
-use super::Engine;
+use super::{ClusterTls, Engine};
 
 /// How a server takes part in a cluster, or how it passes its sessions to the next process on the same machine. Each
 /// setter checks its value.
@@ -29,6 +29,7 @@ pub struct ClusterConfig {
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) url: Option<String>,
     pub(crate) mark: String,
+    pub(crate) tls: Option<ClusterTls>,
 }
 
 /// Where released sessions are kept.
@@ -66,6 +67,7 @@ impl ClusterConfig {
             advertise: None,
             url: None,
             mark: String::new(),
+            tls: None,
         }
     }
 
@@ -83,8 +85,8 @@ impl ClusterConfig {
         Ok(self)
     }
 
-    /// Sets where the peer listener accepts other nodes. It is not encrypted: choose an address of a private network. Default:
-    /// a free port at the local address by which the node reaches the engine; on a loopback address if the engine is there or
+    /// Sets where the peer listener accepts other nodes. Without [`tls`](Self::tls) nothing is encrypted there: choose an address
+    /// of a private network. Default: a free port at the local address by which the node reaches the engine; on a loopback address if the engine is there or
     /// behind a Unix socket.
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = Some(address);
@@ -128,6 +130,14 @@ impl ClusterConfig {
     /// under one name take sessions from each other. Default: empty.
     pub fn mark(mut self, mark: impl Into<String>) -> Self {
         self.mark = mark.into();
+        self
+    }
+
+    /// Encrypts what nodes send to each other, and admits only nodes with a certificate of the same authority. A node with TLS and
+    /// one without refuse each other, so all nodes of a cluster have it, or none. It costs a relay its cheap idle state: about
+    /// 8 KB more at each node, instead of 250 B. Default: no encryption.
+    pub fn tls(mut self, tls: ClusterTls) -> Self {
+        self.tls = Some(tls);
         self
     }
 

@@ -7,40 +7,121 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::PeerOutcome;
-use mainstay_proto::cluster::peer::{BLOCK_TIME, Head, Leave, PeerAnswer};
+use mainstay_proto::cluster::peer::{BLOCK_TIME, BlockError, Head, Leave, PeerAnswer};
 use rustix::io::Errno;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::notices::Notices;
 use super::relay::keep_alive;
+use super::{ClusterTls, tls};
+use crate::transport::Transport;
 
 /// What the owner answered, on which connection, and what it sent behind that.
 pub(crate) struct Asked {
     pub(crate) answer: PeerAnswer,
-    pub(crate) owner: TcpStream,
+    pub(crate) owner: Transport,
     pub(crate) rest: Bytes,
 }
 
-/// Sends a HELLO to the node that may own its session. `client`: the client's bytes, from the first byte of HELLO on.
-///
-/// # Errors
-/// The node did not answer: why, in the words of the lookup.
-pub(crate) async fn ask(address: SocketAddr, head: &Head, client: &[u8]) -> Result<Asked, PeerOutcome> {
-    let Ok(head) = head.encode() else {
-        tracing::warn!("the path and the principal of a client are too long for another node");
-        return Err(PeerOutcome::Silent);
-    };
-    let asked = tokio::time::timeout(BLOCK_TIME, async {
-        let owner = TcpStream::connect(address).await.map_err(|error| not_connected(address, &error))?;
-        exchange(owner, &head, client).await.map_err(|error| {
-            tracing::debug!(%address, %error, "another node did not answer a HELLO");
-            PeerOutcome::Silent
+/// How this node speaks to the peer listeners of others.
+#[derive(Default)]
+pub(crate) struct Speech {
+    pub(super) tls: Option<ClusterTls>,
+    notices: Notices,
+}
+
+/// Why the owner did not answer.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    #[error(transparent)]
+    Lost(#[from] io::Error),
+    #[error(transparent)]
+    Block(#[from] BlockError),
+    #[error("it speaks TLS; start this node with --cluster-tls, too")]
+    SpeaksTls,
+    #[error("{}", tls::words(.0))]
+    Tls(rustls::Error),
+}
+
+impl Speech {
+    pub(super) fn new(tls: Option<ClusterTls>) -> Self {
+        Self { tls, notices: Notices::default() }
+    }
+
+    /// Sends a HELLO to the node that may own its session. `client`: the client's bytes, from the first byte of HELLO on.
+    ///
+    /// # Errors
+    /// The node did not answer: why, in the words of the lookup.
+    pub(crate) async fn ask(
+        &self,
+        address: SocketAddr,
+        head: &Head,
+        client: &[u8],
+    ) -> Result<Asked, PeerOutcome> {
+        let Ok(head) = head.encode() else {
+            tracing::warn!("the path and the principal of a client are too long for another node");
+            return Err(PeerOutcome::Silent);
+        };
+        let asked = tokio::time::timeout(BLOCK_TIME, async {
+            let owner = TcpStream::connect(address).await.map_err(|error| not_connected(address, &error))?;
+            self.exchange(owner, &[&head, client].concat()).await.map_err(|unanswered| {
+                self.log_unanswered(address, &unanswered);
+                PeerOutcome::Silent
+            })
+        });
+        asked.await.unwrap_or_else(|_| {
+            tracing::debug!(%address, "another node was silent for 1 s");
+            Err(PeerOutcome::Silent)
         })
-    });
-    asked.await.unwrap_or_else(|_| {
-        tracing::debug!(%address, "another node was silent for 1 s");
-        Err(PeerOutcome::Silent)
-    })
+    }
+
+    async fn exchange(&self, mut owner: TcpStream, question: &[u8]) -> Result<Asked, Unanswered> {
+        owner.set_nodelay(true)?;
+        keep_alive(&owner);
+        let Some(tls) = &self.tls else {
+            let (answer, rest) = exchange(&mut owner, question).await?;
+            return Ok(Asked { answer, owner: Transport::tcp(owner), rest });
+        };
+        let mut owner = tls.connect(owner).await.map_err(|error| match tls::of_handshake(&error) {
+            Some(error) => Unanswered::Tls(error.clone()),
+            None => Unanswered::Lost(error),
+        })?;
+        let (answer, rest) = exchange(&mut owner, question).await?;
+        Ok(Asked { answer, owner: Transport::other(owner), rest })
+    }
+
+    /// A connection that was lost shows nothing. What differs between two nodes is one warning.
+    fn log_unanswered(&self, address: SocketAddr, unanswered: &Unanswered) {
+        let kind = match unanswered {
+            Unanswered::SpeaksTls => Some("speaks_tls"),
+            Unanswered::Tls(_) => Some("tls"),
+            Unanswered::Lost(_) | Unanswered::Block(_) => None,
+        };
+        if kind.is_some_and(|kind| self.notices.is_first(kind)) {
+            tracing::warn!(
+                %address, error = %unanswered,
+                "another node cannot be asked for its sessions: all nodes of a cluster have --cluster-tls with certificates of \
+                 one authority, or none has; later ones of this kind are logged at debug and counted"
+            );
+        } else {
+            tracing::debug!(%address, error = %unanswered, "another node did not answer a HELLO");
+        }
+    }
+
+    /// Informs an owner that this node cuts its relays soon. A hint: nothing depends on it.
+    pub(super) async fn announce_leave(&self, address: SocketAddr, leave: Leave) {
+        let announced = tokio::time::timeout(BLOCK_TIME, async {
+            let mut owner = TcpStream::connect(address).await?;
+            match &self.tls {
+                None => announce(&mut owner, &leave).await,
+                Some(tls) => announce(&mut tls.connect(owner).await?, &leave).await,
+            }
+        });
+        if !matches!(announced.await, Ok(Ok(_))) {
+            tracing::debug!(%address, owner = %leave.to, "an owner was not informed that this node drains");
+        }
+    }
 }
 
 /// Only a refused connection shows that the node is gone: one that drops a connection may live.
@@ -55,30 +136,31 @@ fn not_connected(address: SocketAddr, error: &io::Error) -> PeerOutcome {
     }
 }
 
-async fn exchange(mut owner: TcpStream, head: &[u8], client: &[u8]) -> io::Result<Asked> {
-    owner.set_nodelay(true)?;
-    keep_alive(&owner);
-    owner.write_all(&[head, client].concat()).await?;
+/// Returns the owner's answer, and the bytes behind it.
+async fn exchange(
+    owner: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    question: &[u8],
+) -> Result<(PeerAnswer, Bytes), Unanswered> {
+    owner.write_all(question).await?;
+    // TLS may buffer bytes.
+    owner.flush().await?;
     let mut buffer = BytesMut::new();
     loop {
-        if let Some(answer) = PeerAnswer::decode(&mut buffer).map_err(io::Error::other)? {
-            return Ok(Asked { answer, owner, rest: buffer.freeze() });
+        match PeerAnswer::decode(&mut buffer) {
+            Ok(Some(answer)) => return Ok((answer, buffer.freeze())),
+            Ok(None) => {}
+            Err(BlockError::NotABlock) if tls::is_record(&buffer) => return Err(Unanswered::SpeaksTls),
+            Err(error) => return Err(error.into()),
         }
         if owner.read_buf(&mut buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
     }
 }
 
-/// Tells an owner that this node cuts its relays soon. A hint: nothing depends on it.
-pub(super) async fn tell_to_leave(address: SocketAddr, leave: Leave) {
-    let told = tokio::time::timeout(BLOCK_TIME, async {
-        let mut owner = TcpStream::connect(address).await?;
-        owner.write_all(&leave.encode()).await?;
-        // The owner ends the connection once it has read the block.
-        owner.read(&mut [0]).await
-    });
-    if !matches!(told.await, Ok(Ok(_))) {
-        tracing::debug!(%address, owner = %leave.to, "an owner was not informed that this node drains");
-    }
+async fn announce(owner: &mut (impl AsyncRead + AsyncWrite + Unpin), leave: &Leave) -> io::Result<()> {
+    owner.write_all(&leave.encode()).await?;
+    owner.flush().await?;
+    // The owner ends the connection once it has read the block.
+    owner.read(&mut [0]).await.map(drop)
 }

@@ -12,6 +12,7 @@
 //! - `redis`: the task that executes the machines' requests, and reports whether the engine answers.
 //! - `node`: this server's part: it moves requests, timers and events of the machine.
 //! - `listener`, `entry`, `relay`: the peer listener of the owner, the entry node's question, and the forwarding of bytes.
+//! - `tls`: the certificates that nodes present to each other; `notices`: one warning for each kind of refusal.
 //! - `state_dir`, `state_file`: without an engine, released sessions reach the next process through one file.
 //! - `figures`: counts for metrics.
 
@@ -25,6 +26,7 @@ mod figures;
 mod info;
 mod listener;
 mod node;
+mod notices;
 mod redis;
 pub(crate) mod relay;
 mod scripts;
@@ -32,6 +34,7 @@ mod state_dir;
 mod state_file;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use check::EngineFacts;
 pub use config::ClusterConfig;
@@ -43,3 +46,4 @@ pub(crate) use node::{Node, Seeking};
 #[doc(hidden)]
 pub use redis::{Driver, Report, start};
 pub use state_dir::StateDirError;
+pub use tls::{ClusterTls, ClusterTlsError};

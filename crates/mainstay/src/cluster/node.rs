@@ -21,16 +21,18 @@ use mainstay_proto::session::{NodeId, Record, Released, Route};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::task::AbortHandle;
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::config::Store;
 use super::engine::Host;
+use super::entry::Speech;
 use super::listener::{Listening, bind};
 use super::redis::{self, Driver, Report};
 use super::relay::{Beginning, Relays};
 use super::state_dir::{LOCK_INTERVAL, StateDir};
 use super::state_file::{Entry, State};
-use super::{ClusterConfig, ClusterFigures, Engine, EngineError, Figures, StateDirError, entry};
+use super::{ClusterConfig, ClusterFigures, Engine, EngineError, Figures, StateDirError};
 use crate::clock::now;
 use crate::server::Shared;
 
@@ -38,6 +40,8 @@ use crate::server::Shared;
 const ACCOUNT_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// How long a node may take to accept TCP that is looked after.
 const LOOKS_WITHIN: Duration = Duration::from_secs(1);
+/// How long sessions that leave have until those that are released by then are written into a file.
+const FIRST_FILE: Duration = Duration::from_secs(1);
 /// How long a node that leaves waits for the engine.
 const LEAVES_WITHIN: Duration = Duration::from_millis(500);
 
@@ -46,11 +50,21 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(super) key: PeerKey,
     pub(crate) figures: Arc<Figures>,
+    /// How this node speaks to others.
+    pub(crate) speech: Arc<Speech>,
     config: ClusterConfig,
     relays: Arc<Relays>,
     machine: Mutex<Machine>,
     /// Wakes the task that keeps the machine's time.
     timers: Arc<Notify>,
+    /// Wakes the end of a drain: a client got the account of what the engine does not have.
+    accounted: Notify,
+    /// Wakes HELLOs that wait for a state file: one was read.
+    file_read: Notify,
+    /// Sessions that leave, until they are released or over.
+    pub(crate) leaving: TaskTracker,
+    /// Held while a state file is written.
+    writing: tokio::sync::Mutex<()>,
     /// The accounts of sessions that ended here are with the engine, which reports each to one client only.
     gave_accounts: AtomicBool,
     is_leaving: AtomicBool,
@@ -65,6 +79,9 @@ struct Machine {
     claiming: HashMap<SessionId, Vec<oneshot::Sender<()>>>,
     /// Releases whose outcome is not known, and what waits for it.
     releasing: HashMap<SessionId, Vec<oneshot::Sender<()>>>,
+    /// Sessions and accounts that the engine certainly does not have: this node answers for them itself. `true`: its client got
+    /// the account.
+    unreleased: HashMap<SessionId, bool>,
     state_dir: Option<StateDir>,
     /// The process before this one still has the state file.
     waits_for_file: bool,
@@ -93,6 +110,15 @@ pub(crate) struct Seeking {
     session: SessionId,
 }
 
+/// What a search can do now.
+enum Tried {
+    Step(Step),
+    /// A claim is in progress: its answer, and until when it may come.
+    Claim(oneshot::Receiver<()>, Option<Instant>),
+    /// The process before this one may still write the session into a file.
+    File,
+}
+
 /// What a node is and does, for a banner, for metrics, and for health checks. See [`Server::cluster`](crate::Server::cluster).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -101,6 +127,8 @@ pub struct ClusterStatus {
     pub node: String,
     /// Where other nodes reach this one; `None` before it has joined, and without an engine.
     pub address: Option<SocketAddr>,
+    /// Nodes encrypt what they send to each other.
+    pub tls: bool,
     /// The engine's URL without its password; `None`: sessions go through a folder.
     pub engine: Option<String>,
     /// The lifetime of the engine's primary; `None`: it was never reached, or does not allow INFO.
@@ -163,6 +191,7 @@ impl Node {
             link: None,
             claiming: HashMap::new(),
             releasing: HashMap::new(),
+            unreleased: HashMap::new(),
             state_dir: None,
             waits_for_file: false,
             asked: HashMap::new(),
@@ -176,10 +205,15 @@ impl Node {
             id,
             key: PeerKey(key.1),
             figures: Arc::default(),
+            speech: Arc::new(Speech::new(config.tls.clone())),
             config,
             relays: Arc::default(),
             machine: Mutex::new(machine),
             timers: Arc::default(),
+            accounted: Notify::new(),
+            file_read: Notify::new(),
+            leaving: TaskTracker::new(),
+            writing: tokio::sync::Mutex::default(),
             gave_accounts: AtomicBool::new(false),
             is_leaving: AtomicBool::new(false),
             joined: OnceCell::new(),
@@ -198,6 +232,7 @@ impl Node {
         ClusterStatus {
             node: self.id.to_string(),
             address: machine.info.as_ref().map(|info| info.address),
+            tls: self.config.tls.is_some(),
             engine: match &self.config.store {
                 Store::Engine(engine) => Some(engine.to_string()),
                 Store::StateDir(_) => None,
@@ -262,7 +297,12 @@ impl Machine {
         let waiting = match event {
             NodesEvent::Left => self.leaving.take().map(|leaving| vec![leaving]),
             NodesEvent::ClaimAnswered { session } => self.claiming.remove(session),
-            NodesEvent::Released { session, .. } => self.releasing.remove(session),
+            NodesEvent::Released { session, outcome } => {
+                if outcome.is_certain_failure() {
+                    self.unreleased.insert(*session, false);
+                }
+                self.releasing.remove(session)
+            }
             NodesEvent::EngineUp { incarnation, .. } => {
                 self.incarnation.clone_from(incarnation);
                 self.was_reached = true;
@@ -312,7 +352,7 @@ impl Node {
                 let reached = facts.as_ref().and_then(|facts| facts.server.as_deref());
                 tracing::info!(
                     node = %self.id, peer_listener = %address, %engine, server = reached, incarnation,
-                    cluster = self.config.name, "joins the cluster"
+                    cluster = self.config.name, tls = self.config.tls.is_some(), "joins the cluster"
                 );
                 // Locked first: the task may report, and be sent a request, before this line is done.
                 let mut machine = self.lock();
@@ -324,10 +364,12 @@ impl Node {
                 let opened = tokio::task::spawn_blocking(move || StateDir::open(&folder)).await;
                 let opened = opened.map_err(|error| self.unusable(std::io::Error::other(error)))??;
                 self.lock().state_dir = Some(opened);
-                if !self.try_take_file().map_err(|error| self.unusable(error))? {
-                    tracing::info!("the process before this one drains: its sessions follow when it ends");
+                if !self.try_take_files().map_err(|error| self.unusable(error))? {
+                    tracing::info!(
+                        "the process before this one drains: its sessions follow when it has released them"
+                    );
                     self.lock().waits_for_file = true;
-                    self.spawn(Self::wait_for_file(Weak::clone(&self.me)));
+                    self.spawn(Self::wait_for_files(Weak::clone(&self.me)));
                 }
             }
             #[cfg(test)]
@@ -380,7 +422,7 @@ impl Node {
             machine.info = Some(info.clone());
             machine.nodes.announce(now, info);
         });
-        let listening = Listening::new(self, server);
+        let listening = Listening::new(self, server, self.config.tls.clone());
         self.spawn(listening.accept(listener));
         Ok(address)
     }
@@ -399,35 +441,38 @@ impl Node {
         self.lock().tasks.push(task);
     }
 
-    /// Reads the file of the process before this one. Returns `false` while that process has it.
-    fn try_take_file(&self) -> std::io::Result<bool> {
+    /// Reads what the process before this one has written by now. Returns `false` while that process may still write.
+    fn try_take_files(&self) -> std::io::Result<bool> {
         let mut machine = self.lock();
         let Some(folder) = machine.state_dir.as_mut() else { return Ok(true) };
-        if !folder.try_hold()? {
+        let is_held = folder.try_hold()?;
+        let entries = folder.take(SystemTime::now());
+        if !is_held && entries.is_empty() {
             return Ok(false);
         }
-        let entries = folder.take(SystemTime::now());
-        machine.waits_for_file = false;
+        machine.waits_for_file = !is_held;
         let records = entries.into_iter().map(|entry| {
             let Entry { session, claim, record, keep } = entry;
             LocalRecord { session, claim, record, keep }
         });
         machine.nodes.records(now(), records.collect());
         drop(machine);
+        self.file_read.notify_waiters();
         self.timers.notify_one();
-        Ok(true)
+        Ok(is_held)
     }
 
-    async fn wait_for_file(node: Weak<Self>) {
+    async fn wait_for_files(node: Weak<Self>) {
         loop {
             tokio::time::sleep(LOCK_INTERVAL).await;
             let Some(node) = node.upgrade() else { return };
-            match node.try_take_file() {
+            match node.try_take_files() {
                 Ok(false) => {}
                 Ok(true) => return,
                 Err(error) => {
                     tracing::error!(%error, "the state file cannot be read: its sessions begin anew");
                     node.lock().waits_for_file = false;
+                    node.file_read.notify_waiters();
                     return;
                 }
             }
@@ -444,32 +489,44 @@ impl Node {
         Seeking { lookup, session }
     }
 
-    /// Returns the next step, once a claim in progress is answered.
+    /// Returns the next step, once a claim in progress is answered, and a state file is read that may have the session.
     ///
     /// # Cancel safety
     /// Safe: the engine gives the answer to a claim again.
     pub(crate) async fn step(&self, seeking: &mut Seeking) -> Step {
         loop {
-            let (answered, until) = {
-                let (sender, answered) = oneshot::channel();
-                let step = self.change(|now, machine| {
-                    let step = seeking.lookup.poll(now, &mut machine.nodes);
-                    match step {
-                        Step::Claiming => machine.claiming.entry(seeking.session).or_default().push(sender),
-                        // The session may be in the file of the process before.
-                        Step::Unknown if machine.waits_for_file => return Step::Wait,
-                        _ => {}
-                    }
-                    step
-                });
-                if step != Step::Claiming {
-                    return step;
+            let mut file_read = std::pin::pin!(self.file_read.notified());
+            // Before the look at the records, so that no file is read in between.
+            file_read.as_mut().enable();
+            match self.try_step(seeking) {
+                Tried::Step(step) => return step,
+                Tried::File => file_read.await,
+                Tried::Claim(answered, until) => {
+                    let until = tokio::time::Instant::from_std(until.unwrap_or_else(now));
+                    let _ = tokio::time::timeout_at(until, answered).await;
                 }
-                (answered, seeking.lookup.deadline())
-            };
-            let until = tokio::time::Instant::from_std(until.unwrap_or_else(now));
-            let _ = tokio::time::timeout_at(until, answered).await;
+            }
         }
+    }
+
+    fn try_step(&self, seeking: &mut Seeking) -> Tried {
+        let (sender, answered) = oneshot::channel();
+        let tried = self.change(|now, machine| {
+            let before = machine.waits_for_file.then(|| seeking.lookup.clone());
+            match (seeking.lookup.poll(now, &mut machine.nodes), before) {
+                (Step::Claiming, _) => {
+                    machine.claiming.entry(seeking.session).or_default().push(sender);
+                    None
+                }
+                // The session may be in a file of the process before.
+                (Step::Unknown, Some(before)) => {
+                    seeking.lookup = before;
+                    Some(Tried::File)
+                }
+                (step, _) => Some(Tried::Step(step)),
+            }
+        });
+        tried.unwrap_or_else(|| Tried::Claim(answered, seeking.lookup.deadline()))
     }
 
     /// Returns what to do for a HELLO that came through the peer listener, with a token that this node's registry does not know.
@@ -511,7 +568,13 @@ impl Node {
         let mut machine = self.lock();
         for session in sessions {
             machine.releasing.entry(session).or_default();
+            machine.unreleased.remove(&session);
         }
+    }
+
+    /// Returns the sessions and accounts that the engine certainly does not have.
+    pub(crate) fn unreleased(&self) -> Vec<SessionId> {
+        self.lock().unreleased.keys().copied().collect()
     }
 
     /// The same for the accounts that the registry gave up.
@@ -540,16 +603,43 @@ impl Node {
         });
     }
 
-    /// Waits until the outcome of a release is known, if one is in progress.
-    pub(crate) async fn released(&self, session: SessionId) {
+    /// Waits until the outcome of a release is known, if one is in progress. Returns `false` if the engine certainly does not
+    /// have the record.
+    pub(crate) async fn released(&self, session: SessionId) -> bool {
         let waiting = {
             let mut machine = self.lock();
-            let Some(waiting) = machine.releasing.get_mut(&session) else { return };
-            let (sender, released) = oneshot::channel();
-            waiting.push(sender);
-            released
+            machine.releasing.get_mut(&session).map(|waiting| {
+                let (sender, released) = oneshot::channel();
+                waiting.push(sender);
+                released
+            })
         };
-        let _ = waiting.await;
+        if let Some(released) = waiting {
+            let _ = released.await;
+        }
+        !self.lock().unreleased.contains_key(&session)
+    }
+
+    /// Notes that a client got the account of what the engine does not have.
+    pub(crate) fn note_accounted(&self, session: SessionId) {
+        if let Some(is_accounted) = self.lock().unreleased.get_mut(&session) {
+            *is_accounted = true;
+            self.accounted.notify_one();
+        }
+    }
+
+    /// Waits, until this deadline, until each client whose session the engine does not have got its account, if another node
+    /// lives that its client can reach.
+    pub(crate) async fn all_accounted(&self, until: tokio::time::Instant) {
+        let is_waiting = || {
+            let machine = self.lock();
+            machine.nodes.status().alive > 0 && machine.unreleased.values().any(|is_accounted| !is_accounted)
+        };
+        while is_waiting() {
+            if tokio::time::timeout_at(until, self.accounted.notified()).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Waits until the outcome of every release is known, until this deadline; the others are given up then.
@@ -601,7 +691,9 @@ impl Node {
         };
         if !owners.is_empty() {
             for (to, address, key) in owners {
-                self.spawn(entry::tell_to_leave(address, Leave { from: self.id, to, key, within: half }));
+                let (speech, leave) =
+                    (Arc::clone(&self.speech), Leave { from: self.id, to, key, within: half });
+                self.spawn(async move { speech.announce_leave(address, leave).await });
             }
             tokio::time::sleep(half + quarter).await;
         }
@@ -632,39 +724,75 @@ impl Node {
                 );
             }
         } else {
-            self.write_file().await;
+            self.write_rest().await;
         }
         let tasks = std::mem::take(&mut self.lock().tasks);
         tasks.iter().for_each(AbortHandle::abort);
     }
 
-    /// Writes what this node released, and what no client came for.
-    async fn write_file(&self) {
-        let (records, folder) = {
-            let mut machine = self.lock();
-            (machine.nodes.take_records(now()), machine.state_dir.take())
-        };
-        let Some(mut folder) = folder else { return };
+    /// Without an engine: writes what is released, once no session leaves any more or [`FIRST_FILE`] has passed, so that the
+    /// next process need not wait for the other clients of this one. What is left follows at the end.
+    pub(crate) async fn write_released(&self) {
+        if self.has_engine() || !self.joined.initialized() {
+            return;
+        }
+        self.leaving.close();
+        let _ = tokio::time::timeout(FIRST_FILE, self.leaving.wait()).await;
+        let _one = self.writing.lock().await;
+        // Gone: the drain is over by now, and everything is in the first file.
+        let Some(folder) = self.lock().state_dir.take() else { return };
+        let (folder, unwritten) = self.write_file(folder).await;
+        let mut machine = self.lock();
+        machine.state_dir = folder;
+        if let Some((error, records)) = unwritten {
+            tracing::debug!(%error, "the state file cannot be written now; the end of the drain tries again");
+            machine.nodes.records(now(), records);
+        }
+    }
+
+    /// Writes what is left, and gives the folder up.
+    async fn write_rest(&self) {
+        let _one = self.writing.lock().await;
+        let Some(folder) = self.lock().state_dir.take() else { return };
+        // The lock ends with the folder: the next process reads this file then.
+        if let (_, Some((error, records))) = self.write_file(folder).await {
+            Figures::add(&self.figures.unreleased, records.len() as u64);
+            let records = records.len();
+            tracing::error!(%error, records, "the state file cannot be written: its sessions are lost");
+        }
+    }
+
+    /// Writes what this node released, and what no client came for. Returns the folder, and what could not be written.
+    async fn write_file(&self, mut folder: StateDir) -> (Option<StateDir>, Option<Unwritten>) {
+        let records = self.lock().nodes.take_records(now());
         let count = records.len();
-        let entries = records.into_iter().map(|record| {
-            let LocalRecord { session, claim, record, keep } = record;
-            Entry { session, claim, record, keep }
+        if count == 0 {
+            return (Some(folder), None);
+        }
+        let entry = |LocalRecord { session, claim, record, keep }| Entry { session, claim, record, keep };
+        let entries = records.iter().cloned().map(entry).collect();
+        let state = State { node: self.id, written: SystemTime::now(), entries };
+        let written = tokio::task::spawn_blocking(move || {
+            let written = match folder.try_hold() {
+                Ok(true) => folder.put(&state),
+                Ok(false) => Err(std::io::Error::other("another process has the folder")),
+                Err(error) => Err(error),
+            };
+            (folder, written)
         });
-        let state = State { node: self.id, written: SystemTime::now(), entries: entries.collect() };
-        // The lock ends with the folder: the next process reads the file then.
-        let written = tokio::task::spawn_blocking(move || match folder.try_hold()? {
-            true => folder.put(&state),
-            false => Err(std::io::Error::other("another process has the folder")),
-        });
-        match written.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-            Ok(()) => tracing::info!(records = count, "state file written"),
-            Err(error) => {
-                Figures::add(&self.figures.unreleased, count as u64);
-                tracing::error!(%error, records = count, "the state file cannot be written: its sessions are lost");
+        match written.await {
+            Ok((folder, Ok(()))) => {
+                tracing::info!(records = count, "state file written");
+                (Some(folder), None)
             }
+            Ok((folder, Err(error))) => (Some(folder), Some((error, records))),
+            Err(error) => (None, Some((std::io::Error::other(error), records))),
         }
     }
 }
+
+/// Why a state file could not be written, and what should have been in it.
+type Unwritten = (std::io::Error, Vec<LocalRecord>);
 
 impl Drop for Node {
     fn drop(&mut self) {

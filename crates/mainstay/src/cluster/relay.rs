@@ -60,7 +60,7 @@ pub(crate) struct Beginning {
     pub(crate) client: Transport,
     pub(crate) permit: Option<Arc<Permit>>,
     pub(crate) node: NodeId,
-    pub(crate) owner: TcpStream,
+    pub(crate) owner: Transport,
     /// What the owner sent behind its answer.
     pub(crate) to_client: Bytes,
 }
@@ -108,7 +108,7 @@ impl Relays {
         let handle = Arc::new(Handle { signal, is_cut, owner: node });
         let relay = Relay {
             client: Side::new(client, to_client),
-            owner: Side::new(Transport::tcp(owner), Bytes::new()),
+            owner: Side::new(owner, Bytes::new()),
             until: None,
             _listed: self.list(Arc::clone(&handle), Arc::clone(figures)),
             _permit: permit,
@@ -334,7 +334,7 @@ mod tests {
             client: Transport::tcp(near),
             permit: None,
             node: NodeId([1; 8]),
-            owner: far,
+            owner: Transport::tcp(far),
             to_client: Bytes::from_static(to_client),
         };
         relays.begin(beginning, &figures, tracker.token());
@@ -431,8 +431,13 @@ mod tests {
         let (relays, figures, tracker) = (Arc::<Relays>::default(), Arc::default(), TaskTracker::new());
         let client_side = Transport::other(near);
         let node = NodeId([1; 8]);
-        let beginning =
-            Beginning { client: client_side, permit: None, node, owner: far, to_client: Bytes::new() };
+        let beginning = Beginning {
+            client: client_side,
+            permit: None,
+            node,
+            owner: Transport::tcp(far),
+            to_client: Bytes::new(),
+        };
         relays.begin(beginning, &figures, tracker.token());
         let (mut read, mut write) = tokio::io::split(client);
         let (mut owner_read, mut owner_write) = owner.into_split();

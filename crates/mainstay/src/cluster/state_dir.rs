@@ -1,8 +1,12 @@
 //! The folder of a node without an engine: through it, sessions reach the process that follows on the same machine.
 //!
 //! One process uses a folder at a time: it holds a lock on the file `lock`, which names the process. A process that drains
-//! says so there; the next process may then start already, serves new clients, and reads the state file once the lock is
-//! free. A process that finds the lock held by one that does not drain was started by mistake.
+//! says so there; the next process may then start already and serves new clients. A process that finds the lock held by one
+//! that does not drain was started by mistake.
+//!
+//! A process writes one file as soon as its sessions are released, and a second one at its end, with what was left: accounts,
+//! and sessions whose handlers took their time. The next process takes the first file when it is there, and the second one once
+//! the lock is free. Each file is written once and taken once, so no file replaces another.
 //!
 //! A state file that is not used (damaged, of another version, of another user, too old) keeps its content under another
 //! name, for the operator; it is never deleted. The sessions in it then begin anew, each with an account.
@@ -20,6 +24,8 @@ use rustix::fs::OFlags;
 use super::state_file::{BadState, Entry, State};
 
 const SESSIONS: &str = "sessions.state";
+/// What a process still had when it ended, after it had written the first file.
+const LATE: &str = "sessions-late.state";
 const TEMPORARY: &str = "sessions.state.tmp";
 const LOCK: &str = "lock";
 /// Behind the number of the process in the lock file, once it drains.
@@ -36,6 +42,8 @@ pub(crate) struct StateDir {
     folder: PathBuf,
     lock: File,
     is_held: bool,
+    /// This process has written its first file.
+    has_put: bool,
 }
 
 /// Why a folder cannot keep the sessions of a node.
@@ -71,7 +79,8 @@ impl StateDir {
         let unusable = |error| StateDirError::Unusable { folder: folder.to_owned(), error };
         check_writable(folder).map_err(unusable)?;
         let lock = owned().read(true).write(true).create(true).truncate(false).open(folder.join(LOCK));
-        let mut opened = Self { folder: folder.to_owned(), lock: lock.map_err(unusable)?, is_held: false };
+        let mut opened =
+            Self { folder: folder.to_owned(), lock: lock.map_err(unusable)?, is_held: false, has_put: false };
         let begun = Instant::now();
         loop {
             if opened.try_hold().map_err(unusable)? || opened.holder().ends_with(DRAINING) {
@@ -110,10 +119,19 @@ impl StateDir {
         }
     }
 
-    /// Reads and removes the state file of the process before. Returns nothing if there is none, or if it is not used: one
-    /// log line says why, and its content stays under another name. Call it with the lock held.
+    /// Reads and removes the state files of the process before: the first one, and the last one once this process holds the
+    /// lock. Returns nothing for a file that is not there or is not used: one log line says why, and its content stays under
+    /// another name.
     pub(crate) fn take(&self, now: SystemTime) -> Vec<Entry> {
-        let path = self.folder.join(SESSIONS);
+        let mut entries = self.take_file(SESSIONS, now);
+        if self.is_held {
+            entries.extend(self.take_file(LATE, now));
+        }
+        entries
+    }
+
+    fn take_file(&self, name: &str, now: SystemTime) -> Vec<Entry> {
+        let path = self.folder.join(name);
         let read = match open_own(&path) {
             Ok(file) => read(&file, now),
             Err(Unowned::Missing) => return Vec::new(),
@@ -122,20 +140,22 @@ impl StateDir {
         match read {
             Ok((state, expired)) => self.used(&path, state, expired),
             Err(why) => {
-                refuse(&path, now, &why);
+                refuse(&path, name, now, &why);
                 Vec::new()
             }
         }
     }
 
-    /// Writes the state file: to a temporary file that then gets its name, each of them made durable. Call it with the lock
-    /// held.
+    /// Writes a state file: to a temporary file that then gets its name, each of them made durable. The first call writes the
+    /// first file, the second one the last. Call it with the lock held.
     ///
     /// # Errors
-    /// The file system fails, or has no room. No state file is there then.
-    pub(crate) fn put(&self, state: &State) -> io::Result<()> {
+    /// The file system fails, or has no room. The state file is not there then.
+    pub(crate) fn put(&mut self, state: &State) -> io::Result<()> {
         let temporary = self.folder.join(TEMPORARY);
-        let written = self.write_durably(&temporary, state);
+        let name = if self.has_put { LATE } else { SESSIONS };
+        let written = self.write_durably(&temporary, name, state);
+        self.has_put |= written.is_ok();
         if written.is_err() {
             // What is left would only take room; the next process overwrites it anyway.
             let _ = fs::remove_file(&temporary);
@@ -143,7 +163,7 @@ impl StateDir {
         written
     }
 
-    fn write_durably(&self, temporary: &Path, state: &State) -> io::Result<()> {
+    fn write_durably(&self, temporary: &Path, name: &str, state: &State) -> io::Result<()> {
         // A process that was killed while it wrote leaves one.
         match fs::remove_file(temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -152,7 +172,7 @@ impl StateDir {
         let file = owned().write(true).create_new(true).open(temporary)?;
         state.write(BufWriter::new(&file))?;
         file.sync_all()?;
-        fs::rename(temporary, self.folder.join(SESSIONS))?;
+        fs::rename(temporary, self.folder.join(name))?;
         self.sync()
     }
 
@@ -240,9 +260,9 @@ fn read(file: &File, now: SystemTime) -> Result<(State, usize), String> {
 }
 
 /// Gives a state file that is not used another name, and logs why.
-fn refuse(path: &Path, now: SystemTime, why: &str) {
+fn refuse(path: &Path, name: &str, now: SystemTime, why: &str) {
     let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let names = (seconds..).map(|number| path.with_file_name(format!("{SESSIONS}.refused-{number}")));
+    let names = (seconds..).map(|number| path.with_file_name(format!("{name}.refused-{number}")));
     let free = names.into_iter().find(|name| fs::symlink_metadata(name).is_err());
     let kept = free.ok_or(io::ErrorKind::AlreadyExists.into());
     match kept.and_then(|kept| fs::rename(path, &kept).map(|()| kept)) {
@@ -306,7 +326,7 @@ mod tests {
     #[test]
     fn the_next_process_takes_what_the_one_before_put_once() {
         let folder = Folder::new("taken-once");
-        let old = StateDir::open(&folder.0).unwrap();
+        let mut old = StateDir::open(&folder.0).unwrap();
         old.put(&state()).unwrap();
         let mode = fs::metadata(folder.sessions()).unwrap().mode();
         assert_eq!((mode & 0o777, folder.names()), (0o600, vec![SESSIONS.to_owned()]));
@@ -317,10 +337,38 @@ mod tests {
     }
 
     #[test]
+    fn the_first_file_is_taken_while_its_process_lives_and_the_last_one_when_it_has_ended() {
+        let folder = Folder::new("two-files");
+        let mut old = StateDir::open(&folder.0).unwrap();
+        old.announce_drain();
+        let mut new = StateDir::open(&folder.0).unwrap();
+        assert!(new.take(SystemTime::now()).is_empty());
+        old.put(&state()).unwrap();
+        assert_eq!(new.take(SystemTime::now()).len(), 1);
+        old.put(&state()).unwrap();
+        assert!(new.take(SystemTime::now()).is_empty(), "the old process may still write it");
+        assert_eq!(folder.names(), [LATE]);
+        drop(old);
+        assert!(new.try_hold().unwrap());
+        assert_eq!((new.take(SystemTime::now()).len(), folder.names().len()), (1, 0));
+    }
+
+    #[test]
+    fn a_process_that_starts_when_the_one_before_has_ended_takes_both_files() {
+        let folder = Folder::new("both-files");
+        let mut old = StateDir::open(&folder.0).unwrap();
+        old.put(&state()).unwrap();
+        old.put(&state()).unwrap();
+        drop(old);
+        let new = StateDir::open(&folder.0).unwrap();
+        assert_eq!((new.take(SystemTime::now()).len(), folder.names().len()), (2, 0));
+    }
+
+    #[test]
     fn a_temporary_file_that_a_killed_process_left_is_overwritten() {
         let folder = Folder::new("temporary");
         fs::write(folder.0.join(TEMPORARY), "half").unwrap();
-        let state_dir = StateDir::open(&folder.0).unwrap();
+        let mut state_dir = StateDir::open(&folder.0).unwrap();
         assert!(state_dir.take(SystemTime::now()).is_empty());
         state_dir.put(&state()).unwrap();
         assert_eq!(folder.names(), [SESSIONS]);
@@ -335,12 +383,12 @@ mod tests {
         let plant: [(&str, &dyn Fn()); 5] = [
             ("foreign", &|| private(&folder.sessions(), b"no state file at all, and long enough for a hash")),
             ("torn", &|| {
-                state_dir.put(&state()).unwrap();
+                put_anew(&folder);
                 let whole = fs::read(folder.sessions()).unwrap();
                 fs::write(folder.sessions(), &whole[..whole.len() - 1]).unwrap();
             }),
             ("readable by others", &|| {
-                state_dir.put(&state()).unwrap();
+                put_anew(&folder);
                 fs::set_permissions(folder.sessions(), fs::Permissions::from_mode(0o644)).unwrap();
             }),
             ("a link", &|| symlink(folder.0.join("elsewhere"), folder.sessions()).unwrap()),
@@ -357,6 +405,13 @@ mod tests {
             );
         }
         assert_eq!(fs::read(folder.0.join("elsewhere")).unwrap(), b"secret");
+    }
+
+    /// Writes the first file as another process does.
+    fn put_anew(folder: &Folder) {
+        let lock = File::open(folder.0.join(LOCK)).unwrap();
+        let mut other = StateDir { folder: folder.0.clone(), lock, is_held: true, has_put: false };
+        other.put(&state()).unwrap();
     }
 
     fn private(path: &Path, content: &[u8]) {

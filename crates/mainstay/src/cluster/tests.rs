@@ -7,5 +7,6 @@ mod movable;
 mod raw;
 mod resume;
 mod setup;
+mod tls;
 
 pub(crate) use self::engine::{Link, Memory};

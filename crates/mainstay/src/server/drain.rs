@@ -45,7 +45,7 @@ impl Server {
             self.shared.timeline.note(None, Event::DrainBegan);
             #[cfg(feature = "cluster")]
             self.shared.begin_to_leave(spread);
-            tokio::spawn(drain_all(self.shared.cores(), spread));
+            tokio::spawn(drain_all(Arc::clone(&self.shared), self.shared.cores(), spread));
         }
         self.shared.tracker.close();
         let left = async {
@@ -65,9 +65,13 @@ impl Server {
 
 /// Asks clients that speak `mainstay.v1` at once, and they spread themselves. Plain ones cannot be asked, so their closing
 /// is spread.
-async fn drain_all(cores: Vec<Weak<Core>>, spread: Duration) {
+async fn drain_all(shared: Arc<Shared>, cores: Vec<Weak<Core>>, spread: Duration) {
     let is_plain = |core: &Weak<Core>| core.upgrade().is_some_and(|core| !core.drain(spread));
     let plain: Vec<_> = cores.into_iter().filter(is_plain).collect();
+    #[cfg(not(feature = "cluster"))]
+    drop(shared);
+    #[cfg(feature = "cluster")]
+    tokio::spawn(async move { shared.write_released().await });
     let pause = spread / u32::try_from(plain.len()).unwrap_or(u32::MAX).max(1);
     for core in plain {
         if let Some(core) = core.upgrade() {

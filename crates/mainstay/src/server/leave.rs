@@ -20,6 +20,9 @@ use crate::cluster::Figures;
 const HANDLER_RETURNS: Duration = Duration::from_secs(5);
 /// How long the engine has, at least, for what is released at the end of a drain.
 const FINAL_RELEASES: Duration = Duration::from_secs(1);
+/// How long clients have, after that, to ask for the accounts that the engine did not get: an entry node has asked each of
+/// them to come back within 2 s.
+const FINAL_ACCOUNTS: Duration = Duration::from_millis(2500);
 
 impl Core {
     /// Has a session leave this server: once its handler has returned, it is released, or ends with its account if it may not
@@ -41,7 +44,11 @@ impl Core {
         drop(inner);
         // A handler that is not started yet has nothing to wait for.
         self.signal.wake();
-        self.shared.tracker.spawn(release_when_returned(Arc::clone(self), returned));
+        let release = release_when_returned(Arc::clone(self), returned);
+        match &self.shared.node {
+            Some(node) => self.shared.tracker.spawn(node.leaving.track_future(release)),
+            None => self.shared.tracker.spawn(release),
+        };
         true
     }
 
@@ -90,6 +97,13 @@ impl Shared {
         });
     }
 
+    /// All sessions have been asked to leave: those that do are written into the state file as soon as they are released.
+    pub(super) async fn write_released(&self) {
+        if let Some(node) = &self.node {
+            node.write_released().await;
+        }
+    }
+
     /// Asks the clients that this node relays to replace their connections over this time.
     pub(crate) fn ask_relayed_to_leave(&self, entry: NodeId, within: Duration) {
         let delay = Delay { min: Duration::ZERO, max: within };
@@ -114,12 +128,15 @@ impl Shared {
         }
         let accounts = {
             let mut registry = self.registry();
+            // What the engine refused may be small enough as an account.
+            node.unreleased().into_iter().for_each(|session| registry.end_released(session));
             let accounts = registry.take_accounts();
             node.expect_accounts(&accounts);
             accounts
         };
         node.release_accounts(accounts);
         node.all_released(until.max(Instant::now() + FINAL_RELEASES)).await;
+        node.all_accounted(Instant::now() + FINAL_ACCOUNTS).await;
         node.leave().await;
         node.log_departure();
     }

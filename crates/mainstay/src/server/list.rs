@@ -4,7 +4,7 @@
 //! million delays no session.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_proto::session::EndCause;
@@ -154,12 +154,24 @@ impl Server {
         found.map(|client| client.core.end_by_operator(code, reason)).is_some()
     }
 
-    /// As [`end_client`](Self::end_client), for every session of this [principal](PeerInfo::principal). Returns how many there
-    /// were. Walks the list.
-    pub fn end_principal(&self, principal: &[u8], code: CloseCode, reason: &str) -> usize {
-        let cores = self.shared.cores().into_iter().filter_map(|core| Weak::upgrade(&core));
-        let theirs = cores.filter(|core| !principal.is_empty() && *core.info.principal == *principal);
-        theirs.map(|core| core.end_by_operator(code, reason)).count()
+    /// As [`end_client`](Self::end_client), for every client that `unwanted` accepts, for example all of one
+    /// [principal](PeerInfo::principal). Returns how many there were. Walks the list.
+    pub fn end_clients(
+        &self,
+        unwanted: impl Fn(&ClientInfo) -> bool,
+        code: CloseCode,
+        reason: &str,
+    ) -> usize {
+        let (mut after, mut ended) = (None, 0);
+        loop {
+            let page = self.list(after, AT_ONCE, &unwanted);
+            page.clients.iter().for_each(|client| client.core.end_by_operator(code, reason));
+            ended += page.clients.len();
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return ended,
+            }
+        }
     }
 }
 

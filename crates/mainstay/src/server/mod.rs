@@ -35,6 +35,7 @@ mod changes;
 mod config;
 #[cfg(feature = "cluster")]
 mod confirmed;
+mod connection;
 mod core;
 #[cfg(feature = "fault-injection")]
 mod disturb;
@@ -42,6 +43,8 @@ mod drain;
 mod fault;
 mod group;
 pub(crate) mod handle;
+#[cfg(feature = "http2")]
+mod http2;
 mod inner;
 #[cfg(feature = "cluster")]
 mod leave;
@@ -88,6 +91,7 @@ pub use rustls;
 pub use self::auth::AuthError;
 pub use self::changes::Changes;
 pub use self::config::Config;
+pub use self::connection::Encrypted;
 pub use self::group::Group;
 pub use self::handle::Sessions;
 pub use self::list::{ClientInfo, Page};
@@ -95,7 +99,7 @@ pub use self::peer::{PeerInfo, Presence, SessionState};
 pub use self::proxy_protocol::ProxyProtocol;
 pub use self::room::{Membership, Room, SlowMember};
 pub use self::sender::Sender;
-pub use self::serve::{DRAIN_WITHIN, Encrypted, MakeService, Serve};
+pub use self::serve::{DRAIN_WITHIN, MakeService, Serve};
 pub use self::session::Received;
 pub use self::stats::{RTT_BUCKETS, Stats};
 #[cfg(feature = "tls")]

@@ -11,11 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mainstay_proto::cluster::peer::{ANSWER_TIME, BLOCK_TIME, Head, PeerAnswer};
 use mainstay_proto::cluster::{Step, lookup};
-use mainstay_proto::session::message::Hello;
+use mainstay_proto::session::message::{Hello, SessionId};
 use mainstay_proto::session::registry::Resumed;
 use mainstay_proto::session::{Answer, Presenter, RefuseReason, Route, ServerSession, Sessions};
 use mainstay_proto::ws::{Connection, Limits, Role};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::attach::resume;
@@ -30,11 +29,11 @@ use crate::transport::Transport;
 
 /// Attaches a client that another node relays, or answers what became of its session. `early`: the client's bytes that came
 /// with the block.
-pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, early: Bytes) {
+pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport, early: Bytes) {
     let Some(node) = &shared.node else { return };
     let limits = shared.config.limits;
     let codec = Connection::new(Role::Server, before_hello(limits), head.deflate, [0; 32]);
-    let mut wire = Wire::new(Transport::tcp(stream), codec, early);
+    let mut wire = Wire::new(transport, codec, early);
     let (deadline, answer_by) = (Instant::now() + BLOCK_TIME, Instant::now() + ANSWER_TIME);
     // Not a HELLO: the entry node has read one in the same bytes, so this is no node.
     let Ok(hello) = wait_for_hello(&shared.stats, &mut wire, |_| {}, deadline).await else { return };
@@ -71,10 +70,17 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
             }
             Resumed::Lost(None) if !is_known(&shared, &head, &hello) => break lost(node, &head, &hello),
             Resumed::Lost(account) if !node.gave_accounts() => break PeerAnswer::Lost(account),
-            Resumed::Released | Resumed::Lost(_) => {
-                let left = timeout_at(answer_by, released(node, &hello)).await;
-                break left.map_or_else(|_| moving(), |()| PeerAnswer::Released);
-            }
+            Resumed::Lost(account) => match timeout_at(answer_by, was_released(node, &hello)).await {
+                Ok(true) => break PeerAnswer::Released,
+                Ok(false) => break PeerAnswer::Lost(account),
+                Err(_) => break moving(),
+            },
+            Resumed::Released => match timeout_at(answer_by, was_released(node, &hello)).await {
+                Ok(true) => break PeerAnswer::Released,
+                // It ends with its exact account, and is asked once more.
+                Ok(false) => end_released(&shared, &hello),
+                Err(_) => break moving(),
+            },
             Resumed::Leaving(session) => {
                 session.leave();
                 if timeout_at(answer_by, session.left()).await.is_err() {
@@ -85,6 +91,11 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, stream: TcpStream, e
     };
     Figures::add(&node.figures.answered, 1);
     let _ = wire.write_first(answer.encode()).await;
+    // An entry node gives a question up a little later, and its client asks again.
+    let is_received = Instant::now() <= answer_by;
+    if let (true, PeerAnswer::Lost(_), Some(session)) = (is_received, &answer, named(&hello)) {
+        node.note_accounted(session);
+    }
 }
 
 fn is_known(shared: &Shared, head: &Head, hello: &Hello) -> bool {
@@ -109,11 +120,24 @@ fn moving() -> PeerAnswer {
     PeerAnswer::Refused(RefuseReason::Moving.refuse())
 }
 
-/// Waits until the engine has the session.
-async fn released(node: &Node, hello: &Hello) {
-    if let Some(route) = hello.resume.as_ref().and_then(|resume| Route::of(&resume.token)) {
-        node.released(route.session).await;
+/// Waits until the engine has the session, or its account. Returns `false` if it certainly never will.
+async fn was_released(node: &Node, hello: &Hello) -> bool {
+    match named(hello) {
+        Some(session) => node.released(session).await,
+        None => true,
     }
+}
+
+/// Ends a session that no other node can have: its client gets the exact account here.
+fn end_released(shared: &Shared, hello: &Hello) {
+    if let Some(session) = named(hello) {
+        shared.registry().end_released(session);
+    }
+}
+
+/// The session that the token names.
+fn named(hello: &Hello) -> Option<SessionId> {
+    hello.resume.as_ref().and_then(|resume| Route::of(&resume.token)).map(|route| route.session)
 }
 
 /// An entry node whose listener has no addresses states 0.0.0.0:0.

@@ -8,6 +8,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use super::attach::{Bound, Opened, refuse_with, settle};
+use super::core::{CoreRef, Cores, Shared};
 use bytes::Bytes;
 use mainstay_proto::admission::Source;
 use mainstay_proto::cluster::peer::{Head, PeerAnswer};
@@ -19,15 +21,12 @@ use mainstay_proto::session::{
 };
 use mainstay_proto::timeline::Attach;
 use mainstay_proto::ws::CloseCode;
-use tokio::net::TcpStream;
-
-use super::attach::{Bound, Opened, refuse_with, settle};
-use super::core::{CoreRef, Cores, Shared};
 
 use super::stats::Counters;
 use crate::clock::now;
 use crate::cluster::relay::Beginning;
-use crate::cluster::{Figures, Node, Seeking, entry};
+use crate::cluster::{Figures, Node, Seeking};
+use crate::transport::Transport;
 
 /// A client on its way to its session.
 struct Arrival<'a> {
@@ -94,7 +93,7 @@ struct Owner {
     node: NodeId,
     /// Its peer listener.
     listener: (SocketAddr, PeerKey),
-    connection: TcpStream,
+    connection: Transport,
     /// What it sent behind its answer.
     rest: Bytes,
 }
@@ -117,7 +116,7 @@ impl Search {
                 }
                 step => return Next::Step(step),
             };
-            let outcome = match entry::ask(address, &self.head, &self.raw).await {
+            let outcome = match node.speech.ask(address, &self.head, &self.raw).await {
                 Ok(asked) => match asked.answer {
                     PeerAnswer::Released => PeerOutcome::Released,
                     PeerAnswer::OtherNode => PeerOutcome::OtherNode,

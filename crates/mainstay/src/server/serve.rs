@@ -8,44 +8,31 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::future::{Future, IntoFuture, poll_fn};
+use std::future::{Future, IntoFuture};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::extract::Request;
 use axum::extract::connect_info::{Connected, IntoMakeServiceWithConnectInfo};
-use axum::extract::{ConnectInfo, Request};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use axum::routing::IntoMakeService;
 use axum::serve::Listener;
-use http::{HeaderValue, StatusCode, header};
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
+use super::connection::{HttpConnection, LAST_REQUEST, Steps};
 use super::handle::Server;
-use super::limits::Permit;
-use super::open::HeadDuration;
 use super::proxy_protocol::ProxyProtocol;
-use super::stats::Counters;
-use super::target;
 #[cfg(feature = "tls")]
-use super::tls::{ClientCertificates, Tls};
-use super::write_timeout::WriteTimeout;
-use crate::subprotocol;
-use crate::transport::Stream;
+use super::tls::Tls;
 
 /// Limits on the head of a request, in bytes and in fields.
 const MAX_HEAD: usize = 16 * 1024;
@@ -58,7 +45,7 @@ const MAX_FIELDS: usize = 64;
 /// it (`NormalizePath`); see [`MakeService`].
 ///
 /// Every request carries the [`Server`] in its extensions, for [`SessionUpgrade`](crate::SessionUpgrade), and, where the
-/// listener has IP addresses, [`ConnectInfo<SocketAddr>`](ConnectInfo). All other listeners count as one address for
+/// listener has IP addresses, [`ConnectInfo<SocketAddr>`](axum::extract::ConnectInfo). All other listeners count as one address for
 /// [`Config::admission`]. A client has [`Config::opening_deadline`] for the head of its request, and what remains of it after
 /// the 101 response for its HELLO; the time that the application needs in between is neither counted nor bounded. A client
 /// that reads nothing of a response for 30 s is disconnected. A server of a cluster joins before it accepts; one that cannot
@@ -96,6 +83,8 @@ where
         app,
         server: server.clone(),
         http,
+        head: MAX_HEAD,
+        keep_alive: KEEP_ALIVE,
         leave: CancellationToken::new(),
         #[cfg(feature = "tls")]
         tls: None,
@@ -188,8 +177,6 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How long new connections wait for a successor after the signal for shutdown, before they are refused.
 const SUCCESSOR_WAIT: Duration = Duration::from_secs(1);
-/// How long a connection that was accepted without a request yet has for it, when the server goes away.
-const LAST_REQUEST: Duration = Duration::from_millis(500);
 
 /// How long a connection may wait for its next request, unless [`Serve::keep_alive`] sets it: longer than proxies keep theirs
 /// (60 s of AWS ALB and nginx's upstreams), which would otherwise send a request to a closed connection.
@@ -246,6 +233,7 @@ where
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
         // Less makes hyper panic.
         let bytes = bytes.max(8 * 1024);
+        self.steps.head = bytes;
         self.steps.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
         self
     }
@@ -260,6 +248,7 @@ where
     /// [`Config::opening_deadline`](super::Config::opening_deadline). Default: 75 s, because a proxy in front must close
     /// first.
     pub fn keep_alive(mut self, idle: Duration) -> Self {
+        self.steps.keep_alive = idle;
         self.steps.http.header_read_timeout(idle);
         self
     }
@@ -272,7 +261,7 @@ where
         self
     }
 
-    /// Speaks TLS with every client. Each request then carries [`Encrypted`] in its extensions, and
+    /// Speaks TLS with every client. Each request then carries [`Encrypted`](super::Encrypted) in its extensions, and
     /// [`ClientCertificates`](super::ClientCertificates) if the client presented any. Default: no TLS.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
@@ -281,7 +270,7 @@ where
     }
 
     /// Reads the PROXY header of each connection of a trusted proxy. The address in it takes the place of the peer's: in
-    /// [`ConnectInfo`] and in [`Config::admission`](super::Config::admission). A connection of such a proxy without a valid
+    /// [`ConnectInfo`](axum::extract::ConnectInfo) and in [`Config::admission`](super::Config::admission). A connection of such a proxy without a valid
     /// header within [`Config::opening_deadline`](super::Config::opening_deadline) is closed, and counted in
     /// [`Stats::proxy_headers_refused`](super::Stats::proxy_headers_refused). Default: no header is read.
     pub fn proxy_protocol(mut self, proxies: ProxyProtocol) -> Self {
@@ -499,183 +488,6 @@ where
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.run())
-    }
-}
-
-/// What is done with a connection that was admitted.
-#[derive(Clone)]
-struct Steps<M> {
-    app: M,
-    server: Server,
-    http: http1::Builder,
-    leave: CancellationToken,
-    #[cfg(feature = "tls")]
-    tls: Option<Tls>,
-}
-
-impl<M> Steps<M> {
-    async fn serve<I, A>(self, connection: HttpConnection, stream: I, address: A)
-    where
-        I: Stream + 'static,
-        M: MakeService<A>,
-    {
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            let leave = async {
-                self.leave.cancelled().await;
-                tokio::time::sleep(LAST_REQUEST).await;
-            };
-            let accepted = tokio::select! {
-                accepted = tls.accept(stream, &self.server.shared.stats) => accepted,
-                () = leave => None,
-            };
-            let Some(stream) = accepted else { return };
-            let connection = connection.over_tls(&stream);
-            let app = self.app.make(address).await;
-            return connection.serve(stream, app, self.http, self.leave).await;
-        }
-        let app = self.app.make(address).await;
-        connection.serve(stream, app, self.http, self.leave).await;
-    }
-}
-
-/// An extension of each request whose client's connection is encrypted: by [`Serve::tls`], or by the proxy in front, if its
-/// PROXY header says so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Encrypted;
-
-/// One connection, for as long as it speaks HTTP.
-struct HttpConnection {
-    /// The client's; `None` if it does not come over IP.
-    address: Option<SocketAddr>,
-    permit: Option<Arc<Permit>>,
-    server: Server,
-    /// When its request could begin.
-    accepted: Instant,
-    is_encrypted: bool,
-    #[cfg(feature = "tls")]
-    certificates: Option<ClientCertificates>,
-    /// Whether a request has come.
-    has_requested: AtomicBool,
-}
-
-impl HttpConnection {
-    /// Counts a connection of this client. `None`: it is over a limit and must be dropped.
-    fn admit(address: Option<SocketAddr>, accepted: Instant, server: &Server) -> Option<Self> {
-        let ip = address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
-        let permit = server.shared.gate.arrive(ip, &server.shared.stats).ok()?;
-        Some(Self {
-            address,
-            permit: permit.map(Arc::new),
-            server: server.clone(),
-            accepted,
-            is_encrypted: false,
-            #[cfg(feature = "tls")]
-            certificates: None,
-            has_requested: AtomicBool::new(false),
-        })
-    }
-
-    /// Notes what the handshake of TLS brought. The handshake had a deadline of its own.
-    #[cfg(feature = "tls")]
-    fn over_tls<S>(self, stream: &tokio_rustls::server::TlsStream<S>) -> Self {
-        let certificates = ClientCertificates::of(stream);
-        Self { accepted: Instant::now(), is_encrypted: true, certificates, ..self }
-    }
-
-    async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,
-    {
-        let shared = &self.server.shared;
-        shared.gate.openings.handle_served(self.accepted.elapsed());
-        let deadline = shared.config.opening_deadline;
-        let service = service_fn(|request| self.answer(app.clone(), request));
-        let io = TokioIo::new(WriteTimeout::new(stream));
-        let mut served = http.serve_connection(io, service).with_upgrades();
-        let silent = async {
-            tokio::time::sleep_until(self.accepted + deadline).await;
-            if self.has_requested.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-        };
-        let leave = async {
-            leave.cancelled().await;
-            if !self.has_requested.load(Ordering::Relaxed) {
-                // A request may be in flight, or here and not read: if the connection ended now, the client would see a reset.
-                tokio::time::sleep(LAST_REQUEST).await;
-            }
-        };
-        let (mut silent, mut leave, mut leaving) = (pin!(silent), pin!(leave), false);
-        loop {
-            tokio::select! {
-                result = &mut served => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, address = ?self.address, "HTTP connection ended");
-                        if error.is_user() && let Some(parts) = served.into_parts() {
-                            parts.io.into_inner().reset();
-                        }
-                    }
-                    break;
-                }
-                () = silent.as_mut() => break,
-                () = leave.as_mut(), if !leaving => {
-                    leaving = true;
-                    Pin::new(&mut served).graceful_shutdown();
-                }
-            }
-        }
-        if !self.has_requested.load(Ordering::Relaxed) {
-            Counters::add(&shared.stats.openings_failed, 1);
-            tracing::debug!(address = ?self.address, "no request within the opening deadline");
-        }
-    }
-
-    async fn answer<S>(&self, mut app: S, request: hyper::Request<Incoming>) -> Result<Response, Infallible>
-    where
-        S: Service<Request, Response: IntoResponse, Error = Infallible>,
-    {
-        let is_first = !self.has_requested.swap(true, Ordering::Relaxed);
-        let resumes = || subprotocol::is_offered(request.headers());
-        let stats = &self.server.shared.stats;
-        if let Some(refused) = self.permit.as_ref().and_then(|permit| permit.refused(resumes, stats)) {
-            return Ok(refused.into_response());
-        }
-        let (mut head, body) = request.into_parts();
-        if let Err(line) = target::settle(&mut head) {
-            Counters::add(&self.server.shared.stats.openings_failed, 1);
-            let headers = [(header::CONNECTION, HeaderValue::from_static("close"))];
-            return Ok((StatusCode::BAD_REQUEST, headers, format!("{line}\n")).into_response());
-        }
-        let mut request = Request::from_parts(head, Body::new(body));
-        let is_upgrade = request.headers().contains_key(header::UPGRADE);
-        let extensions = request.extensions_mut();
-        if let Some(address) = self.address {
-            extensions.insert(ConnectInfo(address));
-        }
-        if self.is_encrypted {
-            extensions.insert(Encrypted);
-        }
-        #[cfg(feature = "tls")]
-        if let Some(certificates) = &self.certificates {
-            extensions.insert(certificates.clone());
-        }
-        extensions.insert(self.server.clone());
-        // On a kept-alive connection each request has the full deadline again.
-        extensions.insert(HeadDuration(if is_first { self.accepted.elapsed() } else { Duration::ZERO }));
-        if let Some(permit) = &self.permit {
-            // The permit follows the connection, if that is upgraded.
-            extensions.insert(Arc::clone(permit));
-        }
-        poll_fn(|cx| app.poll_ready(cx)).await?;
-        let mut response = app.call(request).await?.into_response();
-        let is_refused_upgrade = is_upgrade && response.status() != StatusCode::SWITCHING_PROTOCOLS;
-        if is_refused_upgrade || (!is_upgrade && self.server.shared.is_draining()) {
-            // A proxy may pass frames after a refused upgrade; they must not be parsed as requests.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Ok(response)
     }
 }
 

@@ -14,7 +14,11 @@ use http::{HeaderMap, HeaderValue, Method, Version, request};
 ///
 /// Source: RFC 9112 sections 3.2 and 3.2.1 to 3.2.4.
 pub(super) fn settle(head: &mut request::Parts) -> Result<(), &'static str> {
-    check_host(head.version, &head.headers)?;
+    if head.version == Version::HTTP_2 {
+        check_authority(head)?;
+    } else {
+        check_host(head.version, &head.headers)?;
+    }
     match (head.uri.scheme_str(), head.uri.authority()) {
         (None, None) if head.uri == "*" && head.method == Method::OPTIONS => Ok(()),
         (None, None) if head.uri.path_and_query().is_some_and(|path| path.as_str().starts_with('/')) => {
@@ -31,6 +35,19 @@ pub(super) fn settle(head: &mut request::Parts) -> Result<(), &'static str> {
         }
         // CONNECT too: this is no proxy of that kind.
         _ => Err("the request's target must be a path, or a URL of http or https"),
+    }
+}
+
+/// Over HTTP/2 the target names the host, and a Host header must not name another.
+///
+/// Source: RFC 9113 section 8.3.1.
+fn check_authority(head: &request::Parts) -> Result<(), &'static str> {
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let is_same = |host: &HeaderValue| Some(host.as_bytes()) == authority;
+    match authority {
+        None => Err("the request needs an :authority"),
+        Some(_) if head.headers.get_all(HOST).iter().all(is_same) => Ok(()),
+        Some(_) => Err("the Host header differs from :authority"),
     }
 }
 
@@ -180,6 +197,16 @@ mod tests {
             assert!(get(target, &["example.com"]).is_err(), "{target}");
         }
         assert!(get("http://example.com/", &[]).is_err(), "a Host is required all the same");
+    }
+
+    #[test]
+    fn over_http_2_the_authority_is_the_host_and_no_header_may_differ() {
+        let ask = |target, hosts| settled(Method::CONNECT, target, Version::HTTP_2, hosts);
+        let right = Ok(("/a?b".to_owned(), "example.com".to_owned()));
+        assert_eq!(ask("https://example.com/a?b", &[]), right);
+        assert_eq!(ask("https://example.com/a?b", &["example.com"]), right);
+        assert!(ask("https://example.com/", &["other.example"]).is_err() && ask("/a", &["a"]).is_err());
+        assert!(ask("example.com:443", &[]).is_err(), "a tunnel");
     }
 
     #[test]

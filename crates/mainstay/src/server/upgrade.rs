@@ -137,6 +137,28 @@ fn server_of<S: 'static>(parts: &Parts, state: &S) -> Result<Server, UpgradeReje
     state.or_else(|| parts.extensions.get()).cloned().ok_or(UpgradeRejection::NoServer)
 }
 
+/// Checks an opening request of HTTP/1.1 or HTTP/2.
+fn checked(parts: &Parts) -> Result<Accept, HandshakeError> {
+    #[cfg(feature = "http2")]
+    if let Some(protocol) = parts.extensions.get::<hyper::ext::Protocol>() {
+        return handshake::check_connect(protocol.as_str(), &parts.headers);
+    }
+    handshake::check_request(&parts.method, parts.version, &parts.headers)
+}
+
+/// Whether a request asks for a WebSocket: by `Upgrade`, or over HTTP/2 by `:protocol`.
+fn asks_for_websocket(parts: &Parts) -> bool {
+    #[cfg(feature = "http2")]
+    if parts.extensions.get::<hyper::ext::Protocol>().is_some() {
+        return true;
+    }
+    let asks = |value: &HeaderValue| {
+        let mut names = value.as_bytes().split(|byte| *byte == b',');
+        names.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"))
+    };
+    parts.headers.get_all(header::UPGRADE).iter().any(asks)
+}
+
 impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
     type Rejection = UpgradeRejection;
 
@@ -144,7 +166,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
         let server = server_of(parts, state)
             .inspect_err(|error| tracing::error!(path = parts.uri.path(), "{error}"))?;
         let stats = &server.shared.stats;
-        let request = handshake::check_request(&parts.method, parts.version, &parts.headers)
+        let request = checked(parts)
             .inspect_err(|_| Counters::add(&stats.openings_failed, 1))
             .map_err(UpgradeRejection::Request)?;
         server
@@ -210,11 +232,7 @@ impl<S: Send + Sync + 'static> OptionalFromRequestParts<S> for SessionUpgrade {
     type Rejection = UpgradeRejection;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, UpgradeRejection> {
-        let asks = |value: &HeaderValue| {
-            let mut names = value.as_bytes().split(|byte| *byte == b',');
-            names.any(|name| name.trim_ascii().eq_ignore_ascii_case(b"websocket"))
-        };
-        if !parts.headers.get_all(header::UPGRADE).iter().any(asks) {
+        if !asks_for_websocket(parts) {
             return Ok(None);
         }
         <Self as FromRequestParts<S>>::from_request_parts(parts, state).await.map(Some)
@@ -492,6 +510,7 @@ impl SessionUpgrade {
         // The contexts of a compressed connection are memory, too.
         let has_memory = shared.config.budget.level() == Level::Calm;
         let deflate = (self.deflate && has_memory).then(DeflateParams::default);
+        let status = self.request.status();
         let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.info.resumable = chosen.as_deref().is_some_and(subprotocol::is_session);
         self.info.subprotocol = chosen.and_then(|name| subprotocol::application(&name).map(Box::from));
@@ -506,7 +525,7 @@ impl SessionUpgrade {
         );
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *response.status_mut() = status;
         let (headers, extensions) =
             self.answer.map_or_else(|| (HeaderMap::new(), spelling::of_rfc_6455()), |answer| *answer);
         *response.headers_mut() = with_handshake(headers, handshake);

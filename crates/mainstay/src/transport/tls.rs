@@ -169,3 +169,120 @@ fn would_block<T>(outcome: io::Result<T>) -> Poll<io::Result<T>> {
         done => Poll::Ready(done),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// Our end after the handshake, and the peer's session and socket.
+    async fn pair() -> (Transport, ClientConnection, TcpStream) {
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth();
+        let config = config.with_single_cert(vec![cert.der().clone()], key).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let trusting = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (theirs, accepted) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let name = ServerName::try_from("localhost").unwrap();
+        let connecting = tokio_rustls::TlsConnector::from(Arc::new(trusting)).connect(name, theirs.unwrap());
+        let accepting = TlsAcceptor::from(Arc::new(config)).accept(accepted.unwrap().0);
+        let (theirs, ours) = tokio::join!(connecting, accepting);
+        let ((socket, session), (own, own_session)) =
+            (theirs.unwrap().into_inner(), ours.unwrap().into_inner());
+        (Transport::tls(own, own_session), session, socket)
+    }
+
+    /// Encrypts a message as the peer.
+    fn encrypted(session: &mut ClientConnection, message: &[u8]) -> Vec<u8> {
+        session.writer().write_all(message).unwrap();
+        let mut bytes = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    async fn poll_read_once(transport: &mut Transport, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        poll_fn(|cx| Poll::Ready(transport.poll_read(cx, buffer))).await
+    }
+
+    #[tokio::test]
+    async fn a_part_of_a_record_is_a_sign_of_life_and_nothing_to_read() {
+        let (mut ours, mut session, mut socket) = pair().await;
+        let record = encrypted(&mut session, b"hello");
+        let mut buffer = [0; 64];
+        assert!(poll_read_once(&mut ours, &mut buffer).await.is_pending() && !ours.took_part());
+        let (part, rest) = record.split_at(record.len() - 1);
+        socket.write_all(part).await.unwrap();
+        while !ours.took_part() {
+            assert!(poll_read_once(&mut ours, &mut buffer).await.is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert!(!ours.took_part(), "it is reported once");
+        socket.write_all(rest).await.unwrap();
+        let count = poll_fn(|cx| ours.poll_read(cx, &mut buffer)).await.unwrap();
+        assert_eq!((&buffer[..count], ours.took_part()), (&b"hello"[..], false));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_into_the_buffer_is_readable_at_once() {
+        let (mut ours, mut session, mut socket) = pair().await;
+        socket.write_all(&encrypted(&mut session, b"hello, world")).await.unwrap();
+        let mut buffer = [0; 5];
+        let mut text = Vec::new();
+        while text.len() < 12 {
+            let count = poll_fn(|cx| ours.poll_read(cx, &mut buffer)).await.unwrap();
+            text.extend_from_slice(&buffer[..count]);
+            assert!(ours.may_read() || text.len() == 12);
+        }
+        assert_eq!(text, b"hello, world");
+    }
+
+    #[tokio::test]
+    async fn a_forged_record_is_an_error_and_the_peer_gets_an_alert() {
+        let (mut ours, mut session, mut socket) = pair().await;
+        let mut record = encrypted(&mut session, b"hello");
+        *record.last_mut().unwrap() ^= 1;
+        socket.write_all(&record).await.unwrap();
+        let mut buffer = [0; 64];
+        let error = poll_fn(|cx| ours.poll_read(cx, &mut buffer)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(ours);
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer).await;
+        assert!(!answer.is_empty());
+    }
+
+    #[tokio::test]
+    async fn little_is_encrypted_ahead_of_a_socket_that_accepts_nothing() {
+        let (mut ours, _session, _socket) = pair().await;
+        let Transport::Tls(tls) = &mut ours else { unreachable!() };
+        let payload = [7; 64 * 1024];
+        let mut accepted = 0;
+        loop {
+            let written = poll_fn(|cx| Poll::Ready(tls.poll_write(cx, &[io::IoSlice::new(&payload)]))).await;
+            let Poll::Ready(count) = written else { break };
+            let count = count.unwrap();
+            assert!(count <= UNSENT, "{count}");
+            accepted += count;
+        }
+        let mut waiting = Vec::new();
+        while tls.session.wants_write() {
+            tls.session.write_tls(&mut waiting).unwrap();
+        }
+        assert!(accepted > 0 && waiting.len() <= UNSENT + 1024, "{}", waiting.len());
+    }
+}

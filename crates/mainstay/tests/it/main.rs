@@ -24,6 +24,8 @@ mod reach;
 mod request;
 mod room;
 mod serve;
+#[cfg(feature = "http2")]
+mod serve_tls;
 mod session;
 mod session_ends;
 mod shutdown;

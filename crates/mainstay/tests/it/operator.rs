@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mainstay::server::timeline::{Attach, ClientName, Event, Loss, Resource};
-use mainstay::server::{Config, EndCause, Presence};
+use mainstay::server::{ClientInfo, Config, EndCause, Presence};
 use mainstay::{Client, CloseCode, Link, Server, SessionId, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -175,18 +175,18 @@ async fn an_operator_ends_the_sessions_of_one_principal_and_of_no_other() {
     };
     let (mut alice, bob, anyone) = (connect("?alice").await, connect("?bob").await, connect("").await);
     let _also_alice = connect("?alice").await;
-    assert_eq!(
-        server.end_principal(b"", CloseCode::SESSION_ENDED, "out"),
-        0,
-        "the anonymous are no principal"
-    );
-    assert_eq!(server.end_principal(b"alice", CloseCode::SESSION_ENDED, "out"), 2);
+    let end_alice = || {
+        let is_alice = |client: &ClientInfo| *client.peer().principal == *b"alice";
+        server.end_clients(is_alice, CloseCode::SESSION_ENDED, "out")
+    };
+    assert_eq!(end_alice(), 2);
     assert_eq!(alice.recv().await, None);
     for mut stays in [bob, anyone] {
         stays.send("still here").await.unwrap();
         assert!(stays.recv().await.is_some());
     }
-    assert_eq!(server.end_principal(b"alice", CloseCode::SESSION_ENDED, "out"), 0);
+    until_quiet("they have gone", || names(&server).len() == 2).await;
+    assert_eq!(end_alice(), 0);
 }
 
 #[tokio::test(start_paused = true)]

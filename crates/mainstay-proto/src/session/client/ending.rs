@@ -167,11 +167,17 @@ impl ClientSession {
             unknown,
             last,
             resent: resend && unknown < last,
-            lost: account
-                .filter(|a| a.count > 0)
-                .map(|a| LostMessages { first: a.first_lost, count: a.count }),
+            lost: account.and_then(|account| self.lost(account)),
             cause: account.map_or(LossCause::Unknown, |a| a.cause),
         }
+    }
+
+    /// The peer's messages that will never come. The account counts from what HELLO stated; what the old connection brought
+    /// after that, and was delivered, is not lost.
+    fn lost(&self, account: Account) -> Option<LostMessages> {
+        let first = account.first_lost.max(self.flow.inbox.delivered() + 1);
+        let end = account.first_lost.saturating_add(account.count);
+        (first < end).then(|| LostMessages { first, count: end - first })
     }
 
     pub(super) fn end(&mut self, by: EndedBy, code: u64, reason: String, fate: Fate) {

@@ -360,3 +360,22 @@ proptest! {
         let _ = offer().check_response(StatusCode::SERVICE_UNAVAILABLE, &answered);
     }
 }
+
+#[test]
+fn over_http_2_connect_opens_a_websocket_without_a_key_and_is_accepted_with_200() {
+    let mut headers = HeaderMap::new();
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat, soap"));
+    let accept = check_connect("websocket", &headers).unwrap();
+    let (answer, agreed) = accept.response(Some("soap"), None);
+    assert_eq!((accept.status(), agreed.protocol.as_deref()), (StatusCode::OK, Some("soap")));
+    let names: Vec<_> = answer.keys().map(HeaderName::as_str).collect();
+    assert_eq!(
+        names,
+        ["sec-websocket-protocol"],
+        "HTTP/2 has no Connection, Upgrade and Sec-WebSocket-Accept"
+    );
+    assert_eq!(check_connect("connect-udp", &headers).unwrap_err(), HandshakeError::Protocol);
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));
+    assert_eq!(check_connect("websocket", &headers).unwrap_err(), HandshakeError::WebSocketVersion);
+}

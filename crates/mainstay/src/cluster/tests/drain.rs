@@ -7,7 +7,6 @@ use mainstay_proto::cluster::peer::Leave;
 use super::Memory;
 use super::setup::{Balancer, TestNode, echoes, event, exchange, gap, meet, until};
 use crate::client::Event;
-use crate::cluster::entry;
 use crate::{LossCause, SessionUpgrade};
 
 #[tokio::test]
@@ -120,7 +119,7 @@ async fn an_owner_that_hears_leave_has_relayed_clients_replace_their_connections
     let (from, to) = (&entry.server.shared, &owner.server.shared);
     let (from, to) = (from.node.as_ref().unwrap(), to.node.as_ref().unwrap());
     let leave = Leave { from: from.id, to: to.id, key: to.key, within: Duration::ZERO };
-    entry::tell_to_leave(owner.peer_address(), leave).await;
+    from.speech.announce_leave(owner.peer_address(), leave).await;
     let event = event(&client).await;
     assert!(
         matches!(event, Some(Event::Attached { resumed: true, .. })),
@@ -128,6 +127,37 @@ async fn an_owner_that_hears_leave_has_relayed_clients_replace_their_connections
     );
     until("the relay has ended", || entry.figures().relays == 0).await;
     exchange(&mut client, "at its owner").await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_until_the_end_of_a_drain_costs_no_exact_account() {
+    for may_move in [true, false] {
+        let memory = Memory::default();
+        let serves = move |upgrade: SessionUpgrade| {
+            if may_move { echoes(upgrade.movable()) } else { echoes(upgrade) }
+        };
+        let (first, second) =
+            (TestNode::start(&memory, serves).await, TestNode::start(&memory, serves).await);
+        meet(&[&first, &second]).await;
+        let balancer = Balancer::over(&[&first, &second]).await;
+        let mut client = balancer.client();
+        for text in ["one", "two", "three"] {
+            exchange(&mut client, text).await;
+        }
+        memory.go_away();
+        until("the engine is away", || !first.server.cluster().unwrap().engine_up).await;
+        balancer.pick(1);
+        let drain = tokio::spawn(first.drain());
+        let gap = gap(&mut client).await;
+        assert_eq!(
+            (gap.cause, gap.delivered, gap.unknown, gap.lost),
+            (LossCause::Restarted, 3, 3, None),
+            "movable: {may_move}"
+        );
+        let figures = drain.await.unwrap();
+        assert_eq!((figures.released, figures.unreleased), (u64::from(may_move), 1));
+        exchange(&mut client, "at the next node").await;
+    }
 }
 
 #[tokio::test]

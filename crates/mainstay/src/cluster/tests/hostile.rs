@@ -1,10 +1,28 @@
 //! What comes to a peer listener that is not another node's.
 
+use bytes::{Bytes, BytesMut};
+use mainstay_proto::cluster::PeerKey;
+use mainstay_proto::cluster::peer::{Head, PeerAnswer};
+use mainstay_proto::session::NodeId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Memory;
 use super::setup::{TestNode, client, echoes, exchange};
+
+/// A head for this node, with a key that no listener has.
+pub(super) fn head(to: NodeId) -> Head {
+    Head {
+        from: NodeId([1; 8]),
+        to,
+        key: PeerKey([2; 16]),
+        path: "/".to_owned(),
+        principal: Bytes::new(),
+        subprotocol: None,
+        deflate: None,
+        client: ([127, 0, 0, 1], 1).into(),
+    }
+}
 
 /// Writes these bytes to the node's peer listener, and waits until it drops the connection.
 async fn dropped(node: &TestNode, bytes: &[u8]) {
@@ -32,24 +50,9 @@ async fn a_peer_listener_drops_and_counts_what_is_not_a_block_of_a_node() {
 
 #[tokio::test]
 async fn a_wrong_key_is_dropped_and_a_head_for_another_node_is_answered() {
-    use bytes::{Bytes, BytesMut};
-    use mainstay_proto::cluster::PeerKey;
-    use mainstay_proto::cluster::peer::{Head, PeerAnswer};
-    use mainstay_proto::session::NodeId;
-
     let memory = Memory::default();
     let node = TestNode::start(&memory, echoes).await;
     let own = node.server.shared.node.as_ref().unwrap().id;
-    let head = |to| Head {
-        from: NodeId([1; 8]),
-        to,
-        key: PeerKey([2; 16]),
-        path: "/".to_owned(),
-        principal: Bytes::new(),
-        subprotocol: None,
-        deflate: None,
-        client: ([127, 0, 0, 1], 1).into(),
-    };
     dropped(&node, &head(own).encode().unwrap()).await;
     assert_eq!(node.figures().dropped, 1);
     let mut stream = TcpStream::connect(node.peer_address()).await.unwrap();
