@@ -4,8 +4,8 @@
 //! stored of a key is the time at which everything is returned. A key without an entry has caused nothing.
 //!
 //! The entries are a table of [`SETS`] sets, and a secret hash decides the set of a key. A full set forgets the key
-//! that has most returned. So whoever is near the limit stays in the table, and an attacker with a million addresses
-//! gets the table forgotten only for those that do little.
+//! that has most returned. So a key near its limit stays in the table, and an attacker with a million addresses has only
+//! the keys forgotten that do little.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
