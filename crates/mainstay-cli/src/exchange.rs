@@ -30,6 +30,7 @@ use crate::moving::{Restored, Underway, leave};
 use crate::prologue::ReplayError;
 use crate::retry_after::{self, SPREAD, jitter};
 use crate::route::Route;
+use crate::slow_clients::{self, Ended, send_waiting};
 use crate::when_down::Patience;
 
 /// How long the messages of a client that is gone may take to enter the link's queue.
@@ -82,7 +83,7 @@ pub(crate) async fn exchange(
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, ()) = async {
-            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, notices), watching)
+            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notices)), watching)
         } => End::Backend(prologue),
         never = acknowledge => match never {},
         never = hibernating => match never {},
@@ -242,7 +243,7 @@ async fn deliver(
     to_client: &ToClient,
     filter: &MessageFilter,
     unsent: &mut VecDeque<Message>,
-    notices: Option<&Notices>,
+    (route, notices): (&Route, Option<&Notices>),
 ) -> Option<ReplayError> {
     send_waiting(to_client, unsent).await;
     loop {
@@ -254,7 +255,16 @@ async fn deliver(
                 let since = filter.is_replaying().then(Instant::now);
                 if let Err(SendError::Full(message)) = to_client.try_send(message) {
                     unsent.push_back(message);
-                    send_waiting(to_client, unsent).await;
+                    // Boxed: every exchange would be as large as what few of them do.
+                    let slowly = Box::pin(slow_clients::deliver(route, link, to_client, filter, unsent));
+                    match slowly.await {
+                        Ok(()) => {}
+                        Err(Ended::Link) => return None,
+                        Err(Ended::Replay(error)) => {
+                            link.abandon(&error.to_string());
+                            return Some(error);
+                        }
+                    }
                 }
                 if let Some(since) = since {
                     filter.postpone(since.elapsed());
@@ -268,14 +278,6 @@ async fn deliver(
                 return Some(error);
             }
         }
-    }
-}
-
-/// Sends what waits for room. Dropped while it waits, it leaves the message where it is.
-async fn send_waiting(to_client: &ToClient, unsent: &mut VecDeque<Message>) {
-    while let Some(message) = unsent.front() {
-        let _ = to_client.send(message.clone()).await;
-        unsent.pop_front();
     }
 }
 
