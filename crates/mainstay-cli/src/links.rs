@@ -79,6 +79,8 @@ struct Counters {
     /// Requests that got no complete response of the backend.
     unanswered: AtomicU64,
     pings_unanswered: AtomicU64,
+    slow_lost: AtomicU64,
+    slow_closed: AtomicU64,
     /// Whether the backend answers Pings, as the latest link observed that found out.
     answers_pings: Mutex<Option<bool>>,
 }
@@ -136,6 +138,10 @@ pub(crate) struct Figures {
     pub(crate) requests: [u64; 5],
     /// Requests that got no complete response of the backend.
     pub(crate) unanswered: u64,
+    /// Messages that slow clients lost: dropped, or replaced by later ones.
+    pub(crate) slow_lost: u64,
+    /// Slow clients that were closed.
+    pub(crate) slow_closed: u64,
 }
 
 impl Figures {
@@ -163,6 +169,8 @@ impl Figures {
             unread_bytes: sum.unread_bytes + one.unread_bytes,
             requests: added(sum.requests, one.requests),
             unanswered: sum.unanswered + one.unanswered,
+            slow_lost: sum.slow_lost + one.slow_lost,
+            slow_closed: sum.slow_closed + one.slow_closed,
         })
     }
 }
@@ -391,7 +399,19 @@ impl Links {
             unread_bytes: self.sum(Sender::unread_bytes),
             requests: self.0.figures.requests.each_ref().map(read),
             unanswered: read(&self.0.figures.unanswered),
+            slow_lost: read(&self.0.figures.slow_lost),
+            slow_closed: read(&self.0.figures.slow_closed),
         }
+    }
+
+    /// A slow client lost messages.
+    pub(crate) fn slow_lost(&self, messages: u64) {
+        self.0.figures.slow_lost.fetch_add(messages, Relaxed);
+    }
+
+    /// A slow client is closed. Returns how many were before.
+    pub(crate) fn slow_closed(&self) -> u64 {
+        self.0.figures.slow_closed.fetch_add(1, Relaxed)
     }
 
     /// A client got a response, from the backend or from the gateway.

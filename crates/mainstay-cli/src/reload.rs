@@ -29,6 +29,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Live {
     pub(crate) server: Server,
     pub(crate) routes: Arc<Routes>,
+    /// How many connections the limit of open files allows.
+    pub(crate) most: usize,
     /// TLS towards clients.
     pub(crate) tls: Option<ClientTls>,
     /// The supervisor's line about this process.
@@ -43,6 +45,9 @@ impl Live {
         let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
         table::start_credentials(&routes);
+        table::set_limits(&routes);
+        self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
+        self.server.set_proxies(loaded.config.proxies.proxies());
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
         tokio::spawn(probe_soon(Arc::clone(&self.routes)));

@@ -36,6 +36,11 @@ pub(crate) fn build(
     loaded.config.routes.iter().map(build).collect()
 }
 
+/// Puts the limits of the routes in force: those of a route that stays have not changed.
+pub(crate) fn set_limits(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.set_limits());
+}
+
 /// Starts what the routes of the first table need.
 pub(crate) fn start(routes: &[Arc<Route>]) {
     start_credentials(routes);
