@@ -23,10 +23,10 @@ pub(super) struct Steps<M> {
     pub(super) server: Server,
     pub(super) http: http1::Builder,
     /// The largest head of a request, for HTTP/2.
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/1.1 has it in its builder"))]
+    #[cfg_attr(not(feature = "http2"), allow(dead_code, reason = "HTTP/1.1 has it in its builder"))]
     pub(super) head: usize,
     /// How long a connection of HTTP/2 may be without a new request.
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/1.1 has it in its builder"))]
+    #[cfg_attr(not(feature = "http2"), allow(dead_code, reason = "HTTP/1.1 has it in its builder"))]
     pub(super) keep_alive: Duration,
     pub(super) leave: CancellationToken,
     #[cfg(feature = "tls")]
