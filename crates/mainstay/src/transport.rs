@@ -243,7 +243,9 @@ impl Transport {
         match self {
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.announce_end(cx),
-            _ => {}
+            _ => {
+                let _ = cx;
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One connection of a client while it speaks HTTP: the handshake of TLS, and then requests until it is upgraded or ends.
+//! One connection of a client while it speaks HTTP/1.1: requests until it is upgraded or ends.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -21,72 +21,18 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::handle::Server;
-#[cfg(feature = "http2")]
-use super::http2;
 use super::limits::Permit;
 use super::open::HeadDuration;
-use super::serve::MakeService;
 use super::stats::Counters;
 use super::target;
 #[cfg(feature = "tls")]
-use super::tls::{ClientCertificates, Tls};
+use super::tls::ClientCertificates;
 use super::write_timeout::WriteTimeout;
 use crate::subprotocol;
 use crate::transport::Stream;
 
 /// How long a connection that was accepted without a request yet has for it, when the server goes away.
 pub(super) const LAST_REQUEST: Duration = Duration::from_millis(500);
-
-/// What is done with a connection that was admitted.
-#[derive(Clone)]
-pub(super) struct Steps<M> {
-    pub(super) app: M,
-    pub(super) server: Server,
-    pub(super) http: http1::Builder,
-    /// The largest head of a request, for HTTP/2.
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/1.1 has it in its builder"))]
-    pub(super) head: usize,
-    /// How long a connection of HTTP/2 may be without a new request.
-    #[cfg_attr(not(feature = "http2"), expect(dead_code, reason = "HTTP/1.1 has it in its builder"))]
-    pub(super) keep_alive: Duration,
-    pub(super) leave: CancellationToken,
-    #[cfg(feature = "tls")]
-    pub(super) tls: Option<Tls>,
-}
-
-impl<M> Steps<M> {
-    pub(super) async fn serve<I, A>(self, connection: HttpConnection, stream: I, address: A)
-    where
-        I: Stream + 'static,
-        M: MakeService<A>,
-    {
-        connection.server.shared.gate.openings.handle_served(connection.accepted.elapsed());
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            let leave = async {
-                self.leave.cancelled().await;
-                tokio::time::sleep(LAST_REQUEST).await;
-            };
-            let accepted = tokio::select! {
-                accepted = tls.accept(stream, &self.server.shared.stats) => accepted,
-                () = leave => None,
-            };
-            let Some(stream) = accepted else { return };
-            let connection = connection.over_tls(&stream);
-            #[cfg(feature = "http2")]
-            let speaks_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            let app = self.app.make(address).await;
-            #[cfg(feature = "http2")]
-            if speaks_http2 {
-                let limits = http2::Limits { head: self.head, idle: self.keep_alive };
-                return http2::serve(connection, stream, app, limits, self.leave).await;
-            }
-            return connection.serve(stream, app, self.http, self.leave).await;
-        }
-        let app = self.app.make(address).await;
-        connection.serve(stream, app, self.http, self.leave).await;
-    }
-}
 
 /// An extension of each request whose client's connection is encrypted: by [`Serve::tls`](super::Serve::tls), or by the proxy
 /// in front, if its PROXY header says so.
@@ -126,12 +72,12 @@ impl HttpConnection {
 
     /// Notes what the handshake of TLS brought. The handshake had a deadline of its own.
     #[cfg(feature = "tls")]
-    fn over_tls<S>(self, stream: &tokio_rustls::server::TlsStream<S>) -> Self {
+    pub(super) fn over_tls<S>(self, stream: &tokio_rustls::server::TlsStream<S>) -> Self {
         let certificates = ClientCertificates::of(stream);
         Self { accepted: Instant::now(), is_encrypted: true, certificates, ..self }
     }
 
-    async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
+    pub(super) async fn serve<I, S>(self, stream: I, app: S, http: http1::Builder, leave: CancellationToken)
     where
         I: Stream + 'static,
         S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,

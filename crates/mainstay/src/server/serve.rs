@@ -15,10 +15,6 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::extract::connect_info::{Connected, IntoMakeServiceWithConnectInfo};
-use axum::response::IntoResponse;
-use axum::routing::IntoMakeService;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
@@ -26,11 +22,12 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
 
-use super::connection::{HttpConnection, LAST_REQUEST, Steps};
+use super::connection::{HttpConnection, LAST_REQUEST};
 use super::handle::Server;
+use super::make_service::MakeService;
 use super::proxy_protocol::ProxyProtocol;
+use super::steps::Steps;
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 
@@ -97,75 +94,6 @@ where
         shutdown: None,
         successor: None,
         within: DRAIN_WITHIN,
-    }
-}
-
-/// Makes the service of each connection. For any other service, axum's [`ServiceExt`](axum::ServiceExt) makes an
-/// `IntoMakeService`.
-pub trait MakeService<A>: Clone + Send + Sync + 'static {
-    /// The service that answers the requests of one connection.
-    type Service: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static;
-
-    /// Returns the service for a connection from this address.
-    fn make(self, address: A) -> impl Future<Output = Self::Service> + Send;
-}
-
-impl<A: Send> MakeService<A> for Router {
-    type Service = Self;
-
-    async fn make(self, _: A) -> Self {
-        self
-    }
-}
-
-impl<A: Send, S> MakeService<A> for IntoMakeService<S>
-where
-    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-{
-    type Service = S;
-
-    async fn make(mut self, address: A) -> S {
-        match self.call(address).await {
-            Ok(service) => service,
-            Err(never) => match never {},
-        }
-    }
-}
-
-impl<A: Send, S, C> MakeService<A> for IntoMakeServiceWithConnectInfo<S, C>
-where
-    S: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    C: Connected<A>,
-    Self: Service<
-            A,
-            Response: Service<Request, Response: IntoResponse, Error = Infallible, Future: Send>
-                          + Clone
-                          + Send
-                          + Sync
-                          + 'static,
-            Error = Infallible,
-            Future: Send,
-        >,
-{
-    type Service = <Self as Service<A>>::Response;
-
-    async fn make(mut self, address: A) -> Self::Service {
-        match self.call(address).await {
-            Ok(service) => service,
-            Err(never) => match never {},
-        }
     }
 }
 

@@ -27,12 +27,11 @@ use crate::transport::Stream;
 /// while the server runs.
 ///
 /// ```no_run
-/// # fn configure(config: mainstay::server::rustls::ServerConfig) {
+/// # fn configure(config: mainstay::server::rustls::ServerConfig, renewed: mainstay::server::rustls::ServerConfig) {
 /// use mainstay::server::Tls;
 ///
 /// let tls = Tls::new(std::sync::Arc::new(config));
 /// // Later, when the certificate was renewed: connections that are open stay.
-/// # let renewed = todo!();
 /// tls.replace(std::sync::Arc::new(renewed));
 /// # }
 /// ```
