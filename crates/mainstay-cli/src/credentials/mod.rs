@@ -120,7 +120,7 @@ impl Credentials {
             return Ok(None);
         }
         ring_provider::install();
-        let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, KeySource::new(jwt)?))).transpose();
+        let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, jwt.keys()?))).transpose();
         let jwt = jwt.map_err(|error: String| format!("jwt.{error}"))?;
         let hook = section.connect_hook.as_ref().map(section::ConnectHook::hook).transpose();
         let hook = hook.map_err(|error| format!("connect-hook.{error}"))?;
