@@ -7,7 +7,6 @@ use std::sync::Arc;
 /// The address of a request's client: that of the connection, or the one that trusted proxies report. Set on every request
 /// that came over IP, before a route is looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(dead_code)] // Set by the address of the client behind trusted proxies.
 pub(crate) struct ClientAddress(pub(crate) IpAddr);
 
 /// The client by its credentials, for example the `sub` of its JWT. Absent where a route has no credentials, or where

@@ -32,7 +32,7 @@ pub(crate) struct ClientRequest {
     pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
-    /// Of a client that sticks to an address.
+    /// The key of a client that sticks to an address.
     pub(crate) key: Option<u64>,
 }
 

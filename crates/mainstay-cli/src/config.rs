@@ -100,8 +100,17 @@ impl Default for Config {
 }
 
 /// The sections that a restart changes and a reload does not, by the first names of their keys.
-pub(crate) const NEEDS_RESTART: [&[&str]; 5] =
-    [&["listen"], &["state-dir"], &["admin"], &["cluster"], &["log"]];
+pub(crate) const NEEDS_RESTART: [&[&str]; 9] = [
+    &["listen"],
+    &["state-dir"],
+    &["admin"],
+    &["cluster"],
+    &["log"],
+    &["limits", "sessions"],
+    &["limits", "parked-per-address"],
+    &["limits", "memory-budget"],
+    &["proxies", "proxy-protocol"],
+];
 
 impl Config {
     /// Checks each section by itself. Returns each mistake with the key of its section; the text begins with the field.

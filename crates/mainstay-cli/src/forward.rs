@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use http::{Extensions, StatusCode};
-use mainstay::server::Encrypted;
+use mainstay::server::{Encrypted, Proxies};
 
 use crate::client_tls;
 
@@ -22,37 +22,6 @@ const PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// A network: one address, or `address/bits`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Network {
-    address: IpAddr,
-    bits: u32,
-}
-
-impl Network {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (address, bits) =
-            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let address: IpAddr = address.parse().ok()?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Some(width), |bits| bits.parse().ok().filter(|bits| *bits <= width))?;
-        // An IPv4-mapped address is compared as IPv4, so an IPv4-mapped network would never match.
-        (address.to_canonical() == address).then_some(Self { address, bits })
-    }
-
-    pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                (ours.to_bits() ^ theirs.to_bits()).leading_zeros() >= self.bits
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                (ours.to_bits() ^ theirs.to_bits()).leading_zeros() >= self.bits
-            }
-            _ => false,
-        }
-    }
-}
-
 /// How requests are forwarded.
 pub(crate) struct Forwarding {
     pub(crate) upstream: Uri,
@@ -63,7 +32,7 @@ pub(crate) struct Forwarding {
     /// Fields to set on every request; they replace the client's of the same name.
     pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
     /// The proxies whose fields about the client are accepted.
-    pub(crate) trusted_proxies: Vec<Network>,
+    pub(crate) proxies: Proxies,
 }
 
 /// The scheme of a request, for `X-Forwarded-Proto`.
@@ -129,8 +98,7 @@ impl Forwarding {
     /// `peer` is the address that connected.
     pub(crate) fn fields(&self, asked: &HeaderMap, peer: Option<SocketAddr>, scheme: Scheme) -> HeaderMap {
         let peer = peer.map(|peer| peer.ip().to_canonical());
-        let is_trusted =
-            peer.is_some_and(|peer| self.trusted_proxies.iter().any(|network| network.contains(peer)));
+        let is_trusted = self.proxies.trusts_peer(peer);
         let mut fields = HeaderMap::with_capacity(asked.len() + 4);
         let host = asked.get(header::HOST);
         if let Some(host) = self.host.as_ref().or(host).cloned().or_else(|| self.own_host()) {
@@ -341,6 +309,8 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mainstay::server::{ForwardedBy, Network};
+
     use super::*;
 
     fn asked(extra: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -369,7 +339,10 @@ mod tests {
             strips: None,
             host: None,
             fields: Vec::new(),
-            trusted_proxies: trusted.iter().map(|network| Network::parse(network).unwrap()).collect(),
+            proxies: Proxies::new(
+                trusted.iter().map(|network| Network::parse(network).unwrap()),
+                ForwardedBy::default(),
+            ),
         }
     }
 
@@ -435,27 +408,6 @@ mod tests {
             assert_eq!(described(&CLAIMED, peer, &[network]), expected, "{peer} {network}");
         }
         assert_eq!(described(&[], "192.0.2.7:5000", &["192.0.2.7"]), OURS);
-    }
-
-    #[test]
-    fn a_network_contains_the_addresses_that_begin_with_its_bits() {
-        let check = |network: &str, address: &str, expected| {
-            let network = Network::parse(network).unwrap();
-            assert_eq!(network.contains(address.parse().unwrap()), expected, "{network:?} {address}");
-        };
-        check("10.1.0.0/15", "10.0.255.255", true);
-        check("10.1.0.0/15", "10.2.0.0", false);
-        check("10.1.2.3", "10.1.2.3", true);
-        check("10.1.2.3", "10.1.2.2", false);
-        check("::/0", "2001:db8::1", true);
-        check("::/0", "10.0.0.1", false);
-        check("2001:db8::/33", "2001:db8:7fff::1", true);
-        check("2001:db8::/33", "2001:db8:8000::1", false);
-        for wrong in
-            ["", "localhost", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/", "/8", "::ffff:10.0.0.0/104"]
-        {
-            assert_eq!(Network::parse(wrong), None, "{wrong}");
-        }
     }
 
     fn joined(upstream: &'static str, requested: &'static str) -> Result<String, String> {

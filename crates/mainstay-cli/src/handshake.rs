@@ -21,11 +21,13 @@ use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
-use mainstay::{Server, SessionUpgrade};
+use mainstay::{ConfigError, Server, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
+use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
+use crate::config::limits::SlowClients;
 use crate::credentials::{Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
@@ -58,6 +60,9 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         as_http_1(&mut head.headers);
     }
     let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
+    if let Some(address) = upgrade.as_ref().ok().and_then(SessionUpgrade::address) {
+        head.extensions.insert(ClientAddress(address.ip()));
+    }
     let response = match upgrade.and_then(|upgrade| upgrade.origins(&route.origins)) {
         // Boxed, or the future of every request would be as large as this one.
         Ok(upgrade) => Box::pin(forward_handshake(upgrade, head, Arc::clone(&route))).await,
@@ -108,12 +113,18 @@ async fn forward_handshake(
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade
-        .heartbeat(route.heartbeats.for_path(&request.path))
-        .listed_as(format!("{} {}", route.name, request.path));
+    let upgrade = match with_settings(upgrade, &route, &request.path) {
+        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)),
+        Err(error) => return cannot_be_forwarded(&error.to_string()),
+    };
     let upgrade = match &admitted {
         Some((credentials, client)) => upgrade.principal(credentials.identity(client, &principal)),
-        None => upgrade,
+        None => upgrade.principal(principal),
+    };
+    // Before the backend does anything for this client.
+    let upgrade = match upgrade.judge() {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => return rejection.into_response(),
     };
     let Some(offer) = Offer::of_request(&head.headers, route.deflate_upstream) else {
         return cannot_be_forwarded("the request has no valid Sec-WebSocket-Key");
@@ -159,11 +170,13 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let upgrade = upgrade
-        .heartbeat(route.heartbeats.for_path(&request.path))
-        .listed_as(format!("{} {}", route.name, request.path))
-        .manual_ack();
+    let upgrade = match with_settings(upgrade, &route, &request.path) {
+        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)).manual_ack(),
+        Err(error) => return cannot_be_forwarded(&error.to_string()),
+    };
     let upgrade = if route.movable { upgrade.movable() } else { upgrade };
+    let drops_oldest = route.slow_clients == SlowClients::DropOldest;
+    let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
     let Some((credentials, presented)) = presented else {
         return upgrade
             .principal(principal)
@@ -176,6 +189,17 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         admitted.iter().for_each(|admitted| request.admit(admitted));
         credentials.serve(admitted, session, |session| session::serve_session(session, request, route))
     })
+}
+
+/// Gives a client what its route says of sessions and connections. The configuration was checked for all of it.
+fn with_settings(upgrade: SessionUpgrade, route: &Route, path: &str) -> Result<SessionUpgrade, ConfigError> {
+    let upgrade = upgrade.limits(route.limits)?.resume_window(route.resume_window)?;
+    Ok(upgrade
+        .heartbeat(route.heartbeats.for_path(path))
+        .lifetime(route.lifetime)
+        .deflate(route.deflate)
+        .group(&route.group)
+        .throttle(route.throttle))
 }
 
 /// Accepts a plain client as the backend did, and exchanges messages.

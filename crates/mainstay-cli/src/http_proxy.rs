@@ -14,9 +14,10 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::FailureKind;
+use mainstay::server::Proxies;
 
 use crate::config::RouteSection;
-use crate::forward::{self, Forwarding, Network, Scheme};
+use crate::forward::{self, Forwarding, Scheme};
 use crate::links::Links;
 use crate::request_body::{Broken, Upload};
 use crate::response_body::Download;
@@ -66,7 +67,7 @@ impl HttpProxy {
         route: &RouteSection,
         addresses: Vec<Address>,
         stickiness: Stickiness,
-        trusted_proxies: Vec<Network>,
+        proxies: Proxies,
         links: &Links,
     ) -> Self {
         let section = &route.upstream;
@@ -80,7 +81,7 @@ impl HttpProxy {
                 strips: rule.stripped(),
                 host: section.host.as_ref().map(|host| host.0.clone()),
                 fields: section.fields(),
-                trusted_proxies,
+                proxies,
             },
             upstream: Upstream::new(addresses, section.answer_timeout, links.clone()),
             max_body: route.limits.request_body,

@@ -10,8 +10,8 @@ use crate::values;
 #[group(skip)]
 pub(crate) struct Arguments {
     /// Maximum number of parked sessions (their client is away) of one address, which is one /64 in IPv6. A session above
-    /// the limit replaces the one whose client has been away longest. Do not set it behind a proxy: all clients then
-    /// have the proxy's address, even if it is trusted. Default: no limit. When sessions, local ports or memory
+    /// the limit replaces the one whose client has been away longest. Behind a proxy list it as --trusted-proxy: then each
+    /// client has its own address, or else all have the proxy's. Default: no limit. When sessions, local ports or memory
     /// run out, the address with the most parked sessions loses its oldest first. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_parked_per_ip: Option<usize>,

@@ -37,11 +37,21 @@ pub(crate) struct Links(Arc<Shared>);
 struct Shared {
     addresses: Addresses,
     /// The tasks that probe the addresses.
-    probing: Mutex<Vec<AbortHandle>>,
+    probing: Mutex<Probing>,
     figures: Arc<Counters>,
     open: Arc<Mutex<Slab<Sender>>>,
     /// Where the links of sessions are noted.
     timeline: OnceLock<Timeline>,
+}
+
+/// The probes of the addresses.
+#[derive(Default)]
+enum Probing {
+    #[default]
+    NotYet,
+    By(Vec<AbortHandle>),
+    /// No route of the table goes to this backend any more.
+    Ended,
 }
 
 #[derive(Default)]
@@ -69,6 +79,8 @@ struct Counters {
     /// Requests that got no complete response of the backend.
     unanswered: AtomicU64,
     pings_unanswered: AtomicU64,
+    slow_lost: AtomicU64,
+    slow_closed: AtomicU64,
     /// Whether the backend answers Pings, as the latest link observed that found out.
     answers_pings: Mutex<Option<bool>>,
 }
@@ -126,6 +138,10 @@ pub(crate) struct Figures {
     pub(crate) requests: [u64; 5],
     /// Requests that got no complete response of the backend.
     pub(crate) unanswered: u64,
+    /// Messages that slow clients lost: dropped, or replaced by later ones.
+    pub(crate) slow_lost: u64,
+    /// Slow clients that were closed.
+    pub(crate) slow_closed: u64,
 }
 
 impl Figures {
@@ -153,6 +169,8 @@ impl Figures {
             unread_bytes: sum.unread_bytes + one.unread_bytes,
             requests: added(sum.requests, one.requests),
             unanswered: sum.unanswered + one.unanswered,
+            slow_lost: sum.slow_lost + one.slow_lost,
+            slow_closed: sum.slow_closed + one.slow_closed,
         })
     }
 }
@@ -213,18 +231,20 @@ impl Links {
         Arc::as_ptr(&self.0.figures).addr()
     }
 
-    /// Starts the tasks that probe the addresses. Does nothing if they run.
+    /// Starts the tasks that probe the addresses. Does nothing if they run or were ended.
     pub(crate) fn start_probing(&self, start: impl FnOnce() -> Vec<AbortHandle>) {
         let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        if probing.is_empty() {
-            *probing = start();
+        if matches!(*probing, Probing::NotYet) {
+            *probing = Probing::By(start());
         }
     }
 
-    /// Ends the probes.
+    /// Ends the probes for good.
     pub(crate) fn stop_probing(&self) {
         let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        probing.drain(..).for_each(|task| task.abort());
+        if let Probing::By(tasks) = std::mem::replace(&mut *probing, Probing::Ended) {
+            tasks.iter().for_each(AbortHandle::abort);
+        }
     }
 
     /// Counts one more link until its monitor is dropped. Call it before the link dials. `dialled`: its addresses, if there are
@@ -379,7 +399,19 @@ impl Links {
             unread_bytes: self.sum(Sender::unread_bytes),
             requests: self.0.figures.requests.each_ref().map(read),
             unanswered: read(&self.0.figures.unanswered),
+            slow_lost: read(&self.0.figures.slow_lost),
+            slow_closed: read(&self.0.figures.slow_closed),
         }
+    }
+
+    /// A slow client lost messages.
+    pub(crate) fn slow_lost(&self, messages: u64) {
+        self.0.figures.slow_lost.fetch_add(messages, Relaxed);
+    }
+
+    /// A slow client is closed. Returns how many were before.
+    pub(crate) fn slow_closed(&self) -> u64 {
+        self.0.figures.slow_closed.fetch_add(1, Relaxed)
     }
 
     /// A client got a response, from the backend or from the gateway.

@@ -58,6 +58,7 @@ mod saved;
 mod serve;
 mod session;
 mod signals;
+mod slow_clients;
 mod stickiness;
 mod successor;
 mod supervisor;

@@ -60,6 +60,8 @@ impl Format {
 #[derive(Debug, Default)]
 struct Snapshot {
     stats: Stats,
+    /// New clients a second that are accepted; 0: no limit.
+    accept_rate: u64,
     sessions: Sessions,
     is_draining: bool,
     budget: Budget,
@@ -100,6 +102,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
     let reloads = &routes.reloads;
     let snapshot = Snapshot {
         stats: server.stats(),
+        accept_rate: server.accept_rate().map_or(0, |rate| rate.round() as u64),
         sessions: server.sessions(),
         is_draining: !server.is_ready(),
         budget: server.budget().clone(),
@@ -217,6 +220,11 @@ impl Snapshot {
             &[
                 ("{reason=\"full\"}", s.refused_full),
                 ("{reason=\"address\"}", s.refused_address),
+                ("{reason=\"subject\"}", s.refused_principal),
+                ("{reason=\"address_rate\"}", s.refused_address_rate),
+                ("{reason=\"subject_rate\"}", s.refused_principal_rate),
+                ("{reason=\"accept_rate\"}", s.refused_rate),
+                ("{reason=\"route\"}", s.refused_route),
                 ("{reason=\"origin\"}", s.refused_origin),
                 ("{reason=\"draining\"}", s.refused_draining),
                 ("{reason=\"unreachable\"}", self.links.unreached),
@@ -345,6 +353,15 @@ impl Snapshot {
             "Payload bytes of application messages.",
             &[("{direction=\"in\"}", s.bytes_in), ("{direction=\"out\"}", s.bytes_out)],
         );
+        let help = "New clients a second that are accepted, as configured or measured; 0: no limit.";
+        to.gauge("accept_rate", help, self.accept_rate);
+        to.counter(
+            "client_pauses_total",
+            "Times that a client was not read for a while because it sends too fast.",
+            s.throttled,
+        );
+        let help = "Client connections closed because the client kept sending too fast.";
+        to.counter("clients_too_fast_total", help, s.throttled_closed);
         to.counter("replayed_total", "Messages written again after a resume.", s.replayed);
         to.family(
             "gaps_total",
@@ -409,6 +426,10 @@ impl Snapshot {
         each.figure(to, "http_unanswered_total", "counter", help, |links| links.unanswered);
         let help = "Links that found that the backend answers no Ping.";
         each.figure(to, "links_pings_unanswered_total", "counter", help, |links| links.pings_unanswered);
+        let help = "Messages that slow clients lost: dropped, or replaced by later ones.";
+        each.figure(to, "slow_client_messages_total", "counter", help, |links| links.slow_lost);
+        let help = "Clients closed because they took too little.";
+        each.figure(to, "slow_clients_closed_total", "counter", help, |links| links.slow_closed);
         to.counter("unrouted_total", "Requests that no route takes: they get 404.", self.unrouted);
         let reloads = &self.reloads;
         to.family(

@@ -29,6 +29,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Live {
     pub(crate) server: Server,
     pub(crate) routes: Arc<Routes>,
+    /// How many connections the limit of open files allows.
+    pub(crate) most: usize,
     /// TLS towards clients.
     pub(crate) tls: Option<ClientTls>,
     /// The supervisor's line about this process.
@@ -42,9 +44,13 @@ impl Live {
         let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
         let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
-        table::start(&routes);
+        table::start_credentials(&routes);
+        table::set_limits(&routes);
+        self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
+        self.server.set_proxies(loaded.config.proxies.proxies());
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
+        tokio::spawn(probe_soon(Arc::clone(&self.routes)));
         tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
     }
@@ -60,6 +66,15 @@ impl Live {
             None => Ok(None),
         };
         prepared.map_err(|what| loaded.problem_in("tls", &what))
+    }
+}
+
+/// Probes the backends of a new table, those of a few routes at a time: all at once would be a burst of connections.
+async fn probe_soon(routes: Arc<Routes>) {
+    let table = routes.all();
+    for some in table.chunks(PROBED_AT_A_TIME) {
+        table::start_probing(some);
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -173,6 +188,9 @@ impl State {
         files
     }
 }
+
+/// Routes whose backends are probed first at a time.
+const PROBED_AT_A_TIME: usize = 16;
 
 /// Lines of the log about one wrong configuration, at most.
 const MAX_LINES: usize = 20;

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay::server::Origins;
+use mainstay::server::{Group, LifetimeConfig, Origins, Proxies, ThrottleConfig};
 use mainstay::{Limits, Server};
 use mainstay_proto::ws::DeflateParams;
 use sha2::{Digest, Sha256};
 
+use crate::config::limits::SlowClients;
 use crate::config::{Config, RouteSection};
 use crate::credentials::{Access, Credentials};
-use crate::forward::Network;
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
@@ -57,6 +57,14 @@ pub(crate) struct Route {
     pub(crate) movable: bool,
     /// The pages that may open a WebSocket.
     pub(crate) origins: Origins,
+    pub(crate) resume_window: Duration,
+    pub(crate) lifetime: LifetimeConfig,
+    /// Compress towards clients.
+    pub(crate) deflate: bool,
+    /// The WebSockets of this route, and of those that it replaced.
+    pub(crate) group: Group,
+    pub(crate) throttle: ThrottleConfig,
+    pub(crate) slow_clients: SlowClients,
     /// What it was built from: a reload keeps it if that is the same.
     pub(crate) inputs: Inputs,
 }
@@ -65,7 +73,7 @@ pub(crate) struct Route {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Inputs {
     section: RouteSection,
-    trusted_proxies: Vec<Network>,
+    proxies: Proxies,
     /// The contents of the files that the section names, as hashes.
     files: Vec<Option<[u8; 32]>>,
 }
@@ -76,7 +84,7 @@ impl Inputs {
         let hash = |file: PathBuf| std::fs::read(file).ok().map(|content| Sha256::digest(content).into());
         Self {
             section: section.clone(),
-            trusted_proxies: config.proxies.networks(),
+            proxies: config.proxies.proxies(),
             files: section.files().into_iter().map(hash).collect(),
         }
     }
@@ -114,7 +122,7 @@ impl Route {
         links.note_in(server.timeline());
         let settings = section.profile.settings().map_err(|error| format!("profile.{error}"))?;
         let stickiness = upstream.stickiness().unwrap_or_else(|| settings.stickiness.clone());
-        let proxy = HttpProxy::new(section, addresses, stickiness, inputs.trusted_proxies.clone(), &links);
+        let proxy = HttpProxy::new(section, addresses, stickiness, inputs.proxies.clone(), &links);
         let _ = proxy.upstream.server.set(server.clone());
         let credentials = credentials(name, &inputs, access, before)?;
         Ok(Arc::new(Self {
@@ -135,8 +143,19 @@ impl Route {
             server: server.clone(),
             movable: section.session.movable,
             origins: section.origins.origins(),
+            resume_window: section.session.resume_window,
+            lifetime: section.session.lifetime().map_err(|error| format!("session.{error}"))?,
+            deflate: section.session.deflate,
+            group: before.map_or_else(Group::default, |before| before.group.clone()),
+            throttle: section.limits.throttle(),
+            slow_clients: section.limits.slow_clients().map_err(|error| format!("limits.{error}"))?,
             inputs,
         }))
+    }
+
+    /// Puts the limits of its WebSockets in force.
+    pub(crate) fn set_limits(&self) {
+        self.group.set_limits(self.inputs.section.limits.openings());
     }
 
     /// Returns the state of each address of the backend.

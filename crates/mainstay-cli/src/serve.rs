@@ -13,7 +13,7 @@ use axum::routing::any;
 use http::HeaderName;
 use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
-use mainstay::server::{AdmissionConfig, Config, Origins, Sessions};
+use mainstay::server::{Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
@@ -22,7 +22,6 @@ use crate::admin::{DrainOrder, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
-use crate::forward::Network;
 use crate::heartbeats::HeartbeatFlags;
 use crate::links::Links;
 use crate::listen_address::{self, ListenAddress};
@@ -122,8 +121,9 @@ pub(crate) struct Arguments {
     /// files allows, at most 1,000,000. Range: 0 and above; 0 refuses all.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_connections: Option<usize>,
-    /// Maximum number of open connections of one address, which is one /64 in IPv6. Do not set it behind a proxy: all
-    /// clients then have the proxy's address, even if it is trusted. Default: no limit. Range: 0 and above.
+    /// Maximum number of open connections of one address, which is one /64 in IPv6. A client that resumes its session is
+    /// accepted in any case. Behind a proxy list it as --trusted-proxy: then each client has its own address, or else all
+    /// have the proxy's. Default: no limit. Range: 0 and above.
     #[arg(long, value_name = "COUNT", value_parser = values::count, allow_negative_numbers = true)]
     max_per_ip: Option<usize>,
     /// Maximum number of sessions, parked ones included. Default: as many as the limit of open files and, with a backend,
@@ -144,11 +144,11 @@ pub(crate) struct Arguments {
     /// The backend receives each client's Origin and can decide.
     #[arg(long, value_name = "ORIGIN", value_parser = values::origin)]
     allow_origin: Vec<String>,
-    /// A proxy in front of the gateway, by address or network, whose X-Forwarded-*, Forwarded and X-Real-IP headers are
-    /// forwarded to the backend. May be repeated. Default: none. These headers are removed from every request, and
+    /// A proxy in front of the gateway, by address or network: its X-Forwarded-For is the address of each client, for limits
+    /// and the log, and its X-Forwarded-*, Forwarded and X-Real-IP headers are forwarded to the backend. May be repeated. Default: none. These headers are removed from every request, and
     /// X-Forwarded-For holds the address that connected.
     #[arg(long, value_name = "NETWORK", value_parser = values::network)]
-    trusted_proxy: Vec<Network>,
+    trusted_proxy: Vec<mainstay::server::Network>,
     /// A cookie that identifies the user: a session is resumed only by a request with the same value. May be repeated.
     #[arg(long, value_name = "NAME", value_parser = values::token)]
     session_cookie: Vec<String>,
@@ -263,18 +263,18 @@ fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, 
 }
 
 /// Returns the configuration of the library. What a route says of its own comes with each request.
-fn library(config: &config::Config, files: Option<u64>, has_backend: bool) -> Result<Config, String> {
-    let most = descriptors::max_connections(files, has_backend);
+fn library(
+    config: &config::Config,
+    files: Option<u64>,
+    most: usize,
+    has_backend: bool,
+) -> Result<Config, String> {
     let max_sessions = config.limits.sessions.unwrap_or_else(|| {
         let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
         let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
         let ports = is_over_tcp.then(descriptors::local_ports).flatten();
         descriptors::max_sessions(files, has_backend, ports)
     });
-    let admission = AdmissionConfig {
-        connections: Some(config.limits.connections.unwrap_or(most)),
-        per_address: config.limits.connections_per_address,
-    };
     let none = RouteSection::default();
     let route = config.routes.values().next().unwrap_or(&none);
     let limits = |route: &RouteSection| route.limits.clone();
@@ -292,11 +292,12 @@ fn library(config: &config::Config, files: Option<u64>, has_backend: bool) -> Re
             .max()
             .unwrap_or(none.limits.fragments),
     };
+    // Of a node: each session has that of its route.
+    let resume_window = config.routes.values().map(|route| route.session.resume_window).max();
+    let resume_window = resume_window.unwrap_or(none.session.resume_window);
     let checked = || {
-        let library = Config::new()
-            .limits(limits)?
-            .resume_window(route.session.resume_window)?
-            .max_sessions(max_sessions)?;
+        let library =
+            Config::new().limits(limits)?.resume_window(resume_window)?.max_sessions(max_sessions)?;
         match config.limits.parked_per_address {
             Some(sessions) => library.max_parked_per_address(sessions),
             None => Ok(library),
@@ -310,7 +311,9 @@ fn library(config: &config::Config, files: Option<u64>, has_backend: bool) -> Re
     Ok(library
         .heartbeat(heartbeat)
         .deflate(route.session.deflate)
-        .admission(admission)
+        .admission(config.limits.admission(most))
+        .openings(config.limits.openings())
+        .proxies(config.proxies.proxies())
         .lifetime(route.session.lifetime()?)
         .budget(budget)
         .timeline(if config.admin.listen.is_some() { config.admin.timeline } else { 0 })
@@ -328,7 +331,8 @@ async fn serve(
     let Checked { token, cluster, tls } = checked;
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
-    let library = library(config, files, !is_demonstration)?;
+    let most = descriptors::max_connections(files, !is_demonstration);
+    let library = library(config, files, most, !is_demonstration)?;
     let mainstay = Server::new(match cluster {
         Some(cluster) => library.cluster(cluster),
         None => library,
@@ -341,6 +345,7 @@ async fn serve(
     } else {
         let built =
             table::build(&loaded, &mainstay, &routes.access, &[]).map_err(|problem| problem.to_string())?;
+        table::set_limits(&built);
         routes.replace(built, loaded.names_routes);
         let gateway = Gateway { server: mainstay.clone(), routes: Arc::clone(&routes) };
         Router::new().fallback(any(respond)).with_state(gateway)
@@ -383,14 +388,14 @@ async fn serve(
         drain: config.drain,
         keeps_spelling: !is_demonstration,
         tls: tls.as_ref().map(|tls| tls.tls.clone()),
-        proxies: config.proxies.proxy_protocol(),
+        proxies: config.proxies.proxy_protocol(&mainstay),
     };
     let status = format!("serving clients at {}", client_listeners::places(&clients));
     supervisor::ready(&status);
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), tls, status };
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);

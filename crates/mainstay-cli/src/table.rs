@@ -36,10 +36,25 @@ pub(crate) fn build(
     loaded.config.routes.iter().map(build).collect()
 }
 
-/// Probes the backends of a table, and fetches the keys of its issuers.
+/// Puts the limits of the routes in force: those of a route that stays have not changed.
+pub(crate) fn set_limits(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.set_limits());
+}
+
+/// Starts what the routes of the first table need.
 pub(crate) fn start(routes: &[Arc<Route>]) {
-    routes.iter().for_each(|route| route.start_probing());
+    start_credentials(routes);
+    start_probing(routes);
+}
+
+/// Starts what keeps the keys of credentials.
+pub(crate) fn start_credentials(routes: &[Arc<Route>]) {
     routes.iter().filter_map(|route| route.credentials.as_ref()).for_each(Credentials::start);
+}
+
+/// Probes the backends of routes.
+pub(crate) fn start_probing(routes: &[Arc<Route>]) {
+    routes.iter().for_each(|route| route.start_probing());
 }
 
 /// Ends the probes of backends that no route of the new table has.

@@ -8,8 +8,8 @@ use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
 
-use crate::forward::Network;
 use crate::listen_address::ListenAddress;
+use mainstay::server::Network;
 
 /// Parses a duration such as `25s`, `2m` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {

@@ -3,6 +3,19 @@
 //! An IPv6 address counts by its /64, which one subscriber gets. A connection over the limit gets a response, so that
 //! honest clients know when to retry. The number of responses in progress is bounded too; a connection above that
 //! bound is dropped.
+//!
+//! A connection over the limit of its address may be that of a client that resumes its session, and whose lost
+//! connection still counts. So as many connections again are read until that shows: [`Admitted::Resume`].
+//!
+//! This is decided when a connection is accepted, before a byte is read. [`Openings`] decide when its request asks for a
+//! WebSocket: by then the address of a client behind proxies is known, and perhaps its principal.
+
+mod meter;
+mod openings;
+mod pace;
+
+pub use self::openings::{Opener, OpeningConfig, Openings, Place};
+pub use self::pace::AcceptRate;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -26,6 +39,8 @@ pub struct AdmissionConfig {
 const REFUSING: usize = 256;
 /// The longest `Retry-After` of a refusal; drawn uniformly, so that refused clients do not return at once.
 const LONGEST_WAIT: u64 = 10;
+/// How many connections over its limit an address may have in any case, to resume sessions.
+const FEWEST_RESUMES: usize = 8;
 
 /// The counts of admitted connections; the module describes them.
 #[derive(Debug)]
@@ -46,7 +61,10 @@ pub struct Source(u64);
 pub enum Admitted {
     /// Admit it. Call [`leave`](Admission::leave) with the same address when it is gone.
     Yes,
-    /// Answer it with 503 and this `Retry-After`. Call [`refused`](Admission::refused) when that is done.
+    /// Admit it to resume a session; answer any other request as for [`No`](Self::No). Call
+    /// [`leave`](Admission::leave) with the same address when it is gone.
+    Resume(Refused, Duration),
+    /// Answer it with a refusal and this `Retry-After`. Call [`refused`](Admission::refused) when that is done.
     No(Refused, Duration),
     /// Drop it without an answer.
     Dropped(Refused),
@@ -59,6 +77,22 @@ pub enum Refused {
     Full,
     /// The limit for one address.
     Address,
+    /// The limit for one principal.
+    Principal,
+    /// The opening handshakes a minute of one address.
+    AddressRate,
+    /// The opening handshakes a minute of one principal.
+    PrincipalRate,
+    /// The clients a second of all.
+    Rate,
+}
+
+impl Refused {
+    /// Whether the client alone is concerned, and not the server.
+    #[must_use]
+    pub fn is_of_client(self) -> bool {
+        !matches!(self, Self::Full | Self::Rate)
+    }
 }
 
 impl Admission {
@@ -80,15 +114,39 @@ impl Admission {
         if self.config.connections.is_some_and(|limit| self.admitted + others >= limit) {
             return self.refuse(Refused::Full);
         }
+        let mut admitted = Admitted::Yes;
         if let Some(limit) = self.config.per_address {
             let there = self.per_address.get(&Source::of(address)).copied().unwrap_or(0);
-            if there >= limit {
+            if there >= limit.saturating_add(limit.max(FEWEST_RESUMES)) {
                 return self.refuse(Refused::Address);
+            }
+            if there >= limit {
+                admitted = Admitted::Resume(Refused::Address, self.draw_wait());
             }
             self.per_address.insert(Source::of(address), there + 1);
         }
         self.admitted += 1;
+        admitted
+    }
+
+    /// Counts a connection that was just accepted in total only, because its clients are not known yet: that of a proxy.
+    /// When it is gone, call [`leave_total`](Self::leave_total).
+    pub fn arrive_in_total(&mut self, others: usize) -> Admitted {
+        if self.config.connections.is_some_and(|limit| self.admitted + others >= limit) {
+            return self.refuse(Refused::Full);
+        }
+        self.admitted += 1;
         Admitted::Yes
+    }
+
+    /// A connection is gone that counted in total only.
+    pub fn leave_total(&mut self) {
+        self.admitted = self.admitted.saturating_sub(1);
+    }
+
+    /// Changes the limits. Connections that are there stay, and count where they counted when they came.
+    pub fn set_config(&mut self, config: AdmissionConfig) {
+        self.config = config;
     }
 
     /// An admitted connection is gone.
@@ -113,7 +171,11 @@ impl Admission {
             return Admitted::Dropped(why);
         }
         self.refusing += 1;
-        Admitted::No(why, Duration::from_secs(self.rng.random_range(1..=LONGEST_WAIT)))
+        Admitted::No(why, self.draw_wait())
+    }
+
+    fn draw_wait(&mut self) -> Duration {
+        Duration::from_secs(self.rng.random_range(1..=LONGEST_WAIT))
     }
 }
 
@@ -143,7 +205,7 @@ mod tests {
     }
 
     fn is_refused(admitted: Admitted, why: Refused) -> bool {
-        matches!(admitted, Admitted::No(reason, _) if reason == why)
+        matches!(admitted, Admitted::No(reason, _) | Admitted::Resume(reason, _) if reason == why)
     }
 
     #[test]
@@ -172,9 +234,33 @@ mod tests {
         assert!(is_refused(admission.arrive(ip("10.0.0.1")), Refused::Address));
         assert!(is_refused(admission.arrive(ip("::ffff:10.0.0.1")), Refused::Address));
         assert_eq!(admission.arrive(ip("10.0.0.2")), Admitted::Yes);
-        (0..2).for_each(|_| admission.leave(ip("10.0.0.1")));
+        (0..4).for_each(|_| admission.leave(ip("10.0.0.1")));
         admission.leave(ip("10.0.0.2"));
         assert!(admission.per_address.is_empty());
+    }
+
+    #[test]
+    fn an_address_at_its_limit_may_have_as_many_connections_again_that_only_resume() {
+        for (limit, resumes) in [(0, 8), (2, 8), (20, 20)] {
+            let mut admission = admission(None, Some(limit));
+            let arrived: Vec<_> =
+                (0..limit + resumes + 1).map(|_| admission.arrive(ip("10.0.0.1"))).collect();
+            assert!(arrived[..limit].iter().all(|admitted| *admitted == Admitted::Yes));
+            let over = &arrived[limit..limit + resumes];
+            assert!(over.iter().all(|admitted| matches!(admitted, Admitted::Resume(Refused::Address, _))));
+            assert!(matches!(arrived[limit + resumes], Admitted::No(Refused::Address, _)));
+            assert_eq!(admission.arrive(ip("10.0.0.2")) == Admitted::Yes, limit > 0);
+        }
+    }
+
+    #[test]
+    fn a_connection_of_a_proxy_counts_in_total_alone() {
+        let mut admission = admission(Some(3), Some(1));
+        assert_eq!(admission.arrive_in_total(0), Admitted::Yes);
+        assert_eq!(admission.arrive_in_total(1), Admitted::Yes);
+        assert!(is_refused(admission.arrive_in_total(1), Refused::Full));
+        admission.leave_total();
+        assert_eq!(admission.arrive(ip("10.0.0.1")), Admitted::Yes);
     }
 
     #[test]

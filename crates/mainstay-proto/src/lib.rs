@@ -3,7 +3,9 @@
 //! - [`ws`]: RFC 6455 frames and messages, RFC 7692 compression, the rules of the opening handshake.
 //! - [`session`]: `mainstay.v1`, the session that outlives connections.
 //! - [`heartbeat`]: when to probe a peer and when to declare it dead.
-//! - [`admission`]: which connections are admitted.
+//! - [`admission`]: which connections are admitted, which may open a WebSocket, and when the others may try again.
+//! - [`proxies`]: the address of a client behind proxies.
+//! - [`throttle`]: how fast a connection may send.
 //! - [`budget`]: how much memory all connections may use together.
 //! - [`cluster`]: many nodes that serve one another's sessions.
 //! - [`backoff`]: how long to wait before the next attempt.
@@ -29,10 +31,12 @@ pub mod endpoint;
 pub mod failure;
 mod forward;
 pub mod heartbeat;
+pub mod proxies;
 pub mod proxy_header;
 mod queue;
 pub mod reach;
 pub mod session;
+pub mod throttle;
 pub mod timeline;
 pub mod ws;
 

@@ -23,6 +23,8 @@ use crate::worker::{Scratch, TaskContext, with_scratch};
 
 /// Bytes before the payload in a message of `mainstay.v1`: the type and, in a volatile message, the kind.
 const BEFORE_PAYLOAD: usize = 2;
+/// The largest control message of `mainstay.v1`: it carries credentials.
+pub(crate) const LARGEST_CONTROL: usize = 64 * 1024;
 /// Encoded bytes for each poll; the rest waits for the next poll.
 const WRITE: usize = 256 * 1024;
 
@@ -276,9 +278,11 @@ impl Wire {
         (self.transport, self.permit)
     }
 
-    /// Begins `mainstay.v1` on this connection: messages may be as large as `limits` allows.
+    /// Begins `mainstay.v1` on this connection: messages may be as large as `limits` allows, and control messages as large as
+    /// they get. The session refuses a smaller message of the application that is too large.
     pub(crate) fn begin_session(&mut self, limits: Limits) {
-        self.codec.set_max_message(limits.max_message.saturating_add(BEFORE_PAYLOAD));
+        let largest = limits.max_message.saturating_add(BEFORE_PAYLOAD);
+        self.codec.set_max_message(largest.max(LARGEST_CONTROL));
     }
 
     /// Bytes of a message that is not complete yet.

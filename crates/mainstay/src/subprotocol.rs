@@ -2,12 +2,21 @@
 //!
 //! Source: `docs/PROTOCOL.md` "Negotiation".
 
+use http::HeaderMap;
+use http::header::SEC_WEBSOCKET_PROTOCOL;
+
 /// The subprotocol of a session whose application has none.
 const SESSION: &str = "mainstay.v1";
 
 /// Whether this is the name of a session's subprotocol.
 pub(crate) fn is_session(name: &str) -> bool {
     name.strip_prefix(SESSION).is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+}
+
+/// Whether a request offers a session.
+pub(crate) fn is_offered(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|name| is_session(name.trim()))
 }
 
 /// The application's part of the name: all of it where it is not a session's.

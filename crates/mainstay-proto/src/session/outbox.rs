@@ -199,6 +199,20 @@ impl Outbox {
         pushed
     }
 
+    /// Numbers `count` messages that the application leaves out: a gap stands for them. It takes no room if the last item is
+    /// a gap that was not written, which grows instead.
+    pub(super) fn skip(&mut self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let (last, bytes, written) = (self.last() + count, self.all_bytes(), self.written);
+        self.dropped += count;
+        match self.items.back_mut().filter(|item| item.is_gap() && item.last > written) {
+            Some(gap) => gap.last = last,
+            None => append(&mut self.items, Item { kept: Kept::Gap, last, bytes }),
+        }
+    }
+
     /// Whether the buffer would accept a message of `length` bytes.
     pub(super) fn has_room(&self, length: usize, room: u64) -> bool {
         if length as u64 > self.largest() {
@@ -434,6 +448,24 @@ mod tests {
         outbox.note_written(1);
         outbox.acknowledge(1).unwrap();
         assert_eq!(outbox.push(Message::text("c")), Ok(3));
+    }
+
+    #[test]
+    fn messages_that_are_left_out_are_one_gap_between_their_neighbours() {
+        let mut outbox = outbox(8, 100);
+        outbox.push(Message::text("a")).unwrap();
+        outbox.skip(0);
+        outbox.skip(2);
+        outbox.skip(3);
+        assert_eq!(outbox.push(Message::text("b")), Ok(7));
+        assert_eq!((outbox.len(), outbox.dropped(), outbox.bytes()), (3, 5, 2));
+        assert!(matches!(outbox.next(0), Some(Next::Message(message)) if message.as_text() == Some("a")));
+        assert!(matches!(outbox.next(1), Some(Next::Gap { last: 6 })));
+        assert!(matches!(outbox.next(6), Some(Next::Message(message)) if message.as_text() == Some("b")));
+        assert_eq!(outbox.progress(4), Progress::Dropped);
+        outbox.note_written(7);
+        outbox.skip(1);
+        assert!(matches!(outbox.next(7), Some(Next::Gap { last: 8 })), "a written gap does not grow");
     }
 
     #[test]

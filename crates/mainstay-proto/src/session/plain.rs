@@ -87,6 +87,12 @@ impl PlainSession {
         }
     }
 
+    /// Returns the settings that it was created with.
+    #[must_use]
+    pub fn settings(&self) -> &ServerConfig {
+        &self.config
+    }
+
     /// A message arrived. [`handle_bytes`](Self::handle_bytes) was called for its bytes before.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         self.lifetime.as_mut().into_iter().for_each(|lifetime| lifetime.handle_message(now));

@@ -230,6 +230,16 @@ impl RefuseReason {
         self.with_account(None)
     }
 
+    /// As [`refuse`](Self::refuse), with the time at which the client may try again.
+    #[must_use]
+    pub fn refuse_until(self, delay: Delay) -> Control {
+        let mut refuse = self.refuse();
+        if let Control::Refuse { delay: told, .. } = &mut refuse {
+            *told = delay;
+        }
+        refuse
+    }
+
     fn with_account(self, account: Option<Account>) -> Control {
         Control::Refuse {
             code: self.code().into(),

@@ -284,6 +284,12 @@ impl ServerSession {
         }
     }
 
+    /// Returns the settings that it was created with.
+    #[must_use]
+    pub fn settings(&self) -> &ServerConfig {
+        &self.config
+    }
+
     /// Returns the public name of the session.
     #[must_use]
     pub fn id(&self) -> SessionId {

@@ -1085,8 +1085,12 @@ impl World {
         let unseen = node.process.was_hampered(recent)
             || hampered(self.cluster.engine_hampered_until)
             || self.has_engine_forgotten(recent);
-        let is_forked = self.sessions.streams[lost].is_forked;
-        if is_forked
+        let stream = &self.sessions.streams[lost];
+        let is_forgotten = stream.adopted.is_some_and(|at| self.has_engine_forgotten(at));
+        let is_copied = stream.copied.is_some_and(|at| at >= recent);
+        if stream.is_forked
+            || is_forgotten
+            || is_copied
             || (silent && unseen)
             || self.is_unlisted(hosted.node)
             || self.clients[client].is_foreign()

@@ -479,6 +479,9 @@ impl World {
             }
         } else {
             self.counts.resumed += 1;
+            if key.is_of_copy() {
+                stream.copied = Some(self.now);
+            }
             let owner = (key.client, key.life);
             if (stream.owner != owner && !key.is_of_copy()) || stream.principal != principal {
                 return Err(format!("session {session} was opened to another principal"));

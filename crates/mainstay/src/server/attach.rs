@@ -1,19 +1,21 @@
 //! What becomes of a client that has sent its HELLO and is authenticated, once the registry has decided.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
 use mainstay_proto::connect::Mode;
-use mainstay_proto::heartbeat::HeartbeatConfig;
-use mainstay_proto::session::server::Fenced;
+use mainstay_proto::session::server::{Fenced, ServerConfig};
 use mainstay_proto::session::{Answer, ConnectionId, Control, Expiry, RefuseReason, Transmit};
+use mainstay_proto::throttle::ThrottleConfig;
 use mainstay_proto::timeline::{Attach, Event, Resource};
-use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams};
+use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams, Limits};
 use tokio::time::Instant;
 
 use super::auth::{Authenticate, Identity, judge};
 use super::core::{CoreRef, Cores};
+use super::group::Group;
 use super::inner::Origin;
 use super::stats::Counters;
 use crate::driver::Wire;
@@ -27,7 +29,12 @@ pub(super) struct SessionOptions {
     /// What the request proves; used without `authenticate`.
     pub(super) identity: Identity,
     pub(super) authenticate: Option<Authenticate>,
-    pub(super) heartbeat: HeartbeatConfig,
+    /// The settings of the session: the server's, unless the application changed one for this route.
+    pub(super) settings: Arc<ServerConfig>,
+    pub(super) limits: Limits,
+    /// The WebSockets of its route, which count together.
+    pub(super) group: Option<Group>,
+    pub(super) throttle: ThrottleConfig,
     pub(super) manual: bool,
     pub(super) drops_oldest: bool,
     #[cfg(feature = "cluster")]
@@ -50,7 +57,10 @@ pub(super) struct Opened {
 }
 
 /// Does what the registry decided.
-pub(super) async fn settle(cores: &Cores, opened: Opened, answer: Answer<CoreRef>) -> Option<Bound> {
+pub(super) async fn settle(cores: &Cores, mut opened: Opened, answer: Answer<CoreRef>) -> Option<Bound> {
+    if let Answer::Attached { .. } = answer {
+        opened.take_place(cores);
+    }
     let Opened { connection, options, expiry, wire, .. } = opened;
     let stats = &cores.shared.stats;
     match answer {
@@ -119,6 +129,16 @@ pub(super) async fn refuse_with(mut wire: Wire, refuse: &Control, code: CloseCod
     wire.close_and_finish(code, "").await;
 }
 
+impl Opened {
+    /// Counts the connection, for as long as it exists, among the open WebSockets of its client and of its route.
+    pub(super) fn take_place(&mut self, cores: &Cores) {
+        let groups = cores.shared.groups(self.options.group.as_ref());
+        if let Some(places) = groups.enter(cores.info.opener()) {
+            self.wire.permit = Some(places.keep(self.wire.permit.take()));
+        }
+    }
+}
+
 impl SessionOptions {
     /// What lists show as its path.
     pub(super) fn label(&self) -> &str {
@@ -150,6 +170,7 @@ impl SessionOptions {
                 session.set_movable();
             }
         });
+        core.lock().set_throttle(self.throttle);
     }
 }
 

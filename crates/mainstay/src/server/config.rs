@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use mainstay_proto::ConfigError;
-use mainstay_proto::admission::AdmissionConfig;
+use mainstay_proto::admission::{AdmissionConfig, OpeningConfig};
 use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::proxies::Proxies;
 use mainstay_proto::session::{LifetimeConfig, RegistryConfig, Window};
 use mainstay_proto::ws::{Limits, Origins};
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub(crate) accept: Window,
     pub(crate) opening_deadline: Duration,
     pub(crate) admission: AdmissionConfig,
+    pub(crate) openings: OpeningConfig,
+    pub(crate) proxies: Proxies,
     pub(crate) lifetime: LifetimeConfig,
     pub(crate) max_sessions: usize,
     pub(crate) max_parked_per_address: Option<usize>,
@@ -64,6 +67,8 @@ impl Config {
             accept: Window::SERVER,
             opening_deadline: Duration::from_secs(5),
             admission: AdmissionConfig::default(),
+            openings: OpeningConfig::default(),
+            proxies: Proxies::default(),
             lifetime: LifetimeConfig::default(),
             max_sessions: RegistryConfig::default().sessions,
             max_parked_per_address: None,
@@ -89,7 +94,7 @@ impl Config {
     /// # Errors
     /// The window is out of range.
     pub fn resume_window(mut self, window: Duration) -> Result<Self, ConfigError> {
-        ConfigError::unless(window <= 30 * DAY, "resume_window", "at most 30 days")?;
+        check_resume_window(window)?;
         self.resume_window = window;
         Ok(self)
     }
@@ -100,9 +105,7 @@ impl Config {
     /// # Errors
     /// A limit is out of range.
     pub fn limits(mut self, limits: Limits) -> Result<Self, ConfigError> {
-        let is_valid = (1..=1 << 30).contains(&limits.max_message);
-        ConfigError::unless(is_valid, "limits.max_message", "1 byte to 1 GiB")?;
-        ConfigError::unless(limits.max_fragments >= 1, "limits.max_fragments", "at least 1")?;
+        check_limits(limits)?;
         self.limits = limits;
         Ok(self)
     }
@@ -140,9 +143,27 @@ impl Config {
     }
 
     /// Limits concurrent connections, altogether and from one address (one /64 of IPv6). A connection over a limit gets 503
-    /// and a time to wait. Only [`serve`](crate::serve) counts. Default: no limits.
+    /// or, for its address, 429, and a time to wait. A client over the limit of its address can still resume its session.
+    /// Only [`serve`](crate::serve) counts. A connection of a [trusted proxy](Self::proxies) counts for its client from the
+    /// moment at which that opens a WebSocket. Default: no limits.
     pub fn admission(mut self, admission: AdmissionConfig) -> Self {
         self.admission = admission;
+        self
+    }
+
+    /// Limits the opening of WebSockets: how many are open of one address and of one principal, how many each opens a
+    /// minute, and how many clients a second are accepted. A client over a limit gets 429 or 503 with a time to wait, or a
+    /// REFUSE with it (4413); the delays of a crowd are one after the other. A client that resumes its session is refused by
+    /// [`OpeningConfig::rate`] alone, and has four times of it. Default: no limits.
+    pub fn openings(mut self, openings: OpeningConfig) -> Self {
+        self.openings = openings;
+        self
+    }
+
+    /// Sets which proxies are in front of this server and report its clients: their addresses are those of
+    /// [`PeerInfo`](super::PeerInfo) and of every limit by address. Default: none, and the address that connects counts.
+    pub fn proxies(mut self, proxies: Proxies) -> Self {
+        self.proxies = proxies;
         self
     }
 
@@ -166,7 +187,7 @@ impl Config {
 
     /// Limits the sessions of one address (one /64 of IPv6) whose clients are away. An address above the limit loses the
     /// one whose client has been away for the longest whenever it opens another. Behind a proxy all clients have its
-    /// address. Default: no limit; when places run out, the address that has most of them loses its own first. Range: at
+    /// address, unless it is [trusted](Self::proxies). Default: no limit; when places run out, the address that has most of them loses its own first. Range: at
     /// least 1.
     ///
     /// # Errors
@@ -224,6 +245,16 @@ impl Config {
         self.cluster = Some(cluster);
         self
     }
+}
+
+pub(super) fn check_resume_window(window: Duration) -> Result<(), ConfigError> {
+    ConfigError::unless(window <= 30 * DAY, "resume_window", "at most 30 days")
+}
+
+pub(super) fn check_limits(limits: Limits) -> Result<(), ConfigError> {
+    let is_valid = (1..=1 << 30).contains(&limits.max_message);
+    ConfigError::unless(is_valid, "limits.max_message", "1 byte to 1 GiB")?;
+    ConfigError::unless(limits.max_fragments >= 1, "limits.max_fragments", "at least 1")
 }
 
 impl Default for Config {

@@ -31,6 +31,7 @@ use super::target;
 #[cfg(feature = "tls")]
 use super::tls::{ClientCertificates, Tls};
 use super::write_timeout::WriteTimeout;
+use crate::subprotocol;
 use crate::transport::Stream;
 
 /// How long a connection that was accepted without a request yet has for it, when the server goes away.
@@ -59,6 +60,7 @@ impl<M> Steps<M> {
         I: Stream + 'static,
         M: MakeService<A>,
     {
+        connection.server.shared.gate.openings.handle_served(connection.accepted.elapsed());
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
             let leave = async {
@@ -199,7 +201,8 @@ impl HttpConnection {
         let Ok(permit) = self.permit_of(&request) else {
             return Ok(StatusCode::SERVICE_UNAVAILABLE.into_response());
         };
-        if let Some(refused) = permit.as_ref().and_then(|permit| permit.refused()) {
+        let (resumes, stats) = (|| subprotocol::is_offered(request.headers()), &self.server.shared.stats);
+        if let Some(refused) = permit.as_ref().and_then(|permit| permit.refused(resumes, stats)) {
             return Ok(refused.into_response());
         }
         let (mut head, body) = request.into_parts();

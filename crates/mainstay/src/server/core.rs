@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, Pressure, in_order};
-use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::server::{Fenced, ServerConfig};
 use mainstay_proto::session::{
-    ConnectionId, EndCause, Expiry, FlowConfig, Message, Registry, RegistryConfig, ServerSession, Sessions,
-    Window,
+    Answer, ConnectionId, Control, EndCause, Expiry, FlowConfig, Message, RefuseReason, Registry,
+    RegistryConfig, ServerSession, Sessions, Window,
 };
 use mainstay_proto::timeline::{Attach, ClientName, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
@@ -25,6 +24,7 @@ use super::auth::Authenticate;
 use super::config::Config;
 #[cfg(feature = "fault-injection")]
 use super::fault::Fault;
+use super::group::{Group, Groups};
 use super::inner::{Extras, Incoming, Inner, Origin};
 use super::limits::Gate;
 use super::paths::Paths;
@@ -319,8 +319,8 @@ impl Wake for Core {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) sessions: Arc<ServerConfig>,
-    /// Configurations of sessions whose routes have a heartbeat of their own, while there are any.
-    by_heartbeat: Mutex<Vec<Weak<ServerConfig>>>,
+    /// Settings of sessions whose routes have some of their own, while there are any.
+    own_settings: Mutex<Vec<Weak<ServerConfig>>>,
     registry: Mutex<Registry<CoreRef>>,
     pub(crate) tracker: TaskTracker,
     pub(super) gate: Arc<Gate>,
@@ -369,13 +369,13 @@ impl Shared {
         };
         let registry = Registry::new(now(), names, Arc::clone(&sessions), crate::random_seed());
         // The times in Retry-After are no secret.
-        let gate = Gate::new(config.admission, u64::from(std::process::id()));
+        let gate = Gate::new(&config, u64::from(std::process::id()));
         let started = now();
         let timeline = Timeline::new(started, config.timeline);
         let shared = Arc::new(Self {
             config,
             sessions,
-            by_heartbeat: Mutex::default(),
+            own_settings: Mutex::default(),
             registry: Mutex::new(registry),
             tracker: TaskTracker::new(),
             gate,
@@ -409,18 +409,52 @@ impl Shared {
         registry
     }
 
-    /// The configuration of a session with this heartbeat. All sessions that have the same heartbeat share it.
-    pub(crate) fn sessions_with(&self, heartbeat: HeartbeatConfig) -> Arc<ServerConfig> {
-        if heartbeat == self.sessions.heartbeat {
+    /// The groups that a client of this route belongs to.
+    pub(super) fn groups<'a>(&'a self, route: Option<&'a Group>) -> Groups<'a> {
+        Groups { server: &self.gate.openings, route }
+    }
+
+    /// Has the registry answer a HELLO that may create a session. It creates none if memory or a limit on opening
+    /// WebSockets forbids it.
+    pub(super) fn answer(
+        &self,
+        cores: &mut Cores,
+        route: Option<&Group>,
+        ask: impl FnOnce(&mut Registry<CoreRef>, &mut Cores) -> Answer<CoreRef>,
+    ) -> Answer<CoreRef> {
+        let groups = self.groups(route);
+        // Judged and counted with the registry held: two clients never get the same place.
+        let mut registry = self.registry_for_hello();
+        let exceeded = groups.judge(cores.info.opener()).err();
+        if exceeded.is_some() {
+            registry.set_closed(true);
+        }
+        let mut answer = ask(&mut registry, cores);
+        match (&mut answer, exceeded) {
+            (Answer::Attached { created: true, .. }, _) => groups.open(cores.info.opener()),
+            (
+                Answer::Refused { refuse: Control::Refuse { delay, .. }, why: RefuseReason::NoRoom },
+                Some(over),
+            ) => {
+                self.gate.note_refused(over.why, over.is_of_route, &self.stats);
+                *delay = over.refuse(cores.info.opener());
+            }
+            _ => {}
+        }
+        answer
+    }
+
+    /// Returns these settings as all sessions with the same settings share them.
+    pub(crate) fn share(&self, settings: Arc<ServerConfig>) -> Arc<ServerConfig> {
+        if Arc::ptr_eq(&settings, &self.sessions) || settings == self.sessions {
             return Arc::clone(&self.sessions);
         }
-        let mut known = self.by_heartbeat.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.own_settings.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|config| config.strong_count() > 0);
-        let found = known.iter().filter_map(Weak::upgrade).find(|config| config.heartbeat == heartbeat);
+        let found = known.iter().filter_map(Weak::upgrade).find(|config| *config == settings);
         found.unwrap_or_else(|| {
-            let config = Arc::new(ServerConfig { heartbeat, ..(*self.sessions).clone() });
-            known.push(Arc::downgrade(&config));
-            config
+            known.push(Arc::downgrade(&settings));
+            settings
         })
     }
 
@@ -538,8 +572,8 @@ impl Shared {
 
     /// Logs a warning for the first client that sends a larger message than it may; the others are logged at `debug` and
     /// counted with the errors.
-    pub(crate) fn log_too_big(&self, peer: &PeerInfo) {
-        let (limit, address) = (self.config.limits.max_message, peer.address);
+    pub(crate) fn log_too_big(&self, peer: &PeerInfo, limit: Option<u64>) {
+        let address = peer.address;
         if self.logged_too_big.swap(true, Ordering::Relaxed) {
             tracing::debug!(limit, ?address, "a message is larger than max_message");
         } else {
@@ -564,8 +598,8 @@ impl Shared {
 pub(super) struct Cores {
     pub(super) shared: Arc<Shared>,
     pub(super) info: PeerInfo,
-    /// The heartbeat of the client's route.
-    pub(super) heartbeat: HeartbeatConfig,
+    /// The settings of the session that the client's route opens.
+    pub(super) settings: Arc<ServerConfig>,
     /// The path of the request; `None`: no session is created.
     pub(super) path: Option<Box<str>>,
 }
@@ -573,8 +607,8 @@ pub(super) struct Cores {
 impl Cores {
     /// For calls that create no session.
     pub(super) fn without_client(shared: &Arc<Shared>) -> Self {
-        let heartbeat = shared.config.heartbeat;
-        Self { shared: Arc::clone(shared), info: PeerInfo::new(None), heartbeat, path: None }
+        let settings = Arc::clone(&shared.sessions);
+        Self { shared: Arc::clone(shared), info: PeerInfo::new(None), settings, path: None }
     }
 }
 
@@ -595,7 +629,7 @@ impl Sessions for Cores {
     }
 
     fn config(&mut self) -> Option<Arc<ServerConfig>> {
-        Some(self.shared.sessions_with(self.heartbeat))
+        Some(self.shared.share(Arc::clone(&self.settings)))
     }
 
     fn source(&mut self, handle: &CoreRef) -> Option<Source> {
@@ -641,8 +675,8 @@ mod tests {
         hello: &Hello,
     ) -> (CoreRef, Option<Fenced>, ResumeToken) {
         let info = PeerInfo { resumable: true, ..PeerInfo::new(None) };
-        let heartbeat = shared.config.heartbeat;
-        let mut cores = Cores { shared: Arc::clone(shared), info, heartbeat, path: None };
+        let settings = Arc::clone(&shared.sessions);
+        let mut cores = Cores { shared: Arc::clone(shared), info, settings, path: None };
         let (now, connection, who) = (now(), ConnectionId(connection), Presenter::default());
         let answer = shared.registry().hello(now, connection, who, hello, &mut cores);
         let Answer::Attached { session, fenced, .. } = answer else { panic!("{connection:?} was refused") };

@@ -1,6 +1,10 @@
 //! The application's handle on a server.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
+
+use mainstay_proto::admission::{AdmissionConfig, OpeningConfig};
+use mainstay_proto::proxies::Proxies;
 
 use super::config::Config;
 use super::core::Shared;
@@ -82,6 +86,29 @@ impl Server {
     #[must_use]
     pub fn budget(&self) -> &Budget {
         &self.shared.config.budget
+    }
+
+    /// Changes the limits of [`Config::admission`] and [`Config::openings`] for what comes from now on. What is open stays, and
+    /// counts for the limits that there were when it was opened.
+    pub fn set_limits(&self, admission: AdmissionConfig, openings: OpeningConfig) {
+        self.shared.gate.set_limits(admission, openings);
+    }
+
+    /// Changes the proxies of [`Config::proxies`] for the requests that come from now on.
+    pub fn set_proxies(&self, proxies: Proxies) {
+        self.shared.gate.set_proxies(proxies);
+    }
+
+    /// Whether a peer is one of the proxies that are trusted now. A peer that connects over a Unix socket has no address.
+    #[must_use]
+    pub fn trusts_proxy(&self, peer: Option<IpAddr>) -> bool {
+        self.shared.gate.is_proxy(peer)
+    }
+
+    /// How many new clients a second are accepted, as [`OpeningConfig::rate`] says or as measured; `None`: no limit.
+    #[must_use]
+    pub fn accept_rate(&self) -> Option<f64> {
+        self.shared.gate.openings.rate()
     }
 
     /// Reads the figures since the start.

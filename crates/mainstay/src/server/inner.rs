@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use mainstay_proto::budget::Held;
 use mainstay_proto::session::{ConnectionId, Message, NodeId, Progress};
+use mainstay_proto::throttle::{Pace, Throttle, ThrottleConfig};
 use mainstay_proto::ws::CloseFrame;
 use tracing::Span;
 
 use super::auth::Authenticate;
 use super::fault::{Fault, Injected};
 use super::peer::Peer;
+use super::stats::Counters;
 use crate::budget::{Change, Charge};
 use crate::driver::Wire;
 use crate::receipt::{Outcome, Receipt, Settle};
@@ -55,6 +57,10 @@ struct Rare {
     leaving: Option<Leaving>,
     /// The node that relays the connection. Only in a cluster.
     entry: Option<NodeId>,
+    /// How fast the client may send, and has sent.
+    throttle: Option<Throttle>,
+    /// Nothing is read before then, because the client sends too fast.
+    paused_until: Option<Instant>,
 }
 
 /// What a session does that leaves this server.
@@ -110,14 +116,69 @@ impl Inner {
     pub(super) fn handle_lost(&mut self, now: Instant, connection: ConnectionId) {
         if let Some(rare) = &mut self.rare {
             rare.fault.take_if(|fault| fault.concerns(connection));
+            rare.paused_until = None;
         }
         self.peer.handle_lost(now, connection);
     }
 
     /// When something is due. Nothing is due on a connection that a fault stalls.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.fault_at().or_else(|| self.peer.poll_timeout())
+        let Some(rare) = &self.rare else { return self.peer.poll_timeout() };
+        let due = || [rare.paused_until, self.peer.poll_timeout()].into_iter().flatten().min();
+        self.fault_at().or_else(due)
     }
+}
+
+/// Limits on how fast the client sends.
+impl Inner {
+    pub(super) fn set_throttle(&mut self, config: ThrottleConfig) {
+        if let Some(throttle) = Throttle::new(config) {
+            self.rare.get_or_insert_default().throttle = Some(throttle);
+        }
+    }
+
+    /// How many messages one read may bring; `u64::MAX` without a limit. The rest waits in the buffer.
+    pub(super) fn messages_per_read(&self) -> u64 {
+        let Some(rare) = &self.rare else { return u64::MAX };
+        rare.throttle.as_ref().map_or(u64::MAX, Throttle::messages_per_read)
+    }
+
+    /// Notes what one read brought. Returns `true` if the connection has to be closed, because the client does not slow down.
+    pub(super) fn is_too_fast(&mut self, now: Instant, messages: u64, bytes: u64, stats: &Counters) -> bool {
+        let Some(rare) = &mut self.rare else { return false };
+        let Some(throttle) = &mut rare.throttle else { return false };
+        throttle.spend(now, messages, bytes);
+        match throttle.pace(now) {
+            Pace::Read => false,
+            Pace::Pause(until) => {
+                Counters::add(&stats.throttled, 1);
+                rare.paused_until = Some(until);
+                false
+            }
+            Pace::Close => {
+                Counters::add(&stats.throttled_closed, 1);
+                true
+            }
+        }
+    }
+
+    /// What few connections have that keeps this one from being read now.
+    pub(super) fn kept_unread(&mut self, now: Instant, connection: ConnectionId) -> Option<KeptUnread> {
+        let rare = self.rare.as_mut()?;
+        if rare.fault.as_ref().is_some_and(|fault| fault.concerns(connection)) {
+            return Some(KeptUnread::Fault);
+        }
+        rare.paused_until.take_if(|until| *until <= now);
+        rare.paused_until.map(|_| KeptUnread::TooFast)
+    }
+}
+
+/// See [`Inner::kept_unread`].
+pub(super) enum KeptUnread {
+    /// A fault on purpose: the peer counts as silent.
+    Fault,
+    /// The peer sends too fast. That its bytes are not read is no evidence against it.
+    TooFast,
 }
 
 /// Faults.

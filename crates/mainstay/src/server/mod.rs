@@ -41,6 +41,7 @@ mod core;
 mod disturb;
 mod drain;
 mod fault;
+mod group;
 pub(crate) mod handle;
 #[cfg(feature = "http2")]
 mod http2;
@@ -76,9 +77,11 @@ mod write_timeout;
 pub(crate) use self::core::Shared;
 #[cfg(feature = "cluster")]
 pub(crate) use self::owner::attach as attach_from_peer;
-pub use mainstay_proto::admission::AdmissionConfig;
+pub use mainstay_proto::admission::{AcceptRate, AdmissionConfig, OpeningConfig, Refused};
+pub use mainstay_proto::proxies::{ForwardedBy, Network, Proxies};
 pub use mainstay_proto::proxy_header::Versions;
 pub use mainstay_proto::session::{End, EndCause, LifetimeConfig};
+pub use mainstay_proto::throttle::ThrottleConfig;
 pub use mainstay_proto::ws::Origins;
 pub use mainstay_proto::ws::handshake::HandshakeError;
 /// The TLS library whose configuration [`Tls`] takes.
@@ -89,6 +92,7 @@ pub use self::auth::{AuthError, Identity};
 pub use self::changes::Changes;
 pub use self::config::Config;
 pub use self::connection::Encrypted;
+pub use self::group::Group;
 pub use self::handle::Sessions;
 pub use self::list::{ClientInfo, Page};
 pub use self::peer::{PeerInfo, Presence, SessionState};

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use mainstay_proto::session::message::Hello;
-use mainstay_proto::session::{ConnectionId, Control, Frame, PlainSession, Presenter, SessionError};
+use mainstay_proto::session::{
+    ConnectionId, Control, Frame, PlainSession, Presenter, RefuseReason, SessionError,
+};
 use mainstay_proto::timeline::Event;
 use mainstay_proto::ws::{CloseCode, CloseFrame, Connection, Limits, Role};
 use tokio::net::{TcpStream, UnixStream};
@@ -24,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::attach::{Bound, Opened, SessionOptions, refuse, settle};
 use super::core::{Core, Cores, Shared};
+use super::group::Places;
 use super::limits::Permit;
 use super::peer::{Peer, PeerInfo};
 use super::session::Session;
@@ -31,7 +34,7 @@ use super::stats::Counters;
 use super::task::SessionTask;
 use super::write_timeout::WriteTimeout;
 use crate::clock::now;
-use crate::driver::{Arrived, Reading, Wire};
+use crate::driver::{Arrived, LARGEST_CONTROL, Reading, Wire};
 use crate::transport::{Stream, Transport, one_kind};
 use crate::worker;
 
@@ -39,6 +42,8 @@ use crate::worker;
 pub(super) struct Opening {
     pub(super) on_upgrade: OnUpgrade,
     pub(super) permit: Option<Arc<Permit>>,
+    /// What a plain client counts for.
+    pub(super) places: Option<Places>,
     pub(super) info: PeerInfo,
     pub(super) options: SessionOptions,
     /// The part of the opening deadline that the request used up.
@@ -50,7 +55,7 @@ pub(super) struct Opening {
 pub(super) struct HeadDuration(pub(super) Duration);
 
 /// The largest HELLO, credentials included.
-const LARGEST_HELLO: usize = 64 * 1024;
+const LARGEST_HELLO: usize = LARGEST_CONTROL;
 
 /// Begins a session with the handler, if this connection creates one.
 pub(super) async fn open<H, F>(shared: Arc<Shared>, opening: Opening, handler: H)
@@ -71,7 +76,7 @@ where
 
 /// Binds a new connection to a session. Returns `None` if that session has its handler already, or if there is none.
 async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
-    let Opening { on_upgrade, permit, mut info, options, head_duration } = opening;
+    let Opening { on_upgrade, permit, places, mut info, options, head_duration } = opening;
     let stats = &shared.stats;
     let upgraded = match on_upgrade.await {
         Ok(upgraded) => upgraded,
@@ -82,11 +87,14 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         }
     };
     let (transport, early) = raw(upgraded);
-    let limits = shared.config.limits;
+    let limits = options.limits;
     let first = if info.resumable { before_hello(limits) } else { limits };
     let codec = Connection::new(Role::Server, first, options.deflate, [0; 32]);
     let mut wire = Wire::new(transport, codec, early);
     wire.permit = permit.map(Permit::keep);
+    if let Some(places) = places {
+        wire.permit = Some(places.keep(wire.permit.take()));
+    }
     let connection = next_connection();
     Counters::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_duration);
@@ -95,13 +103,14 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             Ok(identity) => {
                 Counters::add(&stats.connections, 1);
                 info.principal = identity.principal.as_ref().into();
-                let (now, config) = (now(), shared.sessions_with(options.heartbeat));
-                let mut plain = PlainSession::new(now, config, connection.0);
+                let (now, settings) = (now(), shared.share(Arc::clone(&options.settings)));
+                let mut plain = PlainSession::new(now, settings, connection.0);
                 plain.set_expiry(now, identity.expiry());
                 let peer = Peer::Plain(Box::new(plain));
                 let core =
                     Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
                 core.begin_epoch(None);
+                core.lock().set_throttle(options.throttle);
                 Some((connection, core, Some(wire)))
             }
             Err(why) => {
@@ -131,8 +140,17 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         Ok(identity) => {
             info.principal = identity.principal.as_ref().into();
             wire.begin_session(limits);
+            if hello.resume.is_some()
+                && let Err(exceeded) = shared.groups(options.group.as_ref()).judge_resume()
+            {
+                shared.gate.note_refused(exceeded.why, exceeded.is_of_route, stats);
+                let refuse = RefuseReason::NoRoom.refuse_until(exceeded.refuse(info.opener()));
+                self::refuse(stats, wire, &refuse, RefuseReason::NoRoom).await;
+                return None;
+            }
+            let settings = Arc::clone(&options.settings);
             let path = shared.timeline.is_on().then(|| options.label().into());
-            let cores = Cores { shared: Arc::clone(shared), info, heartbeat: options.heartbeat, path };
+            let cores = Cores { shared: Arc::clone(shared), info, settings, path };
             let opened = Opened {
                 connection,
                 options,
@@ -158,16 +176,15 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
 async fn attach(mut cores: Cores, opened: Opened, hello: &Hello) -> Option<Bound> {
     let (shared, principal) = (Arc::clone(&cores.shared), cores.info.principal.clone());
     let who = Presenter { principal: &principal, path: &opened.options.path };
-    let answer = {
-        let mut registry = shared.registry_for_hello();
-        registry.hello(now(), opened.connection, who, hello, &mut cores)
-    };
+    let answer = shared.answer(&mut cores, opened.options.group.as_ref(), |registry, cores| {
+        registry.hello(now(), opened.connection, who, hello, cores)
+    });
     settle(&cores, opened, answer).await
 }
 
 /// Before its HELLO a client is unknown, and no budget counts the bytes that it makes this server keep.
 pub(super) fn before_hello(limits: Limits) -> Limits {
-    Limits { max_message: LARGEST_HELLO.min(limits.max_message), ..limits }
+    Limits { max_message: LARGEST_HELLO, ..limits }
 }
 
 /// Returns a number that no other connection of this process has.

@@ -14,7 +14,7 @@ use mainstay_proto::cluster::{Step, lookup};
 use mainstay_proto::session::message::{Hello, SessionId};
 use mainstay_proto::session::registry::Resumed;
 use mainstay_proto::session::{Answer, Presenter, RefuseReason, Route, ServerSession, Sessions};
-use mainstay_proto::ws::{Connection, Role};
+use mainstay_proto::ws::{Connection, Limits, Role};
 use tokio::time::{Instant, timeout_at};
 
 use super::attach::resume;
@@ -51,6 +51,11 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport
             Resumed::Answer(Answer::Attached { session, fenced, .. }) => {
                 Figures::add(&node.figures.accepted, 1);
                 Counters::add(&shared.stats.attached_resumed, 1);
+                if let Some(max_message) = session.lock().peer.max_message() {
+                    // The session's route may have other limits than the rest of this server.
+                    let max_message = usize::try_from(max_message).unwrap_or(usize::MAX);
+                    wire.begin_session(Limits { max_message, ..limits });
+                }
                 session.begin_relayed_epoch();
                 session.set_expiry(connection, head.expiry);
                 // A relay that is gone by now shows when the session writes.

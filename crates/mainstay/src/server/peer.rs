@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use mainstay_proto::admission::{Opener, Source};
 use mainstay_proto::budget::{Held, Pressure};
 use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
@@ -41,7 +42,8 @@ pub(crate) enum Peer {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PeerInfo {
-    /// Where its first connection came from, if the server loop reported that.
+    /// Where its first connection came from, if the server loop reported that: behind a
+    /// [trusted proxy](super::Config::proxies) the address that this reports, with port 0 if it reports none.
     pub address: Option<SocketAddr>,
     /// The application's subprotocol, if one was agreed on.
     pub subprotocol: Option<Box<str>>,
@@ -61,7 +63,16 @@ impl PeerInfo {
         let (subprotocol, principal) = (None, Box::default());
         Self { address, subprotocol, resumable: false, principal, came: 0, path: PathId::default() }
     }
+
+    /// The client, as limits count it.
+    pub(super) fn opener(&self) -> Opener<'_> {
+        let source = self.address.map(|address| Source::of(address.ip()));
+        Opener { source, principal: &self.principal }
+    }
 }
+
+/// The reason in the Close for a peer that keeps sending too fast.
+pub(super) const TOO_FAST: &str = "messages come too fast";
 
 /// Whether a connection is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -208,6 +219,11 @@ impl Peer {
 
     pub(super) fn rtt(&self) -> Option<Duration> {
         either!(self, peer => peer.rtt())
+    }
+
+    /// The largest payload that it accepts from its peer.
+    pub(super) fn max_message(&self) -> Option<u64> {
+        either!(self, peer => peer.settings().flow.max_message)
     }
 
     pub(super) fn dropped(&self) -> u64 {
@@ -457,6 +473,13 @@ impl Peer {
             Lost::TooBig { .. } => plain.handle_violation(CloseCode::TOO_BIG, "a message is too big"),
             Lost::Broken(failure) => plain.handle_violation(CloseCode::PROTOCOL_ERROR, failure.message()),
             _ => {}
+        }
+    }
+
+    /// The peer kept sending faster than it may: a session goes on with its next connection.
+    pub(super) fn handle_too_fast(&mut self) {
+        if let Self::Plain(plain) = self {
+            plain.handle_violation(CloseCode::POLICY, TOO_FAST);
         }
     }
 

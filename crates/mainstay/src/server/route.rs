@@ -163,7 +163,8 @@ impl Arrival<'_> {
     }
 
     /// Forwards the client to the owner from now on.
-    fn relay(self, owner: Owner) {
+    fn relay(mut self, owner: Owner) {
+        self.opened.take_place(&self.cores);
         let Owner { node, listener, connection: owner, rest: to_client } = owner;
         let (client, permit) = self.opened.wire.into_transport();
         let beginning = Beginning { client, permit, node, owner, to_client };
@@ -171,34 +172,38 @@ impl Arrival<'_> {
     }
 
     async fn resume_here(mut self) -> Option<Bound> {
+        let mut leaving = None;
         let answer = {
-            let who =
-                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
-            let mut registry = self.shared.registry_for_hello();
-            let (now, connection) = (now(), self.opened.connection);
-            match registry.resume(now, connection, who, self.hello, &mut self.cores) {
-                Resumed::Answer(answer) => answer,
-                Resumed::Lost(account) => {
-                    registry.open(now, connection, who, self.hello, account, &mut self.cores)
+            let Opened { connection, options, .. } = &self.opened;
+            let who = Presenter { principal: &self.cores.info.principal.clone(), path: &options.path };
+            self.shared.answer(&mut self.cores, options.group.as_ref(), |registry, cores| {
+                match registry.resume(now(), *connection, who, self.hello, cores) {
+                    Resumed::Answer(answer) => answer,
+                    Resumed::Lost(account) => {
+                        registry.open(now(), *connection, who, self.hello, account, cores)
+                    }
+                    Resumed::Released => moving(),
+                    Resumed::Leaving(session) => {
+                        leaving = Some(session);
+                        moving()
+                    }
                 }
-                Resumed::Released => moving(),
-                Resumed::Leaving(session) => {
-                    drop(registry);
-                    session.leave();
-                    moving()
-                }
-            }
+            })
         };
+        if let Some(session) = leaving {
+            session.leave();
+        }
         settle(&self.cores, self.opened, answer).await
     }
 
     /// Opens a new session, with the account of the one that the client asked for.
     async fn open(mut self, account: Option<Account>) -> Option<Bound> {
         let answer = {
-            let who =
-                Presenter { principal: &self.cores.info.principal.clone(), path: &self.opened.options.path };
-            let mut registry = self.shared.registry_for_hello();
-            registry.open(now(), self.opened.connection, who, self.hello, account, &mut self.cores)
+            let Opened { connection, options, .. } = &self.opened;
+            let who = Presenter { principal: &self.cores.info.principal.clone(), path: &options.path };
+            self.shared.answer(&mut self.cores, options.group.as_ref(), |registry, cores| {
+                registry.open(now(), *connection, who, self.hello, account, cores)
+            })
         };
         settle(&self.cores, self.opened, answer).await
     }
@@ -251,6 +256,7 @@ impl Arrival<'_> {
         };
         match resumed {
             Resumed::Answer(Answer::Attached { .. }) => {
+                self.opened.take_place(&self.cores);
                 Counters::add(&self.shared.stats.attached_resumed, 1);
                 Counters::add(&self.shared.stats.connections, 1);
                 core.note_attached(self.cores.info.address, Attach::Resumed);

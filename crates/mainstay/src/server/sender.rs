@@ -195,6 +195,17 @@ macro_rules! shared_verbs {
                 });
             }
 
+            /// Reports that the application leaves out `count` messages at this place of the stream, because the client does
+            /// not keep up and later ones make them worthless. A client that speaks `mainstay.v1` gets a gap, as with
+            /// [`drop_oldest`](crate::SessionUpgrade::drop_oldest); a plain client gets no report.
+            pub fn skip(&self, count: u64) {
+                self.core.change(|peer| {
+                    if let Some(session) = peer.session_mut() {
+                        session.skip(count);
+                    }
+                });
+            }
+
             /// Reports that the application replaced the state behind the session, and the session goes on: messages from
             /// there may be missing. A client that speaks `mainstay.v1` gets an event at this place of its stream
             /// (`Event::Replaced`); a plain client gets no report.

@@ -76,6 +76,20 @@ figures! {
     refused_full,
     /// Connections that were refused because their address has too many.
     refused_address,
+    /// WebSockets that were refused because their principal has too many.
+    refused_principal,
+    /// WebSockets that were refused because their address opens too many a minute.
+    refused_address_rate,
+    /// WebSockets that were refused because their principal opens too many a minute.
+    refused_principal_rate,
+    /// WebSockets that were refused because too many clients open one at the same time.
+    refused_rate,
+    /// WebSockets that were refused by a limit of their route ([`Group`](super::Group)) alone.
+    refused_route,
+    /// Times that a connection was not read for a while because its client sends too fast.
+    throttled,
+    /// Connections that were closed because their client kept sending too fast.
+    throttled_closed,
     /// Upgrades that were refused because pages of their origin may not open a WebSocket here.
     refused_origin,
     /// Upgrades that were refused because the server is draining.
@@ -157,6 +171,10 @@ impl Counters {
         match why {
             Refused::Full => &self.refused_full,
             Refused::Address => &self.refused_address,
+            Refused::Principal => &self.refused_principal,
+            Refused::AddressRate => &self.refused_address_rate,
+            Refused::PrincipalRate => &self.refused_principal_rate,
+            Refused::Rate => &self.refused_rate,
         }
     }
 

@@ -15,7 +15,7 @@ use mainstay_proto::connect::{Lost, Mode};
 use mainstay_proto::heartbeat::Action;
 use mainstay_proto::session::{Closed, ConnectionId, End, EndCause, SessionError, Transmit};
 use mainstay_proto::timeline::{Attach, Event, Loss};
-use mainstay_proto::ws::CloseFrame;
+use mainstay_proto::ws::{CloseCode, CloseFrame};
 
 use pin_project_lite::pin_project;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -24,7 +24,8 @@ use tracing::Span;
 use super::auth::{Authenticate, judge};
 use super::core::CoreRef;
 use super::fault::Fault;
-use super::inner::{Incoming, Inner, Origin};
+use super::inner::{Incoming, Inner, KeptUnread, Origin};
+use super::peer::TOO_FAST;
 use super::session::Session;
 use super::stats::Counters;
 use crate::budget::Part;
@@ -308,8 +309,13 @@ impl Connected {
         let Some(wire) = self.wire.as_mut().filter(|wire| wire.may_read()) else { return false };
         let (now, connection, stats) = (now(), self.connection, &self.core.shared.stats);
         let mut inner = self.core.lock();
-        if inner.is_stalled(connection) {
-            return false;
+        match inner.kept_unread(now, connection) {
+            None => {}
+            Some(KeptUnread::Fault) => return false,
+            Some(KeptUnread::TooFast) => {
+                inner.peer.handle_bytes(now, connection);
+                return false;
+            }
         }
         if !inner.peer.wants_input() || self.core.must_wait_for_memory(&mut inner, wire) {
             // Unread bytes are this server's doing, and no evidence against the peer.
@@ -317,7 +323,7 @@ impl Connected {
             return false;
         }
         let (mut closed, mut broken) = (None, None);
-        let (mut messages, mut bytes) = (0, 0);
+        let (mut messages, mut bytes, most) = (0, 0, inner.messages_per_read());
         let reading = wire.poll_read(cx, |arrived| {
             match arrived {
                 Arrived::Message(message) => match inner.peer.handle_message(now, connection, message, stats)
@@ -327,7 +333,7 @@ impl Connected {
                         messages += 1;
                         bytes += length as u64;
                         // A few compressed bytes may be many messages. The rest waits in the buffer.
-                        return inner.peer.wants_input();
+                        return messages < most && inner.peer.wants_input();
                     }
                     Err(error) => {
                         broken = Some(error);
@@ -347,6 +353,7 @@ impl Connected {
         });
         Counters::add(&stats.messages_in, messages);
         Counters::add(&stats.bytes_in, bytes);
+        let is_too_fast = inner.is_too_fast(now, messages, bytes, stats);
         if let Some(asked) = poll_auth(&mut inner) {
             judge_anew(&self.core, asked);
         }
@@ -355,7 +362,7 @@ impl Connected {
                 tracing::debug!(%error, "client broke the session protocol");
                 Counters::add(&stats.session_errors, 1);
                 if let SessionError::MessageTooBig { .. } = error {
-                    self.core.shared.log_too_big(&self.core.info);
+                    self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
                 }
                 wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
                 Some((Lost::Broken(error.to_string().into()), Some(Loss::Violation)))
@@ -368,9 +375,14 @@ impl Connected {
                     inner.peer.handle_violation(&lost);
                 }
                 if let Lost::TooBig { .. } = lost {
-                    self.core.shared.log_too_big(&self.core.info);
+                    self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
                 }
                 Some((lost, why))
+            }
+            (Reading::Idle | Reading::More, None, None) if is_too_fast => {
+                wire.close(&CloseFrame { code: CloseCode::POLICY, reason: TOO_FAST.into() });
+                inner.peer.handle_too_fast();
+                Some((Lost::Broken(TOO_FAST.into()), Some(Loss::Violation)))
             }
             (Reading::Idle, ..) => return false,
             (Reading::More, ..) => {

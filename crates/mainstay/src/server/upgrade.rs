@@ -14,20 +14,28 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderValue, StatusCode, Uri, header};
 use hyper::upgrade::OnUpgrade;
+use mainstay_proto::ConfigError;
+use mainstay_proto::admission::Refused;
 use mainstay_proto::heartbeat::HeartbeatConfig;
+use mainstay_proto::session::LifetimeConfig;
+use mainstay_proto::session::message::Delay;
+use mainstay_proto::session::server::ServerConfig;
+use mainstay_proto::throttle::ThrottleConfig;
 use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
-use mainstay_proto::ws::{DeflateParams, Origins};
+use mainstay_proto::ws::{DeflateParams, Limits, Origins};
 
 use super::attach::SessionOptions;
 use super::auth::{AuthError, Identity};
+use super::config;
+use super::group::{Group, Places};
 use super::handle::Server;
-use super::limits::Permit;
+use super::limits::{Permit, Refusal};
 use super::open::{HeadDuration, Opening, open};
 use super::peer::PeerInfo;
 use super::session::Session;
 use super::spelling;
 use super::stats::Counters;
-use crate::subprotocol;
+use crate::{Level, subprotocol};
 
 /// Extracts an upgrade request. Answers any other request with the status and one line that states the reason.
 ///
@@ -68,9 +76,14 @@ pub struct SessionUpgrade {
     headers: HeaderMap,
     info: PeerInfo,
     permit: Option<Arc<Permit>>,
+    /// What a plain client counts for that was judged.
+    places: Option<Places>,
+    is_judged: bool,
     head_duration: Duration,
     options: SessionOptions,
     subprotocols: Option<Vec<String>>,
+    /// Whether the client may agree on permessage-deflate.
+    deflate: bool,
     /// Further fields of the 101, and the spelling of its names.
     answer: Option<Box<(HeaderMap, Extensions)>>,
 }
@@ -101,6 +114,14 @@ pub enum UpgradeRejection {
     /// The memory budget leaves no room for a new session (503).
     #[error("the server is out of memory, come back")]
     NoMemory,
+    /// The client exceeds a limit of [`Config::openings`](super::Config::openings) or of its [`Group`] (429 or 503).
+    #[error("too many WebSockets, come back")]
+    TooMany {
+        /// The limit.
+        why: Refused,
+        /// When the client may try again.
+        after: Duration,
+    },
     /// The HTTP server in use cannot upgrade connections (500).
     #[error("this HTTP server cannot upgrade connections")]
     NotUpgradable,
@@ -169,8 +190,10 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
         // A router that is nested in another sees only the rest of the path.
         let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |original| &original.0);
         let (uri, path) = (parts.uri.clone(), original.path().into());
-        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-        let heartbeat = server.shared.config.heartbeat;
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let address = server.shared.gate.client(peer, &parts.headers);
+        let (settings, limits) = (Arc::clone(&server.shared.sessions), server.shared.config.limits);
+        let deflate = server.shared.config.deflate;
         Ok(Self {
             server,
             request,
@@ -179,13 +202,18 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             headers: parts.headers.clone(),
             info: PeerInfo::new(address),
             permit: parts.extensions.remove::<Arc<Permit>>(),
+            places: None,
+            is_judged: false,
             head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
             options: SessionOptions {
                 path,
                 label: None,
                 identity: Identity::new(Bytes::new()),
                 authenticate: None,
-                heartbeat,
+                settings,
+                limits,
+                group: None,
+                throttle: ThrottleConfig::default(),
                 manual: false,
                 drops_oldest: false,
                 #[cfg(feature = "cluster")]
@@ -193,6 +221,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
                 deflate: None,
             },
             subprotocols: None,
+            deflate,
             answer: None,
         })
     }
@@ -255,21 +284,6 @@ impl SessionUpgrade {
         self
     }
 
-    /// Judges the request by the origins of its route, in addition to [`Config::origins`](super::Config::origins). Default: no
-    /// further judgement.
-    ///
-    /// # Errors
-    /// The page may not open a WebSocket here.
-    pub fn origins(self, origins: &Origins) -> Result<Self, UpgradeRejection> {
-        match origins.check(&self.headers) {
-            Ok(()) => Ok(self),
-            Err(error) => {
-                Counters::add(&self.server.shared.stats.refused_origin, 1);
-                Err(UpgradeRejection::Request(error))
-            }
-        }
-    }
-
     /// Lets the handler acknowledge messages, with [`Session::ack`]. Default: a message that [`Session::recv`] returns is
     /// acknowledged.
     ///
@@ -284,8 +298,102 @@ impl SessionUpgrade {
     /// client that speaks `mainstay.v1`, which derives its own deadline from it. It holds for the session's life: a later
     /// connection does not change it. Default: [`Config::heartbeat`](super::Config::heartbeat).
     pub fn heartbeat(mut self, heartbeat: HeartbeatConfig) -> Self {
-        self.options.heartbeat = heartbeat;
+        self.settings().heartbeat = heartbeat;
         self
+    }
+
+    /// Sets how long this session is kept without a connection, where a route needs another time than the rest. Default:
+    /// [`Config::resume_window`](super::Config::resume_window), which must be the longest of a server in a cluster. Range:
+    /// up to 30 days.
+    ///
+    /// # Errors
+    /// The window is out of range.
+    pub fn resume_window(mut self, window: Duration) -> Result<Self, ConfigError> {
+        config::check_resume_window(window)?;
+        self.settings().resume_window = window;
+        Ok(self)
+    }
+
+    /// Sets how large a message of this client may be, and of how many fragments, where a route needs other limits than the
+    /// rest. WELCOME announces the size. Default: [`Config::limits`](super::Config::limits). Range: 1 byte to 1 GiB, at
+    /// least 1 fragment.
+    ///
+    /// # Errors
+    /// A limit is out of range.
+    pub fn limits(mut self, limits: Limits) -> Result<Self, ConfigError> {
+        config::check_limits(limits)?;
+        self.options.limits = limits;
+        self.settings().flow.max_message = Some(limits.max_message as u64);
+        Ok(self)
+    }
+
+    /// Limits how long a connection of this session may be without a message, and how long it may live. Default:
+    /// [`Config::lifetime`](super::Config::lifetime).
+    pub fn lifetime(mut self, lifetime: LifetimeConfig) -> Self {
+        self.settings().lifetime = lifetime;
+        self
+    }
+
+    /// Sets whether the client may agree on permessage-deflate. Default: [`Config::deflate`](super::Config::deflate). While
+    /// the memory budget is short, no new connection agrees on it.
+    pub fn deflate(mut self, deflate: bool) -> Self {
+        self.deflate = deflate;
+        self
+    }
+
+    /// Checks the page that opens this WebSocket against the origins of its route. It comes in addition to
+    /// [`Config::origins`](super::Config::origins), which was checked before: set that to [`Origins::Any`] where each route
+    /// has its own.
+    ///
+    /// # Errors
+    /// The page may not open a WebSocket here: the rejection is the response.
+    pub fn origins(self, origins: &Origins) -> Result<Self, UpgradeRejection> {
+        let checked = origins.check(&self.headers);
+        checked.inspect_err(|_| Counters::add(&self.server.shared.stats.refused_origin, 1))?;
+        Ok(self)
+    }
+
+    /// Has the client count for the limits of a group, beside those of the server.
+    pub fn group(mut self, group: &Group) -> Self {
+        self.options.group = Some(group.clone());
+        self
+    }
+
+    /// Limits how fast the client may send. A client that sends faster is not read for a while, which loses nothing; one that
+    /// goes on for the [patience](ThrottleConfig::patience) loses its connection (1008): a session resumes on the next.
+    /// Default: no limit.
+    pub fn throttle(mut self, throttle: ThrottleConfig) -> Self {
+        self.options.throttle = throttle;
+        self
+    }
+
+    /// Judges by the limits on opening WebSockets now, before the application spends anything on this client. Default:
+    /// [`on_session`](Self::on_session) does, and answers a refused client. Call [`group`](Self::group) and
+    /// [`principal`](Self::principal) before. A client that speaks `mainstay.v1` is judged by its HELLO, because that says
+    /// whether it resumes.
+    ///
+    /// # Errors
+    /// The client exceeds a limit: the rejection is the response.
+    pub fn judge(mut self) -> Result<Self, UpgradeRejection> {
+        if self.is_judged || self.is_resumable() {
+            return Ok(self);
+        }
+        let shared = &self.server.shared;
+        self.info.principal = self.options.identity.principal.as_ref().into();
+        let (groups, opener) = (shared.groups(self.options.group.as_ref()), self.info.opener());
+        groups.judge(opener).map_err(|exceeded| {
+            shared.gate.note_refused(exceeded.why, exceeded.is_of_route, &shared.stats);
+            UpgradeRejection::TooMany { why: exceeded.why, after: drawn(exceeded.refuse(opener)) }
+        })?;
+        groups.open(opener);
+        self.places = groups.enter(opener);
+        self.is_judged = true;
+        Ok(self)
+    }
+
+    /// The settings of this session alone.
+    fn settings(&mut self) -> &mut ServerConfig {
+        Arc::make_mut(&mut self.options.settings)
     }
 
     /// Sets the application's subprotocols, in order of preference. Without this call the server selects the first that the
@@ -362,7 +470,8 @@ impl SessionUpgrade {
         &self.headers
     }
 
-    /// Where the request came from, if the server loop reported that.
+    /// Where the request came from, if the server loop reported that; behind a [trusted proxy](super::Config::proxies), its
+    /// client.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.info.address
@@ -382,24 +491,40 @@ impl SessionUpgrade {
     /// Accepts the request. `handler` runs once for each session, not for each connection: it goes on while the client is
     /// away and comes back. It is not promised to be a tokio task of its own.
     #[must_use = "the upgrade happens when this response is returned from the axum handler"]
-    pub fn on_session<H, F>(mut self, handler: H) -> Response
+    pub fn on_session<H, F>(self, handler: H) -> Response
+    where
+        H: FnOnce(Session) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match self.judge() {
+            Ok(judged) => judged.accept(handler),
+            Err(rejection) => rejection.into_response(),
+        }
+    }
+
+    fn accept<H, F>(mut self, handler: H) -> Response
     where
         H: FnOnce(Session) -> F + Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let chosen = self.choose();
         let shared = &self.server.shared;
-        let deflate = shared.config.deflate.then(DeflateParams::default);
+        // The contexts of a compressed connection are memory, too.
+        let has_memory = shared.config.budget.level() == Level::Calm;
+        let deflate = (self.deflate && has_memory).then(DeflateParams::default);
         let status = self.request.status();
         let (handshake, agreed) = self.request.response(chosen.as_deref(), deflate);
         self.info.resumable = chosen.as_deref().is_some_and(subprotocol::is_session);
         self.info.subprotocol = chosen.and_then(|name| subprotocol::application(&name).map(Box::from));
         self.options.deflate = agreed.deflate;
         let tracker = shared.tracker.clone();
-        let Self { on_upgrade, permit, head_duration, info, options, .. } = self;
+        let Self { on_upgrade, permit, places, head_duration, info, options, .. } = self;
         // A tokio task for the opening alone: after it, a worker polls the session.
-        let opened =
-            open(self.server.shared, Opening { on_upgrade, permit, info, options, head_duration }, handler);
+        let opened = open(
+            self.server.shared,
+            Opening { on_upgrade, permit, places, info, options, head_duration },
+            handler,
+        );
         tracker.spawn(Box::pin(opened));
         let mut response = Response::new(Body::empty());
         *response.status_mut() = status;
@@ -435,6 +560,13 @@ fn with_handshake(mut fields: HeaderMap, handshake: HeaderMap) -> HeaderMap {
     fields
 }
 
+/// Returns a time within a delay. The times are spread, so that a crowd does not come back at once.
+fn drawn(delay: Delay) -> Duration {
+    static DRAWN: AtomicU64 = AtomicU64::new(0);
+    let tenth = (DRAWN.fetch_add(7, Ordering::Relaxed) % 10) as u32;
+    delay.min + delay.max.saturating_sub(delay.min) / 10 * tenth
+}
+
 fn requested(request: &Accept) -> impl Iterator<Item = &str> {
     request.protocols().filter_map(subprotocol::application)
 }
@@ -452,11 +584,10 @@ impl IntoResponse for UpgradeRejection {
             Self::Request(error) => (error.status(), error.headers()),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, come_back(1)),
             Self::NoMemory => {
-                // Spread, so that a crowd does not come back at once.
-                static REFUSED: AtomicU64 = AtomicU64::new(0);
-                let after = 1 + REFUSED.fetch_add(7, Ordering::Relaxed) % 10;
-                (StatusCode::SERVICE_UNAVAILABLE, come_back(after))
+                let spread = Delay { min: Duration::from_secs(1), max: Duration::from_secs(11) };
+                (StatusCode::SERVICE_UNAVAILABLE, come_back(drawn(spread).as_secs()))
             }
+            Self::TooMany { why, after } => return Refusal { why, wait: after }.into_response(),
             Self::NotUpgradable | Self::NoServer => (StatusCode::INTERNAL_SERVER_ERROR, HeaderMap::new()),
         };
         (status, headers, line).into_response()

@@ -7,8 +7,10 @@ mod compression;
 mod frames;
 mod limits;
 mod opening;
+mod openings;
 mod session;
 mod slow;
+mod throttle;
 
 use std::net::SocketAddr;
 use std::time::Duration;

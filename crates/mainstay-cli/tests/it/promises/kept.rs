@@ -165,7 +165,7 @@ async fn r15_clients_that_are_idle_old_or_too_many_are_closed_or_refused_with_th
     let (_, mut idle) = Frames::connect(gateway.address(), "/", "").await;
     let (_, mut busy) = Frames::connect(gateway.address(), "/", "").await;
     let (head, _) = Frames::connect(gateway.address(), "/", "").await;
-    assert!(head.starts_with("HTTP/1.1 503") && head.to_ascii_lowercase().contains("retry-after:"), "{head}");
+    assert!(head.starts_with("HTTP/1.1 429") && head.to_ascii_lowercase().contains("retry-after:"), "{head}");
     assert_eq!(gateway.metric("refused_total{reason=\"address\"}"), 1.0);
     let other = |host: &str| {
         let socket = TcpSocket::new_v4().unwrap();

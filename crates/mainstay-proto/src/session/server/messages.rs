@@ -46,6 +46,14 @@ impl ServerSession {
         if self.is_open() { self.flow.outbox.push_dropping_oldest(message, room) } else { Err(message) }
     }
 
+    /// Reports that the application leaves out `count` messages at this place of the stream, because the client does not
+    /// keep up: the client receives a gap.
+    pub fn skip(&mut self, count: u64) {
+        if self.is_open() {
+            self.flow.outbox.skip(count);
+        }
+    }
+
     /// Whether `send` would accept a message of `length` bytes.
     #[must_use]
     pub fn has_room(&self, length: usize) -> bool {
