@@ -163,7 +163,11 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
     if let Some(credentials) = &route.credentials {
         match credentials.present(&mut head) {
             Ok(taken) => presented = Some((Arc::clone(credentials), taken)),
-            Err(refusal) => return credentials.refuse(upgrade.address(), &refusal).into_response(),
+            Err(refusal) => {
+                return credentials
+                    .refuse(upgrade.address().map(|address| address.ip()), &refusal)
+                    .into_response();
+            }
         }
     }
     let mut request = match ClientRequest::of(&head, &route) {

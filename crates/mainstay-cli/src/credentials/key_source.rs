@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::jwks::{Jwks, Undecided};
 use super::keys::{KeySet, Signing};
 use super::refusal::{Reason, Refusal};
-use super::section;
 
 /// See the module.
 pub(crate) enum KeySource {
@@ -15,16 +14,12 @@ pub(crate) enum KeySource {
 }
 
 impl KeySource {
-    /// Reads the file, or prepares the requests to the issuer.
+    /// Reads a file.
     ///
     /// # Errors
     /// One line that names the field.
-    pub(crate) fn new(settings: &section::Jwt) -> Result<Self, String> {
-        if let Some(path) = &settings.keys_file {
-            return Ok(Self::File(Arc::new(read(path, &settings.algorithms)?)));
-        }
-        let (url, client) = settings.client()?;
-        Ok(Self::Url(Jwks::new(url, client, &settings.algorithms, settings.jwks_refresh)))
+    pub(crate) fn file(path: &Path, allowed: &[Signing]) -> Result<Self, String> {
+        Ok(Self::File(Arc::new(read(path, allowed)?)))
     }
 
     /// Returns the keys.

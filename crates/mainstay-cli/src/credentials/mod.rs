@@ -23,7 +23,7 @@ mod subjects;
 mod test_tokens;
 mod token;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -46,7 +46,7 @@ use self::refusal::{Figures, Reason, Refusal};
 pub(crate) use self::section::Section;
 pub(crate) use self::subjects::Subjects;
 use self::token::{Found, Place, Token};
-use crate::client_identity::Subject;
+use crate::client_identity::{ClientAddress, Subject};
 
 /// What the credentials of all routes share.
 #[derive(Default)]
@@ -90,7 +90,7 @@ pub(crate) struct Admitted {
 /// A request without what its credentials set and prove, and what was taken out of it.
 pub(crate) struct Presented {
     found: Option<Found>,
-    client: Option<SocketAddr>,
+    client: Option<IpAddr>,
     /// For the hook.
     request: Option<Box<Asked>>,
 }
@@ -120,7 +120,7 @@ impl Credentials {
             return Ok(None);
         }
         ring_provider::install();
-        let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, KeySource::new(jwt)?))).transpose();
+        let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, jwt.keys()?))).transpose();
         let jwt = jwt.map_err(|error: String| format!("jwt.{error}"))?;
         let hook = section.connect_hook.as_ref().map(section::ConnectHook::hook).transpose();
         let hook = hook.map_err(|error| format!("connect-hook.{error}"))?;
@@ -220,7 +220,7 @@ impl Credentials {
     }
 
     /// Counts and logs a client that is not admitted.
-    pub(crate) fn refuse<'a>(&self, client: Option<SocketAddr>, refusal: &'a Refusal) -> &'a Refusal {
+    pub(crate) fn refuse<'a>(&self, client: Option<IpAddr>, refusal: &'a Refusal) -> &'a Refusal {
         self.access.figures.refused(&self.route, client, refusal, Instant::now());
         refusal
     }
@@ -316,7 +316,7 @@ impl Credentials {
         match present.transpose() {
             Ok(_present) => handler(session).await,
             Err(subjects::Revoked) => {
-                self.refuse(session.peer().address, &Reason::Revoked.into());
+                self.refuse(session.peer().address.map(|address| address.ip()), &Reason::Revoked.into());
                 session.abort(CloseCode::UNAUTHORIZED, Reason::Revoked.words());
             }
         }
@@ -409,12 +409,7 @@ impl Asked {
         }
     }
 
-    fn question<'a>(
-        &'a self,
-        event: &'static str,
-        route: &'a str,
-        client: Option<SocketAddr>,
-    ) -> Question<'a> {
+    fn question<'a>(&'a self, event: &'static str, route: &'a str, client: Option<IpAddr>) -> Question<'a> {
         Question {
             event,
             route,
@@ -422,7 +417,7 @@ impl Asked {
             host: &self.host,
             path: self.uri.path(),
             query: self.uri.query(),
-            address: client.map(|client| client.ip().to_canonical().to_string()),
+            address: client.map(|client| client.to_canonical().to_string()),
             headers: hook::fields(&self.headers),
             subject: None,
             credentials: None,
@@ -431,8 +426,10 @@ impl Asked {
     }
 }
 
-fn client_of(head: &Parts) -> Option<SocketAddr> {
-    head.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0)
+fn client_of(head: &Parts) -> Option<IpAddr> {
+    let behind_proxies = head.extensions.get::<ClientAddress>().map(|client| client.0);
+    let connected = || head.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
+    behind_proxies.or_else(connected)
 }
 
 fn seconds_since_1970(now: SystemTime) -> Option<u64> {

@@ -4,7 +4,7 @@
 //! and then every 10 s with a count, because anyone may send wrong tokens.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -158,7 +158,7 @@ struct Logged {
 
 impl Figures {
     /// Counts a refusal, and logs it unless a line about its reason was written just now.
-    pub(crate) fn refused(&self, route: &str, client: Option<SocketAddr>, refusal: &Refusal, now: Instant) {
+    pub(crate) fn refused(&self, route: &str, client: Option<IpAddr>, refusal: &Refusal, now: Instant) {
         self.refused[refusal.reason as usize].fetch_add(1, Relaxed);
         let Some(left_out) = self.may_log(refusal.reason, now) else { return };
         let client = client.map(tracing::field::display);

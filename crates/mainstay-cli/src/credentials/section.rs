@@ -9,6 +9,7 @@ use mainstay::client::{Connector, Place};
 
 use super::hook;
 use super::http_client::HttpClient;
+use super::jwks::Jwks;
 use super::jwt::{RuleBook, Rules};
 use super::key_source::KeySource;
 use super::keys::Signing;
@@ -175,7 +176,7 @@ impl Section {
             return Err("grace: must be at most 10m, write for example \"30s\"".into());
         }
         if let Some(jwt) = &self.jwt {
-            jwt.check().and_then(|()| KeySource::new(jwt)).map_err(|error| format!("jwt.{error}"))?;
+            jwt.check().and_then(|()| jwt.keys()).map_err(|error| format!("jwt.{error}"))?;
         }
         if let Some(hook) = &self.connect_hook {
             hook.check().and_then(|()| hook.hook()).map_err(|error| format!("connect-hook.{error}"))?;
@@ -266,7 +267,7 @@ impl Jwt {
     }
 
     /// Returns the URL of the keys and the way to them.
-    pub(super) fn url(&self) -> Result<Place, String> {
+    fn url(&self) -> Result<Place, String> {
         let text = self.jwks_url.as_deref().unwrap_or_default();
         let wrong = |why: &str| {
             format!("jwks-url: {why}, write for example \"https://issuer.example/.well-known/jwks.json\"")
@@ -281,9 +282,14 @@ impl Jwt {
         Ok(place)
     }
 
-    pub(super) fn client(&self) -> Result<(http::Uri, HttpClient), String> {
-        let client = client(&self.url()?, self.jwks_ca_file.as_deref());
-        client.map_err(|error| format!("jwks-{error}"))
+    /// Reads the file of the keys, or prepares the requests to the issuer.
+    pub(super) fn keys(&self) -> Result<KeySource, String> {
+        if let Some(path) = &self.keys_file {
+            return KeySource::file(path, &self.algorithms);
+        }
+        let (url, client) =
+            client(&self.url()?, self.jwks_ca_file.as_deref()).map_err(|error| format!("jwks-{error}"))?;
+        Ok(KeySource::Url(Jwks::new(url, client, &self.algorithms, self.jwks_refresh)))
     }
 }
 
