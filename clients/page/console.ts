@@ -14,6 +14,7 @@ interface Session {
   rtt_seconds: number | null;
   queue_bytes: { client: number; backend: number };
   address: string | null;
+  route: string | null;
   path: string | null;
   subject: string | null;
 }
@@ -23,7 +24,7 @@ interface Status {
   state: string;
   reasons: string[];
   sessions: { attached: number; parked: number; draining: number };
-  backends: { address: string; up: boolean; error: string | null }[];
+  backends: { route: string; address: string; up: boolean; error: string | null }[];
   last_minute: { resumes: number; gaps: number; complete: boolean };
   losses: { by: Record<string, number> };
   longest_parked: Session[];
@@ -87,6 +88,11 @@ function bytes(count: number): string {
   return count < 1 << 20 ? `${(count / 1024).toFixed(1)} KiB` : `${(count / (1 << 20)).toFixed(1)} MiB`;
 }
 
+/** The path of a session, with its route where a configuration names routes. */
+function place({ route, path }: Session): string {
+  return route && route !== "default" ? `${route} ${path}` : (path ?? "–");
+}
+
 /** A button that opens a session. It stays the same element while it is shown, so that it keeps the focus. */
 function link(session: Session): HTMLButtonElement {
   const button = make("button", session.id);
@@ -144,10 +150,10 @@ function losses(by: Record<string, number>): void {
 }
 
 function backends(list: Status["backends"]): void {
-  const made = list.map(({ address, up, error }) => {
+  const made = list.map(({ route, address, up, error }) => {
     const state = make("strong", up ? "up" : "down");
     state.className = up ? "well" : "bad";
-    return make("li", state, ` ${address}`, ...(error ? [make("div", error)] : []));
+    return make("li", state, route === "default" ? ` ${address}` : ` ${route}: ${address}`, ...(error ? [make("div", error)] : []));
   });
   at("backends").replaceChildren(...(made.length ? made : [make("li", "the built-in backend")]));
 }
@@ -160,8 +166,8 @@ function longest(sessions: Session[]): void {
   if (ids !== listed) at("longest").replaceChildren(...(sessions.length ? sessions.map((session) => make("li", link(session), make("span"))) : [make("li", "none")]));
   listed = ids;
   at("longest").querySelectorAll("span").forEach((span, index) => {
-    const { away_seconds, subject, path } = sessions[index]!;
-    span.textContent = ` ${seconds(away_seconds ?? 0)} ${subject ?? path ?? ""}`;
+    const session = sessions[index]!;
+    span.textContent = ` ${seconds(session.away_seconds ?? 0)} ${session.subject ?? place(session)}`;
   });
 }
 
@@ -267,7 +273,7 @@ async function search(after: number | null): Promise<void> {
 }
 
 function row(session: Session): HTMLTableRowElement {
-  const { state, away_seconds, age_seconds, rtt_seconds, queue_bytes, epoch, address, path, subject } = session;
+  const { state, away_seconds, age_seconds, rtt_seconds, queue_bytes, epoch, address, subject } = session;
   const cells = [
     link(session),
     away_seconds === null ? state : `${state} ${seconds(away_seconds)}`,
@@ -276,7 +282,7 @@ function row(session: Session): HTMLTableRowElement {
     `${bytes(queue_bytes.client)} / ${bytes(queue_bytes.backend)}`,
     String(epoch),
     address ?? "–",
-    path ?? "–",
+    place(session),
     subject ?? "–",
   ];
   return make("tr", ...cells.map((cell) => make("td", cell)));
@@ -325,10 +331,11 @@ async function detail(id: string): Promise<void> {
   at("timeline").replaceChildren(...entries.reverse());
 }
 
-function about({ state, away_seconds, age_seconds, epoch, address, path, subject, queue_bytes }: Session): string {
+function about(session: Session): string {
+  const { state, away_seconds, age_seconds, epoch, address, path, subject, queue_bytes } = session;
   const parts = [away_seconds === null ? state : `${state} for ${seconds(away_seconds)}`, `${seconds(age_seconds)} old`, `connection ${epoch}`];
   if (address) parts.push(`first from ${address}`);
-  if (path) parts.push(path);
+  if (path) parts.push(place(session));
   if (subject) parts.push(subject);
   parts.push(`${bytes(queue_bytes.client)} queued for the client, ${bytes(queue_bytes.backend)} for the backend`);
   return parts.join(" · ");

@@ -164,6 +164,7 @@ fn router(operated: Operated, token: Option<Token>) -> Router {
         .route("/sessions", get(sessions::list))
         .route("/sessions/{id}", get(sessions::one).delete(sessions::end))
         .route("/subjects/{subject}", delete(sessions::end_subject))
+        .route("/subjects/{subject}/revoke", post(sessions::revoke))
         .route("/drain", post(drain::drain))
         .with_state(operated)
         .layer(middleware::from_fn_with_state(access, Access::check))

@@ -13,6 +13,7 @@ use mainstay::link::Plain;
 use mainstay_proto::ws::handshake::Offer;
 use tokio::time::sleep;
 
+use crate::credentials::Admitted;
 use crate::forward::{self, Scheme};
 use crate::limits;
 use crate::links::{Dialled, LinkMonitor};
@@ -31,7 +32,7 @@ pub(crate) struct ClientRequest {
     pub(crate) path: Box<str>,
     url: Uri,
     fields: HeaderMap,
-    /// Of a client that sticks to an address.
+    /// The key of a client that sticks to an address.
     pub(crate) key: Option<u64>,
 }
 
@@ -51,6 +52,11 @@ impl ClientRequest {
         // Copied, because a link keeps them for its whole life.
         let key = route.proxy.stickiness.key(head);
         Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key })
+    }
+
+    /// Sets what the backend learns of a client that is admitted.
+    pub(crate) fn admit(&mut self, admitted: &Admitted) {
+        admitted.set_fields(&mut self.fields);
     }
 
     /// Builds the request for the backend.

@@ -132,6 +132,7 @@ impl Config {
                 (".profile", route.profile.check()),
                 (".limits", route.limits.check()),
                 (".origins", route.origins.check()),
+                (".credentials", route.credentials.check()),
             ];
             wrong.extend(sections.map(|(section, checked)| (format!("routes.{name}{section}"), checked)));
         }

@@ -65,15 +65,14 @@ pub(crate) async fn exchange(
     let (away, filter) = (Notify::new(), MessageFilter::new(&route, prologue));
     let (mut forwarded, mut confirmed, mut end) = (Forwarded::default(), 0, BackendEnd::default());
     let wait = is_plain.then_some(route.upstream_wait);
-    let idle = route.hibernate_after.map(Idle::new);
-    let sent = route.when_down.watches_messages().then(Notify::new);
-    let down = Down { wait, away: &away, sent: sent.as_ref(), to_backend: &to_backend };
+    let notices = Notices::of(&route);
+    let notices = notices.as_deref();
+    let down = Down { wait, away: &away, notices, to_backend: &to_backend };
     let watching = watch(link.events(), &route, &mut monitor, down, &mut end);
-    let notes = Notes { sent: sent.as_ref(), idle: idle.as_ref() };
-    let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded, notes);
+    let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded, notices);
     let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
-    // Boxed, because few routes ask for it.
-    let hibernating = idle.as_ref().map(|idle| Box::pin(hibernate(idle, &to_client, &to_backend)));
+    let idle = notices.and_then(|notices| notices.idle.as_ref());
+    let hibernating = idle.map(|idle| Box::pin(hibernate(idle, &to_client, &to_backend)));
     let hibernating = async {
         match hibernating {
             Some(hibernating) => hibernating.await,
@@ -84,7 +83,7 @@ pub(crate) async fn exchange(
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
         (prologue, ()) = async {
-            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notes)), watching)
+            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notices)), watching)
         } => End::Backend(prologue),
         never = acknowledge => match never {},
         never = hibernating => match never {},
@@ -151,23 +150,26 @@ struct Forwarded {
     is_sending: bool,
 }
 
-/// What notices messages in passing, where the route asks for it.
-#[derive(Clone, Copy)]
-struct Notes<'a> {
-    sent: Option<&'a Notify>,
-    idle: Option<&'a Idle>,
+/// What notices messages in passing. Boxed, and only where the route asks for it: every exchange would be larger.
+struct Notices {
+    /// Notified at each message of the client.
+    sent: Notify,
+    idle: Option<Idle>,
 }
 
-impl Notes<'_> {
-    fn message_of_client(self) {
-        if let Some(sent) = self.sent {
-            sent.notify_one();
-        }
+impl Notices {
+    fn of(route: &Route) -> Option<Box<Self>> {
+        let is_needed = route.when_down.watches_messages() || route.hibernate_after.is_some();
+        is_needed.then(|| Box::new(Self { sent: Notify::new(), idle: route.hibernate_after.map(Idle::new) }))
+    }
+
+    fn message_of_client(&self) {
+        self.sent.notify_one();
         self.message_of_backend();
     }
 
-    fn message_of_backend(self) {
-        if let Some(idle) = self.idle {
+    fn message_of_backend(&self) {
+        if let Some(idle) = &self.idle {
             idle.note_message();
         }
     }
@@ -181,12 +183,14 @@ async fn forward(
     to_backend: &Sender,
     filter: &MessageFilter,
     forwarded: &mut Forwarded,
-    notes: Notes<'_>,
+    notices: Option<&Notices>,
 ) {
     let mut until = None;
     while let Some(message) = session.recv().await {
         forwarded.is_sending = true;
-        notes.message_of_client();
+        if let Some(notices) = notices {
+            notices.message_of_client();
+        }
         let recorded = filter.is_active().then(|| message.clone());
         tokio::select! {
             biased; // while the link has room, the second branch is not polled
@@ -239,13 +243,15 @@ async fn deliver(
     to_client: &ToClient,
     filter: &MessageFilter,
     unsent: &mut VecDeque<Message>,
-    (route, notes): (&Route, Notes<'_>),
+    (route, notices): (&Route, Option<&Notices>),
 ) -> Option<ReplayError> {
     send_waiting(to_client, unsent).await;
     loop {
         match filter.next(link).await {
             Ok(Some(Incoming::Message(message))) => {
-                notes.message_of_backend();
+                if let Some(notices) = notices {
+                    notices.message_of_backend();
+                }
                 let since = filter.is_replaying().then(Instant::now);
                 if let Err(SendError::Full(message)) = to_client.try_send(message) {
                     unsent.push_back(message);
@@ -326,8 +332,7 @@ struct Down<'a> {
     /// How long a plain client is kept.
     wait: Option<Duration>,
     away: &'a Notify,
-    /// Notified at each message of the client, where its policy depends on that.
-    sent: Option<&'a Notify>,
+    notices: Option<&'a Notices>,
     to_backend: &'a Sender,
 }
 
@@ -349,8 +354,7 @@ async fn watch(
                 None => std::future::pending().await,
             }
         };
-        // Boxed, because few routes ask for it.
-        let sent = down.sent.map(|sent| Box::pin(sent.notified()));
+        let sent = down.notices.map(|notices| Box::pin(notices.sent.notified()));
         let sent = async {
             match sent {
                 Some(sent) => sent.await,

@@ -258,7 +258,7 @@ pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
 }
 
 /// Returns whether a field describes the client; only a trusted proxy may send it.
-fn describes_client(name: &HeaderName) -> bool {
+pub(crate) fn describes_client(name: &HeaderName) -> bool {
     let name = name.as_str();
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
 }
@@ -271,7 +271,7 @@ fn is_disguised(name: &HeaderName) -> bool {
 
 /// Returns whether a field is hop-by-hop: those of RFC 9110 section 7.6.1, `Expect`, which the gateway answers, and those of
 /// the opening handshake (RFC 6455 section 4.1). `Trailer` is not hop-by-hop: it belongs to the message.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub(crate) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection"

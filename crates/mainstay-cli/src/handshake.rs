@@ -10,8 +10,8 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -28,6 +28,7 @@ use crate::access_log::AccessEntry;
 use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
 use crate::config::limits::SlowClients;
+use crate::credentials::{Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -48,7 +49,11 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
     if !asks_for_websocket(&request) {
-        return route.proxy.forward(request).await;
+        return match &route.credentials {
+            None => route.proxy.forward(request).await,
+            // Boxed, as below.
+            Some(credentials) => Box::pin(forward_admitted(request, credentials, &route)).await,
+        };
     }
     let (mut head, _) = request.into_parts();
     if head.version == Version::HTTP_2 {
@@ -73,29 +78,49 @@ fn host(request: &Request) -> &str {
     request.uri().authority().map(|authority| authority.as_str()).or_else(header).unwrap_or_default()
 }
 
+/// Forwards a plain HTTP request of a client that is admitted.
+async fn forward_admitted(request: Request, credentials: &Credentials, route: &Route) -> Response {
+    let (mut head, body) = request.into_parts();
+    if credentials.check_http() {
+        if let Err(refused) = credentials.admit(&mut head).await {
+            route.links.responded(refused.status());
+            return refused;
+        }
+    } else {
+        credentials.strip(&mut head.headers);
+    }
+    route.proxy.forward(Request::from_parts(head, body)).await
+}
+
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
 async fn forward_handshake(
     upgrade: SessionUpgrade,
     mut head: http::request::Parts,
     route: Arc<Route>,
 ) -> Response {
+    if upgrade.is_resumable() {
+        return accept_session(upgrade, head, route);
+    }
+    let principal = route.principal.of(&head.headers);
+    let mut admitted = None;
+    if let Some(credentials) = &route.credentials {
+        match credentials.admit(&mut head).await {
+            Ok(client) => admitted = Some((Arc::clone(credentials), client)),
+            Err(refused) => return refused,
+        }
+    }
     let request = match ClientRequest::of(&head, &route) {
         Ok(request) => request,
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let principal = route.principal.of(upgrade.headers());
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.principal(principal).listed_as(format!("{} {}", route.name, request.path)),
+        Ok(upgrade) => upgrade,
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
-    if upgrade.is_resumable() {
-        let upgrade = if route.movable { upgrade.movable() } else { upgrade };
-        let drops_oldest = route.slow_clients == SlowClients::DropOldest;
-        let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
-        return upgrade
-            .manual_ack()
-            .on_session(move |session| session::serve_session(session, request, route));
-    }
+    let upgrade = match &admitted {
+        Some((credentials, client)) => upgrade.principal(credentials.identity(client, &principal)),
+        None => upgrade.principal(principal),
+    };
     // Before the backend does anything for this client.
     let upgrade = match upgrade.judge() {
         Ok(upgrade) => upgrade,
@@ -128,7 +153,42 @@ async fn forward_handshake(
             return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
         }
     };
-    accept_client(upgrade, request, accepted, connection.into_lease(), route)
+    accept_client(upgrade, request, accepted, connection.into_lease(), route, admitted)
+}
+
+/// Accepts a client that speaks `mainstay.v1`; its credentials, where the route requires some, are judged with its HELLO.
+fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route: Arc<Route>) -> Response {
+    let principal = route.principal.of(upgrade.headers());
+    let mut presented = None;
+    if let Some(credentials) = &route.credentials {
+        match credentials.present(&mut head) {
+            Ok(taken) => presented = Some((Arc::clone(credentials), taken)),
+            Err(refusal) => return credentials.refuse(upgrade.address(), &refusal).into_response(),
+        }
+    }
+    let mut request = match ClientRequest::of(&head, &route) {
+        Ok(request) => request,
+        Err(reason) => return cannot_be_forwarded(&reason),
+    };
+    let upgrade = match with_settings(upgrade, &route, &request.path) {
+        Ok(upgrade) => upgrade.manual_ack(),
+        Err(error) => return cannot_be_forwarded(&error.to_string()),
+    };
+    let drops_oldest = route.slow_clients == SlowClients::DropOldest;
+    let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
+    let upgrade = if route.movable { upgrade.movable() } else { upgrade };
+    let Some((credentials, presented)) = presented else {
+        return upgrade
+            .principal(principal)
+            .on_session(move |session| session::serve_session(session, request, route));
+    };
+    let admitted = Arc::new(OnceLock::new());
+    let judges = credentials.judges_session(presented, principal, Arc::clone(&admitted));
+    upgrade.authenticate(judges).on_session(move |session| {
+        let admitted = admitted.get().cloned();
+        admitted.iter().for_each(|admitted| request.admit(admitted));
+        credentials.serve(admitted, session, |session| session::serve_session(session, request, route))
+    })
 }
 
 /// Gives a client what its route says of sessions and connections. The configuration was checked for all of it.
@@ -136,6 +196,7 @@ fn with_settings(upgrade: SessionUpgrade, route: &Route, path: &str) -> Result<S
     let upgrade = upgrade.limits(route.limits)?.resume_window(route.resume_window)?;
     Ok(upgrade
         .heartbeat(route.heartbeats.for_path(path))
+        .listed_as(format!("{} {path}", route.name))
         .lifetime(route.lifetime)
         .deflate(route.deflate)
         .group(&route.group)
@@ -149,6 +210,7 @@ fn accept_client(
     (mut fields, spelling, upgraded): Accepted,
     lease: Lease,
     route: Arc<Route>,
+    admitted: Option<(Arc<Credentials>, Admitted)>,
 ) -> Response {
     forward::switching_fields(&mut fields);
     let agreed = upgraded.subprotocol.clone();
@@ -165,10 +227,18 @@ fn accept_client(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let monitor = route.links.open(link.sender(), None, dialled);
-    upgrade.subprotocols(agreed).response_fields(fields, spelling).on_session(move |session| {
+    let upgrade = upgrade.subprotocols(agreed).response_fields(fields, spelling);
+    let serve = move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())
-    })
+    };
+    match admitted {
+        None => upgrade.on_session(serve),
+        // Another type of handler: only clients of such routes hold what it needs.
+        Some((credentials, client)) => {
+            upgrade.on_session(move |session| credentials.serve(Some(client), session, serve))
+        }
+    }
 }
 
 /// The fields of a 101, their spelling, and the upgraded connection.

@@ -37,11 +37,21 @@ pub(crate) struct Links(Arc<Shared>);
 struct Shared {
     addresses: Addresses,
     /// The tasks that probe the addresses.
-    probing: Mutex<Vec<AbortHandle>>,
+    probing: Mutex<Probing>,
     figures: Arc<Counters>,
     open: Arc<Mutex<Slab<Sender>>>,
     /// Where the links of sessions are noted.
     timeline: OnceLock<Timeline>,
+}
+
+/// The probes of the addresses.
+#[derive(Default)]
+enum Probing {
+    #[default]
+    NotYet,
+    By(Vec<AbortHandle>),
+    /// No route of the table goes to this backend any more.
+    Ended,
 }
 
 #[derive(Default)]
@@ -221,18 +231,20 @@ impl Links {
         Arc::as_ptr(&self.0.figures).addr()
     }
 
-    /// Starts the tasks that probe the addresses. Does nothing if they run.
+    /// Starts the tasks that probe the addresses. Does nothing if they run or were ended.
     pub(crate) fn start_probing(&self, start: impl FnOnce() -> Vec<AbortHandle>) {
         let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        if probing.is_empty() {
-            *probing = start();
+        if matches!(*probing, Probing::NotYet) {
+            *probing = Probing::By(start());
         }
     }
 
-    /// Ends the probes.
+    /// Ends the probes for good.
     pub(crate) fn stop_probing(&self) {
         let mut probing = self.0.probing.lock().unwrap_or_else(PoisonError::into_inner);
-        probing.drain(..).for_each(|task| task.abort());
+        if let Probing::By(tasks) = std::mem::replace(&mut *probing, Probing::Ended) {
+            tasks.iter().for_each(AbortHandle::abort);
+        }
     }
 
     /// Counts one more link until its monitor is dropped. Call it before the link dials. `dialled`: its addresses, if there are

@@ -18,6 +18,7 @@ mod client_tls;
 mod cluster;
 mod config;
 mod connect;
+mod credentials;
 mod descriptors;
 mod exchange;
 mod forward;

@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::backend_health::Reason;
 use crate::client_tls::{self, Expiry};
+use crate::credentials::{CredentialFigures, IssuerFigures};
 use crate::links::{AddressFigures, Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
@@ -75,6 +76,7 @@ struct Snapshot {
     kept_for_clients: u64,
     kept_for_backend: u64,
     log_lines_lost: u64,
+    credentials: CredentialFigures,
     /// Requests that the admin listener refused, by reason.
     admin_refused: [u64; Refusals::REASONS.len()],
     /// Entries of the timeline that were ever noted, and how many of them are forgotten.
@@ -116,6 +118,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
             read_at: reloads.read_at.load(Relaxed),
         },
         log_lines_lost: log::lines_lost(),
+        credentials: routes.access.figures(),
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
         cluster: server.cluster().map(Cluster::from),
@@ -154,6 +157,7 @@ impl Collector for Snapshot {
         let mut families = Families { encoder, written: Ok(()) };
         self.sessions_and_memory(&mut families);
         self.admission(&mut families);
+        self.credentials(&mut families);
         self.listeners(&mut families);
         self.connections(&mut families);
         self.messages(&mut families);
@@ -269,6 +273,42 @@ impl Snapshot {
             "Connections of trusted proxies closed without a valid PROXY header.",
             s.proxy_headers_refused,
         );
+    }
+
+    fn credentials(&self, to: &mut Families) {
+        let (s, figures) = (&self.stats, &self.credentials);
+        let refused =
+            figures.refused.iter().map(|(reason, count)| (format!("{{outcome=\"{reason}\"}}"), *count));
+        let accepted = ("{outcome=\"accepted\"}".to_owned(), figures.accepted);
+        let judged: Vec<_> = std::iter::once(accepted).chain(refused).collect();
+        to.labelled("credentials_judged_total", "counter", "Credentials judged, by outcome.", &judged);
+        to.family(
+            "credentials_expired_total",
+            "counter",
+            "Connections whose credentials expired: their clients were asked for others, or ended.",
+            &[("{outcome=\"asked\"}", s.credentials_expired), ("{outcome=\"ended\"}", s.left_unauthorized)],
+        );
+        to.gauge("revocations", "Revoked subjects that are remembered.", figures.revoked);
+        if figures.issuers.is_empty() {
+            return;
+        }
+        let of = |value: &dyn Fn(&IssuerFigures) -> Option<u64>, more: &str| -> Vec<(String, u64)> {
+            let samples = figures.issuers.iter();
+            let labelled =
+                |of: &IssuerFigures| Some((format!("{{route=\"{}\"{more}}}", of.route), value(of)?));
+            samples.filter_map(labelled).collect()
+        };
+        let fetched = of(&|issuer| Some(issuer.fetched), ",outcome=\"done\"");
+        let failed = of(&|issuer| Some(issuer.failed), ",outcome=\"failed\"");
+        let fetches = [fetched, failed].concat();
+        to.labelled(
+            "jwks_fetches_total",
+            "counter",
+            "Requests for the keys of an issuer, by outcome.",
+            &fetches,
+        );
+        let ages = of(&|issuer| issuer.age, "");
+        to.labelled("jwks_age_seconds", "gauge", "Age of the keys of an issuer.", &ages);
     }
 
     fn connections(&self, to: &mut Families) {
@@ -588,11 +628,6 @@ impl Cluster {
     }
 }
 
-/// Returns the value of a label as the format wants it.
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
 /// Writes one family after the other. After an error it writes nothing more.
 struct Families<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -606,6 +641,11 @@ impl Families<'_> {
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.family(name, "counter", help, &[("", value)]);
+    }
+
+    fn labelled(&mut self, name: &str, kind: &str, help: &str, samples: &[(String, u64)]) {
+        let samples: Vec<_> = samples.iter().map(|(labels, value)| (labels.as_str(), *value)).collect();
+        self.family(name, kind, help, &samples);
     }
 
     /// Writes a family. The labels of a sample are written as in the text format.
@@ -675,6 +715,11 @@ impl Families<'_> {
     }
 }
 
+/// Returns the value of a label as the text format writes it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// Returns the labels in a text such as `{leg="client",evidence="silent"}`, as the text format writes them.
 fn labels_of(text: &str) -> Vec<(String, String)> {
     let mut rest = text.strip_prefix('{').unwrap_or_default();
@@ -725,6 +770,11 @@ mod tests {
             budget: Budget::new(1 << 20),
             routes: vec![(String::new(), Figures { lost: 3, unknown: 2, addresses, ..Figures::default() })],
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
+            credentials: CredentialFigures {
+                refused: vec![("expired", 9)],
+                issuers: vec![IssuerFigures { route: "chat".into(), fetched: 8, failed: 0, age: Some(1) }],
+                ..CredentialFigures::default()
+            },
             ..Snapshot::default()
         };
         snapshot.render(format)
@@ -735,6 +785,8 @@ mod tests {
         let text = rendered();
         for sample in [
             "mainstay_links_lost_total 3\n",
+            "mainstay_credentials_judged_total{outcome=\"expired\"} 9\n",
+            "mainstay_jwks_fetches_total{route=\"chat\",outcome=\"done\"} 8\n",
             "mainstay_link_messages_total{fate=\"unknown\"} 2\n",
             "mainstay_backend_address_uses{address=\"ws://a\\\"b\"} 9\n",
             "mainstay_queue_bytes{leg=\"client\"} 5\n",

@@ -41,15 +41,16 @@ impl Live {
     /// Builds everything that a configuration describes, and then puts it in force: one line for each part.
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
-        let routes = table::build(loaded, &self.server, &before)?;
+        let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
         let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
         table::set_limits(&routes);
         self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
         self.server.set_proxies(loaded.config.proxies.proxies());
-        table::start_probing(&routes);
+        table::start_credentials(&routes);
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
+        tokio::spawn(probe_soon(Arc::clone(&self.routes)));
         tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
     }
@@ -65,6 +66,15 @@ impl Live {
             None => Ok(None),
         };
         prepared.map_err(|what| loaded.problem_in("tls", &what))
+    }
+}
+
+/// Probes the backends of a new table, those of a few routes at a time: all at once would be a burst of connections.
+async fn probe_soon(routes: Arc<Routes>) {
+    let table = routes.all();
+    for some in table.chunks(PROBED_AT_A_TIME) {
+        table::start_probing(some);
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -178,6 +188,9 @@ impl State {
         files
     }
 }
+
+/// Routes whose backends are probed first at a time.
+const PROBED_AT_A_TIME: usize = 16;
 
 /// Lines of the log about one wrong configuration, at most.
 const MAX_LINES: usize = 20;

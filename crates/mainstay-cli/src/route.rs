@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::limits::SlowClients;
 use crate::config::{Config, RouteSection};
+use crate::credentials::{Access, Credentials};
 use crate::heartbeats::Heartbeats;
 use crate::http_proxy::HttpProxy;
 use crate::links::Links;
@@ -47,6 +48,8 @@ pub(crate) struct Route {
     pub(crate) settings: Settings,
     /// The credentials that a resume must repeat.
     pub(crate) principal: PrincipalSource,
+    /// What each client must present; `None`: nothing.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) links: Links,
     /// Evicts a session where a link finds no local port.
     pub(crate) server: Server,
@@ -96,6 +99,7 @@ impl Route {
         name: &str,
         inputs: Inputs,
         server: &Server,
+        access: &Arc<Access>,
         before: Option<&Self>,
     ) -> Result<Arc<Self>, String> {
         let section = &inputs.section;
@@ -120,6 +124,7 @@ impl Route {
         let stickiness = upstream.stickiness().unwrap_or_else(|| settings.stickiness.clone());
         let proxy = HttpProxy::new(section, addresses, stickiness, inputs.proxies.clone(), &links);
         let _ = proxy.upstream.server.set(server.clone());
+        let credentials = credentials(name, &inputs, access, before)?;
         Ok(Arc::new(Self {
             name: name.into(),
             rule: section.rule(),
@@ -133,6 +138,7 @@ impl Route {
             limits: Limits { max_message: section.limits.message, max_fragments: section.limits.fragments },
             settings,
             principal: section.session.principal(),
+            credentials,
             links,
             server: server.clone(),
             movable: section.session.movable,
@@ -164,6 +170,24 @@ impl Route {
     pub(crate) fn start_probing(&self) {
         self.prober.start(&self.proxy.upstream, &self.links);
     }
+}
+
+/// Returns the credentials of a route: those that it had, unless the settings or a file have changed.
+fn credentials(
+    name: &str,
+    inputs: &Inputs,
+    access: &Arc<Access>,
+    before: Option<&Route>,
+) -> Result<Option<Arc<Credentials>>, String> {
+    let (section, earlier) =
+        (&inputs.section.credentials, before.and_then(|route| route.credentials.as_ref()));
+    let is_same = before.is_some_and(|route| {
+        route.inputs.section.credentials == *section && route.inputs.files == inputs.files
+    });
+    if is_same {
+        return Ok(earlier.cloned());
+    }
+    Credentials::new(name, section, access, earlier).map_err(|error| format!("credentials.{error}"))
 }
 
 /// The state of one address of a backend, for the operator.

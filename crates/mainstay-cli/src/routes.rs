@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use crate::credentials::Access;
 use crate::links::Links;
 use crate::match_rule::{self, MatchRule};
 use crate::reload_figures::ReloadFigures;
@@ -23,6 +24,8 @@ pub(crate) struct Routes {
     /// Requests that no route took.
     pub(crate) unrouted: AtomicU64,
     pub(crate) reloads: ReloadFigures,
+    /// What the credentials of all routes share.
+    pub(crate) access: Arc<Access>,
 }
 
 impl Routes {

@@ -343,7 +343,8 @@ async fn serve(
     let app = if is_demonstration {
         builtin::router(config.routes.values().any(|route| route.session.movable))
     } else {
-        let built = table::build(&loaded, &mainstay, &[]).map_err(|problem| problem.to_string())?;
+        let built =
+            table::build(&loaded, &mainstay, &routes.access, &[]).map_err(|problem| problem.to_string())?;
         table::set_limits(&built);
         routes.replace(built, loaded.names_routes);
         let gateway = Gateway { server: mainstay.clone(), routes: Arc::clone(&routes) };
@@ -364,7 +365,7 @@ async fn serve(
     let reloads = Reloads::listen().map_err(failed)?;
     let (drains, draining) = watch::channel(false);
     let mut clients = client_listeners::prepare(clients, &mainstay, &draining);
-    table::start_probing(&routes.all());
+    table::start(&routes.all());
     if let Err(error) = mainstay.join().await {
         let (line, code) = cluster::explain(&error);
         return Err(Failed { line, code });

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::extract::ConnectInfo;
 use http::request::Parts;
 
+use crate::client_identity::ClientAddress;
 use crate::links::hash;
 use crate::principal;
 
@@ -51,8 +52,10 @@ impl Stickiness {
         match self {
             Self::Off => None,
             Self::Address => {
-                let peer = head.extensions.get::<ConnectInfo<SocketAddr>>()?.0.ip().to_canonical();
-                Some(match peer {
+                // Behind trusted proxies it is what they report, else the one that connected.
+                let reported = head.extensions.get::<ClientAddress>().map(|client| client.0);
+                let peer = || head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+                Some(match reported.or_else(peer)?.to_canonical() {
                     IpAddr::V4(address) => hash(&address.octets()),
                     IpAddr::V6(address) => hash(&address.octets()[..8]),
                 })
@@ -93,6 +96,18 @@ mod tests {
         assert!(!same("cookie:io", ("/", "io=7", "10.0.0.1"), ("/", "io=8", "10.0.0.1")));
         assert!(same("query:sid", ("/?x=1&sid=7", "", "10.0.0.1"), ("/y?sid=7&z", "", "10.0.0.2")));
         assert!(!same("query:sid", ("/?sid=7", "", "10.0.0.1"), ("/?sid=8", "", "10.0.0.1")));
+    }
+
+    #[test]
+    fn behind_a_trusted_proxy_the_clients_own_address_counts() {
+        let key = |reported: &str, peer: &str| {
+            let (mut head, ()) = http::Request::new(()).into_parts();
+            head.extensions.insert(ConnectInfo(SocketAddr::new(peer.parse().unwrap(), 1)));
+            head.extensions.insert(ClientAddress(reported.parse().unwrap()));
+            Stickiness::Address.key(&head)
+        };
+        assert_eq!(key("192.0.2.1", "10.0.0.1"), key("192.0.2.1", "10.0.0.2"));
+        assert_ne!(key("192.0.2.1", "10.0.0.1"), key("192.0.2.2", "10.0.0.1"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mainstay::Server;
 
 use crate::config::{Loaded, Problem};
+use crate::credentials::{Access, Credentials};
 use crate::route::{Inputs, Route};
 
 /// Builds the routes. One whose section and files are as in the table `before` stays the same route.
@@ -15,6 +16,7 @@ use crate::route::{Inputs, Route};
 pub(crate) fn build(
     loaded: &Loaded,
     server: &Server,
+    access: &Arc<Access>,
     before: &[Arc<Route>],
 ) -> Result<Vec<Arc<Route>>, Problem> {
     let before: HashMap<&str, &Arc<Route>> = before.iter().map(|route| (&*route.name, route)).collect();
@@ -23,10 +25,12 @@ pub(crate) fn build(
         let name: &String = name;
         match before.get(name.as_str()) {
             Some(same) if same.inputs == inputs => Ok(Arc::clone(same)),
-            other => Route::new(name, inputs, server, other.map(|other| &***other)).map_err(|error| {
-                let (field, what) = error.split_once(": ").unwrap_or(("", &error));
-                loaded.problem_at(&format!("routes.{name}.{field}"), what)
-            }),
+            other => {
+                Route::new(name, inputs, server, access, other.map(|other| &***other)).map_err(|error| {
+                    let (field, what) = error.split_once(": ").unwrap_or(("", &error));
+                    loaded.problem_at(&format!("routes.{name}.{field}"), what)
+                })
+            }
         }
     };
     loaded.config.routes.iter().map(build).collect()
@@ -37,7 +41,18 @@ pub(crate) fn set_limits(routes: &[Arc<Route>]) {
     routes.iter().for_each(|route| route.set_limits());
 }
 
-/// Probes the backends of a table.
+/// Starts what the routes of the first table need.
+pub(crate) fn start(routes: &[Arc<Route>]) {
+    start_credentials(routes);
+    start_probing(routes);
+}
+
+/// Starts what keeps the keys of credentials.
+pub(crate) fn start_credentials(routes: &[Arc<Route>]) {
+    routes.iter().filter_map(|route| route.credentials.as_ref()).for_each(Credentials::start);
+}
+
+/// Probes the backends of routes.
 pub(crate) fn start_probing(routes: &[Arc<Route>]) {
     routes.iter().for_each(|route| route.start_probing());
 }

@@ -143,7 +143,7 @@ fn parse_binary(bytes: &[u8]) -> Result<Parsed, HeaderError> {
         None => return Err(HeaderError::Binary),
     }
     match command {
-        // Of the proxy itself: the rest is to be ignored.
+        // The proxy opened it for itself: the rest is to be ignored.
         0x20 => return Ok(Parsed::Complete(Header { client: None, over_tls: false })),
         0x21 => {}
         _ => return Err(HeaderError::Binary),

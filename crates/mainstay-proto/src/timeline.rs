@@ -113,6 +113,8 @@ pub enum Event {
     BackendLost(Loss),
     /// The backend could not be reached for this client. Later attempts of the same outage are not noted.
     BackendUnreachable(Loss),
+    /// That connection was closed because the client is idle. It is opened again for the next message.
+    BackendRested,
     /// The session was evicted to free a resource.
     Evicted(Resource),
     /// The session ended.
@@ -319,6 +321,7 @@ impl Event {
             Self::BackendReached => "backend_reached",
             Self::BackendLost(_) => "backend_lost",
             Self::BackendUnreachable(_) => "backend_unreachable",
+            Self::BackendRested => "backend_rested",
             Self::Evicted(_) => "evicted",
             Self::Ended { .. } => "ended",
         }
@@ -349,6 +352,12 @@ impl fmt::Display for Event {
             Self::AskedToLeave(Leave::Old) => {
                 f.write_str("the server asked the client to leave: the connection is old")
             }
+            Self::AskedToLeave(Leave::Expiring) => {
+                f.write_str("the credentials expired, and the server asked the client for others")
+            }
+            Self::AskedToLeave(Leave::Unauthorized) => {
+                f.write_str("the client presented no other credentials in time")
+            }
             Self::DrainBegan => f.write_str("the server began to drain"),
             Self::Refused { why, address } => {
                 f.write_str("a HELLO")?;
@@ -360,6 +369,9 @@ impl fmt::Display for Event {
                 write!(f, "the connection to the backend was lost: the backend {why}")
             }
             Self::BackendUnreachable(why) => write!(f, "the backend {why}"),
+            Self::BackendRested => {
+                f.write_str("the connection to the backend was closed: the client is idle")
+            }
             Self::Evicted(resource) => {
                 write!(
                     f,
@@ -389,6 +401,7 @@ fn in_words(cause: EndCause) -> &'static str {
         EndCause::Operator => "an operator ended it",
         EndCause::Idle => "no message passed for the idle timeout",
         EndCause::Old => "the connection was older than its lifetime",
+        EndCause::Unauthorized => "its credentials expired",
         EndCause::Drained => "the server drained",
         EndCause::Expired => "the client was away for longer than the resume window",
         EndCause::Evicted => "it was evicted",

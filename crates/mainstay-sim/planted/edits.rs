@@ -220,18 +220,9 @@ pub(crate) const EDITS: &[Edit] = &[
             Kind::Claim => self.claims.repeat(now, id),",
     ),
     edit(
-        "WhatIsBeingClaimedIsWaitedFor",
-        "Some(route) if through_peer && self.is_claiming(route.session) =>",
-        "Some(route) if through_peer && self.is_claiming(route.session) && !BACK =>",
-    ),
-    edit(
-        "AReleaseIsComparedWithTheClaim",
+        "ALateReleaseChangesNothing",
         "if kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner)) {",
-        "if if BACK {
-                kept.owner.is_some_and(|kept| kept != owner)
-            } else {
-                kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner))
-            } {",
+        "if !BACK && (kept.claim > new.claim || (kept.claim == new.claim && kept.owner != Some(owner))) {",
     ),
     edit(
         "ConfirmationComesFirst",
@@ -305,14 +296,17 @@ pub(crate) const EDITS: &[Edit] = &[
 ];
 
 /// Those that need several nodes: only the simulator's seeds have them.
+///
+/// What an engine of stored sessions could do wrong is not among them, because there is none: a commit that is appended twice, one
+/// that compares the owner and not the claim (a node releases a session once and never gets it back, so that a release cannot), an
+/// acknowledgement or a WELCOME before the commit. Nor is a missed notification of a topic.
 pub(crate) const OF_CLUSTERS: &[&str] = &[
     "OnlyACompleteTableShowsThatANodeIsGone",
     "ATableThatLacksANodeIsNotComplete",
     "ADeadNodeIsAsked",
     "ASilentNodeIsNotGone",
     "ALostAnswerOfAClaimIsNotFinal",
-    "WhatIsBeingClaimedIsWaitedFor",
-    "AReleaseIsComparedWithTheClaim",
+    "ALateReleaseChangesNothing",
     "ConfirmationComesFirst",
     "AClaimedSessionIsConfirmedAgain",
     "AnAccountNamesTheInstanceThatHasIt",

@@ -128,7 +128,8 @@ fn report(seeds: u64, counts: &Counts) {
         "{resumed} resumes, {gaps} gaps reported, {dropped} messages dropped and reported, {ended} ends"
     );
     println!("dead: {silent} silent, {frozen} frozen, {stalled} stalled, {given_up} by clients");
-    println!("{} sessions moved, {} connections relayed", counts.moved, counts.relayed);
+    let Counts { moved, relayed, asked, .. } = counts;
+    println!("{moved} sessions moved, {relayed} connections relayed, {asked} of them asked to leave");
     println!("{full} sends given back, {partial} partial writes, {refused} refusals, {judged} AUTH judged");
     let faults: Vec<_> =
         Fault::ALL.iter().zip(counts.faults.0).map(|(fault, count)| format!("{fault:?} {count}")).collect();

@@ -183,15 +183,15 @@ impl Fault {
         Self::Copy,
     ];
 
-    /// What sessions that move meet: of these one seed in ten has many, so that a session moves again and again.
+    /// What sessions meet that move again and again, beside drains and copies.
     const OF_MOVES: [Self; 7] = [
-        Self::Drain,
-        Self::Copy,
         Self::Reset,
+        Self::End,
+        Self::Leave,
         Self::SlowEngine,
         Self::LossyEngine,
+        Self::EmptyEngine,
         Self::FailOver,
-        Self::CutNodes,
     ];
 
     /// Returns the kinds that one server meets, and those that only a cluster does.
@@ -273,11 +273,16 @@ impl Plan {
             2 | 3 => pick(all().filter(|kind| kind.is_gentle()).collect(), 0.6),
             4 => pick(all().filter(|kind| kind.is_of_engine() || kind.is_gentle()).collect(), 0.5),
             5 => pick(own.to_vec(), 0.5),
-            6 => pick(Fault::OF_MOVES.to_vec(), 0.8),
+            6 => [vec![Fault::Drain, Fault::Copy], pick(Fault::OF_MOVES.to_vec(), 0.4)].concat(),
             _ => pick(all().collect(), 0.25),
         };
         let moves = plan.moves();
-        let mut mean = |kind: Fault| if moves { seconds(&mut rng, 2.0..15.0) } else { kind.mean(&mut rng) };
+        let mut mean = |kind: Fault| match kind {
+            Fault::Copy if moves => seconds(&mut rng, 1.0..4.0),
+            Fault::Drain if moves => seconds(&mut rng, 2.0..8.0),
+            _ if moves => seconds(&mut rng, 10.0..40.0),
+            kind => kind.mean(&mut rng),
+        };
         plan.faults = kinds.into_iter().map(|kind| (kind, mean(kind))).collect();
         plan.clients = rng.random_range(1..=4);
         if plan.is_gentle() {
@@ -286,7 +291,7 @@ impl Plan {
         let slow = rng.random_bool(0.2);
         (plan.spare_room, plan.tombstones) = (None, None);
         plan.cluster = Some(Cluster {
-            nodes: rng.random_range(1..=4),
+            nodes: rng.random_range(if moves { 2..=4 } else { 1..=4 }),
             movable: rng.random_bool(0.7),
             returns_within: if slow { seconds(&mut rng, 0.0..8.0) } else { seconds(&mut rng, 0.0..0.3) },
             hangs: rng.random_bool(0.1),
@@ -339,7 +344,7 @@ impl Plan {
         self.faults.iter().all(|(fault, _)| fault.is_gentle())
     }
 
-    /// Whether nodes drain all the time, if there are several.
+    /// Whether nodes drain all the time, if there are several: so that sessions move again and again.
     pub(crate) fn moves(&self) -> bool {
         self.seed / 3 % 10 == 6
     }

@@ -11,10 +11,22 @@ fn every_fault_strikes_and_every_kind_of_verdict_is_reached() {
         counts.add(&outcome.counts);
     }
     assert!(counts.faults.0.iter().chain(&counts.dead).all(|count| *count > 0), "{counts:?}");
-    let Counts { volatile, dropped, ended, given_up, full, partial, refused, judged, moved, relayed, .. } =
-        counts;
+    let Counts {
+        volatile,
+        dropped,
+        ended,
+        given_up,
+        full,
+        partial,
+        refused,
+        judged,
+        moved,
+        relayed,
+        asked,
+        ..
+    } = counts;
     assert!(
-        [volatile, dropped, ended, given_up, full, partial, refused, judged, moved, relayed]
+        [volatile, dropped, ended, given_up, full, partial, refused, judged, moved, relayed, asked]
             .iter()
             .all(|n| *n > 0),
         "{counts:?}"

@@ -1,5 +1,7 @@
 //! `/sessions`: pages of clients, one with its timeline, and ending them.
 
+use std::time::SystemTime;
+
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -153,7 +155,7 @@ pub(super) async fn end(
     }))
 }
 
-/// `DELETE /subjects/SUBJECT`.
+/// `DELETE /subjects/SUBJECT`. Its credentials stay valid: `revoke` ends that, too.
 pub(super) async fn end_subject(
     State(operated): State<Operated>,
     Path(subject): Path<String>,
@@ -163,6 +165,18 @@ pub(super) async fn end_subject(
         let theirs = |client: &ClientInfo| subject_of(&client.peer().principal).as_deref() == Some(&*subject);
         let ended = operated.server.end_clients(theirs, code, &reason);
         tracing::info!(ended, code = code.get(), "an operator ended the sessions of a subject");
+        json!({ "ended": ended })
+    }))
+}
+
+/// `POST /subjects/SUBJECT/revoke`.
+pub(super) async fn revoke(
+    State(operated): State<Operated>,
+    Path(subject): Path<String>,
+    request: Request,
+) -> Response {
+    answer(Query::of(&request, &[]).map(|_| {
+        let ended = operated.routes.access.subjects.revoke(&subject, SystemTime::now());
         json!({ "ended": ended })
     }))
 }

@@ -40,7 +40,7 @@ pub(crate) struct Section {
     #[schemars(with = "String")]
     pub(crate) longest_ejection: Duration,
     /// The part of all addresses that may be ejected at a time, in percent: failures that all have in common must not push all
-    /// clients to a few. Of several, one may be in any case. Range: 0 to 100.
+    /// clients to a few. One of several may be in any case. Range: 0 to 100.
     pub(crate) max_ejected_percent: u8,
     /// How long the share of new connections grows of an address that returns, so that it does not get all of them at once.
     /// Range: 0s to 1h.

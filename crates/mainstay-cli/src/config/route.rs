@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::text::{Expected, Text, Written};
 use super::{heartbeat, limits, origins, profile, session, upstream};
+use crate::credentials;
 use crate::match_rule::{HostPattern, MatchRule, PathPattern};
 use crate::profiles::{BackendLoss, Settings};
 
@@ -31,6 +32,8 @@ pub(crate) struct RouteSection {
     pub(crate) limits: limits::RouteLimits,
     /// The web pages that may open a WebSocket.
     pub(crate) origins: origins::Section,
+    /// The clients that may use the route: by their tokens, or as a backend of yours decides. Default: all.
+    pub(crate) credentials: credentials::Section,
 }
 
 impl RouteSection {
@@ -57,7 +60,7 @@ impl RouteSection {
 
     /// Returns the files that the route's sections name.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
-        self.upstream.files()
+        [self.upstream.files(), self.credentials.files()].concat()
     }
 
     /// Returns the rule for the table of routes.

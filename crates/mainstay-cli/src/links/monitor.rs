@@ -65,6 +65,7 @@ impl LinkMonitor {
             }
             Event::Rested => {
                 self.attached(false);
+                self.links.note(self.session, timeline::Event::BackendRested);
                 self.dialled.as_ref().map(|dialled| dialled.detached());
                 self.links.0.figures.rested.fetch_add(1, Relaxed);
             }

@@ -279,3 +279,64 @@ async fn what_is_no_tls_is_closed_and_counted_and_takes_no_processor_and_no_neig
     assert_eq!(session.recv().await, Some(Message::text("y")));
     drop((twice, silent, half));
 }
+
+#[test]
+fn http_2_carries_requests_to_the_backend_as_http_1_1() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().map(Result::unwrap) {
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && matches!(connection.read(&mut byte), Ok(1)) {
+                head.push(byte[0]);
+            }
+            let text = String::from_utf8(head).unwrap();
+            let length = text.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}");
+            let _ = connection.write_all(answer.as_bytes());
+        }
+    });
+    let (folder, own) = (Folder::new("tls-http2"), certificate("localhost"));
+    let [chain, key] = write(&folder, &own);
+    let mut command =
+        mainstay(&["serve", "--listen", "127.0.0.1:0", "--tls-certificate", &chain, "--tls-key", &key]);
+    command.args(["--upstream", &format!("http://{backend}")]).env("MAINSTAY_TLS__HTTP2", "true");
+    let gateway = Gateway::begin(command);
+    let page = format!("https://localhost:{}/a?b", address(&gateway).port());
+    let curl = |version: &str| {
+        let arguments =
+            ["-sS", version, "-H", "Cookie: c=1", "-w", "%{http_version}", "--cacert", &chain, &page];
+        let output = Command::new("curl").args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (flag, version) in [("--http2", "2"), ("--http1.1", "1.1")] {
+        let answer = curl(flag);
+        assert!(answer.starts_with("GET /a?b HTTP/1.1\r\n") && answer.ends_with(version), "{answer}");
+        let answer = answer.to_ascii_lowercase();
+        for field in ["host: localhost:", "cookie: c=1\r\n", "x-forwarded-proto: https\r\n"] {
+            assert!(answer.contains(field), "{field} {answer}");
+        }
+    }
+}
+
+#[test]
+fn a_proxy_header_comes_before_the_handshake_of_tls() {
+    let (folder, own) = (Folder::new("tls-proxy"), certificate("localhost"));
+    let [chain, key] = write(&folder, &own);
+    let mut command =
+        mainstay(&["serve", "--listen", "127.0.0.1:0", "--tls-certificate", &chain, "--tls-key", &key]);
+    command.args(["--upstream", "http://127.0.0.1:1", "--trusted-proxy", "127.0.0.1"]);
+    command.env("MAINSTAY_PROXIES__PROXY_PROTOCOL", "v1");
+    let gateway = Gateway::begin(command);
+    let mut socket = TcpStream::connect(address(&gateway)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket.write_all(b"PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n").unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = StreamOwned::new(ClientConnection::new(trusting(&own), name).unwrap(), socket);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 502", "there is no backend");
+    assert!(request(address(&gateway), &trusting(&own), "localhost").is_err(), "no header, no handshake");
+}

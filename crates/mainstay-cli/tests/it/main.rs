@@ -8,6 +8,7 @@ mod client_limits;
 mod client_tls;
 mod config;
 mod connect;
+mod credentials;
 mod flags;
 mod frames;
 mod handshake;
@@ -33,4 +34,6 @@ mod smuggling;
 mod supervisor;
 mod support;
 mod tls;
+#[path = "../../src/credentials/test_tokens.rs"]
+mod tokens;
 mod upstream;

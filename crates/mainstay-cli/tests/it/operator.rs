@@ -12,10 +12,10 @@ use crate::frames::Frames;
 use crate::support::{Gateway, Proxy, until};
 
 const ADMIN: [&str; 2] = ["--admin", "127.0.0.1:0"];
-const INTENT: &str = "X-Mainstay-Admin: 1\r\n";
+pub(crate) const INTENT: &str = "X-Mainstay-Admin: 1\r\n";
 
 /// Sends a request; returns the status and the body.
-fn ask(gateway: &Gateway, method: &str, target: &str, headers: &str) -> (u16, String) {
+pub(crate) fn ask(gateway: &Gateway, method: &str, target: &str, headers: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(gateway.admin.unwrap()).unwrap();
     write!(
         stream,
@@ -301,6 +301,8 @@ async fn everything_but_health_and_the_page_needs_the_token_and_guesses_are_limi
         ("GET", "/cluster"),
         ("DELETE", "/sessions/00c0ffee00c0ffee"),
         ("DELETE", "/subjects/alice"),
+        ("POST", "/subjects/alice/revoke"),
+        ("POST", "/subjects/alice/revoke"),
         ("POST", "/drain?confirm=drain"),
     ] {
         assert_eq!(super::operator::ask(&gateway, method, target, INTENT).0, 401, "{target}");

@@ -360,14 +360,15 @@ impl Requests {
     }
 }
 
-/// A file with this many routes to two backends, which change with each version.
+/// A file with this many routes to two backends, which change with each version. Clients of this test answer no probe while
+/// they wait.
 fn many(count: usize, backends: [SocketAddr; 2], version: usize) -> String {
     (0..count).fold(String::new(), |mut text, number| {
         let address = backends[(number + version) % 2];
         write!(
             text,
             "[routes.r{number}]\npath = \"/r{number}\"\nupstream.addresses = [\"ws://{address}\"]\n\
-             [routes.r{number}.session]\nresume-window = \"{}s\"\n",
+             heartbeat.interval = \"1h\"\n[routes.r{number}.session]\nresume-window = \"{}s\"\n",
             60 + version
         )
         .unwrap();

@@ -42,7 +42,7 @@ impl Drop for Files {
 }
 
 /// A self-signed certificate with its key; marked as a certificate authority's if `is_ca`.
-fn self_signed(name: &str, is_ca: bool) -> CertifiedIssuer<'static, KeyPair> {
+pub(crate) fn self_signed(name: &str, is_ca: bool) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new([name.to_owned()]).unwrap();
     if is_ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -51,7 +51,7 @@ fn self_signed(name: &str, is_ca: bool) -> CertifiedIssuer<'static, KeyPair> {
 }
 
 /// A TLS proxy with this certificate. Requires a client certificate issued by `clients`, if set.
-async fn tls_in_front_of(
+pub(crate) async fn tls_in_front_of(
     to: SocketAddr,
     own: &CertifiedIssuer<'static, KeyPair>,
     clients: Option<CertificateDer<'static>>,

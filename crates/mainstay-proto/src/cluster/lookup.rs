@@ -11,6 +11,7 @@
 //! | ... for a session that this node took over, by a token that its registry does not have any more | an unknown token |
 //!
 //! - *Gone*: claim; if the engine has no such session, the token is unknown.
+//! - What this node has adopted it does not claim: *here*.
 //! - *Wait*: REFUSE 4414, temporary, 0.2 to 2 s; also if a claim cannot be made or takes too long.
 //! - Where the engine names another node, the lookup goes there, at most [`HOPS`] times.
 //! - *Elsewhere*: the owner answers *released*, and the entry node claims. The engine may have named this node although it
@@ -244,8 +245,9 @@ impl Lookup {
             let outcome = nodes.claim_here(now, self.session, &self.name);
             return self.claimed(nodes, owner, why, outcome);
         }
+        // Another HELLO has brought the session here meanwhile. With an old token this one finds nothing.
         if nodes.has_adopted(self.session) {
-            return self.claimed(nodes, owner, why, ClaimOutcome::None);
+            return State::Over(Step::Here);
         }
         if nodes.claim(now, self.session, (owner, why == Why::Released), self.name) {
             State::Claiming { owner, why, until: now + CLAIM_TIME }

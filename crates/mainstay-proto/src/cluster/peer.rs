@@ -20,10 +20,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::leave::{First, Leave};
 use super::node_info::{PeerKey, get_address, put_address};
-use crate::session::codec::{get_account, put_account};
+use crate::session::codec::{get_account, get_millis, millis, put_account};
 use crate::session::message::Account;
 use crate::session::wire::{Reader, Writer};
-use crate::session::{Control, Frame, Malformed, Message, NodeId};
+use crate::session::{Control, Expiry, Frame, Malformed, Message, NodeId};
 use crate::ws::DeflateParams;
 
 /// How long a block may take: the owner drops a connection that brought no [`Head`] in this time, and a peer listener
@@ -45,6 +45,7 @@ const ANSWER: [u8; 4] = *b"MSTA";
 mod field {
     pub(super) const SUBPROTOCOL: u64 = 1;
     pub(super) const DEFLATE: u64 = 2;
+    pub(super) const EXPIRY: u64 = 3;
 }
 
 mod kind {
@@ -74,6 +75,8 @@ pub struct Head {
     pub deflate: Option<DeflateParams>,
     /// The client's address.
     pub client: SocketAddr,
+    /// How long the client's credentials hold; `None`: for as long as its connection.
+    pub expiry: Option<Expiry>,
 }
 
 /// The owner's answer to a [`Head`] and the HELLO behind it.
@@ -166,6 +169,9 @@ impl Head {
         if let Some(deflate) = self.deflate {
             w = w.field(field::DEFLATE, |w| put_deflate(w, deflate));
         }
+        if let Some(Expiry { expires_in, grace }) = self.expiry {
+            w = w.field(field::EXPIRY, |w| w.integer(millis(expires_in)).integer(millis(grace)));
+        }
         block(HEAD, &w.finish())
     }
 
@@ -185,11 +191,13 @@ impl Head {
             client: get_address(&mut r)?,
             subprotocol: None,
             deflate: None,
+            expiry: None,
         };
         r.optional_fields(|kind, value| {
             match kind {
                 field::SUBPROTOCOL => head.subprotocol = Some(value.rest_text()?),
                 field::DEFLATE => head.deflate = Some(get_deflate(value)?),
+                field::EXPIRY => head.expiry = Some(get_expiry(value)?),
                 _ => {}
             }
             Ok(())
@@ -248,6 +256,10 @@ fn put_deflate(w: Writer, deflate: DeflateParams) -> Writer {
         .flag(deflate.client_no_context_takeover)
         .integer(u64::from(deflate.server_max_window_bits))
         .integer(u64::from(deflate.client_max_window_bits))
+}
+
+fn get_expiry(mut r: Reader) -> Result<Expiry, Malformed> {
+    Ok(Expiry { expires_in: get_millis(&mut r)?, grace: get_millis(&mut r)? })
 }
 
 fn get_deflate(mut r: Reader) -> Result<DeflateParams, Malformed> {

@@ -406,10 +406,10 @@ pub(crate) fn get_account(mut r: Reader) -> Result<Account, Malformed> {
     })
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(MAX_INTEGER)
 }
 
-pub(super) fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
+pub(crate) fn get_millis(r: &mut Reader) -> Result<Duration, Malformed> {
     r.integer().map(Duration::from_millis)
 }

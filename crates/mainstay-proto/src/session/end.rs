@@ -38,6 +38,8 @@ pub enum EndCause {
     Idle,
     /// The plain connection was older than [`max_lifetime`](super::LifetimeConfig::max_lifetime).
     Old,
+    /// The client's credentials have expired, and it presented no others in time.
+    Unauthorized,
     /// The server drains its clients.
     Drained,
     /// The client was away for longer than the resume window.
@@ -74,6 +76,7 @@ impl EndCause {
             Self::Operator => "operator",
             Self::Idle => "idle",
             Self::Old => "old",
+            Self::Unauthorized => "unauthorized",
             Self::Drained => "drained",
             Self::Expired => "expired",
             Self::Evicted => "evicted",

@@ -1,8 +1,11 @@
-//! When a connection has to end: it carried no message for the idle timeout, or its lifetime has passed.
+//! When a connection has to end: it carried no message for the idle timeout, its lifetime has passed, or the credentials that
+//! opened it have expired.
 //!
-//! Both are off by default. An idle session ends, because no client would resume it. A connection that is too old
+//! All are off by default. An idle session ends, because no client would resume it. A connection that is too old
 //! ends and its session stays: GOAWAY moves a client of `mainstay.v1` to a new connection, a plain peer gets 1012.
-//! Lifetimes are jittered, so that connections made together do not end together.
+//! Lifetimes are jittered, so that connections made together do not end together. Where credentials expire, GOAWAY asks a
+//! client of `mainstay.v1` to come back with others; a session whose client does not, and a plain peer at once, end with
+//! 4501.
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,19 @@ pub enum Leave {
     Idle,
     /// Its lifetime has passed.
     Old,
+    /// The credentials have expired, and the client is asked for others.
+    Expiring,
+    /// The credentials have expired, and the client presented no others in time.
+    Unauthorized,
+}
+
+/// How long the credentials of a connection hold, from the verdict on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Expiry {
+    /// The time until they expire.
+    pub expires_in: Duration,
+    /// How long after that a client of `mainstay.v1` may still present others. A plain peer has no way to do so.
+    pub grace: Duration,
 }
 
 /// The delay in GOAWAY, over which clients spread.
@@ -34,6 +50,8 @@ pub(super) const GONE_BY: Duration = Duration::from_secs(15);
 pub(super) const IDLE: &str = "idle: no message for too long";
 pub(super) const STILL_THERE: &str = "asked to leave, and still there";
 pub(super) const OLD: &str = "this connection is old, come back with a new one";
+pub(super) const EXPIRING: &str = "the credentials have expired, present others";
+pub(super) const EXPIRED: &str = "the credentials have expired";
 
 impl LifetimeConfig {
     /// Ends a connection that carried no application message for this long. Default: off. Range: 1 second to 1 week.
@@ -59,13 +77,17 @@ fn in_range(field: &'static str, time: Duration) -> Result<Duration, ConfigError
     if range.contains(&time) { Ok(time) } else { Err(ConfigError { field, bound }) }
 }
 
-/// The two times of one connection; the module describes them.
+/// The times of one connection; the module describes them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lifetime {
     /// When the last message passed.
     spoke: Instant,
     idle: Option<Duration>,
     old_at: Option<Instant>,
+    /// When the credentials expire, until the client was asked for others.
+    expires_at: Option<Instant>,
+    /// When the session ends, if the client has not presented others.
+    unauthorized_at: Option<Instant>,
     /// A message is being written.
     writing: bool,
     /// What became due and was not polled, for metrics.
@@ -79,7 +101,31 @@ impl Lifetime {
             return None;
         }
         let old_at = config.lifetime.map(|lifetime| now + lifetime.mul_f64(rng.random_range(0.8..=1.2)));
-        Some(Box::new(Self { spoke: now, idle: config.idle, old_at, writing: false, left: None }))
+        Some(Box::new(Self { idle: config.idle, old_at, ..Self::unlimited(now) }))
+    }
+
+    fn unlimited(now: Instant) -> Self {
+        Self {
+            spoke: now,
+            idle: None,
+            old_at: None,
+            expires_at: None,
+            unauthorized_at: None,
+            writing: false,
+            left: None,
+        }
+    }
+
+    /// Sets how long the credentials hold; `None`: for as long as the connection. A time that no clock reaches is no limit.
+    pub(super) fn set_expiry(lifetime: &mut Option<Box<Self>>, now: Instant, expiry: Option<Expiry>) {
+        let expires_at = expiry.and_then(|expiry| now.checked_add(expiry.expires_in));
+        if expires_at.is_none() && lifetime.is_none() {
+            return;
+        }
+        let lifetime = lifetime.get_or_insert_with(|| Box::new(Self::unlimited(now)));
+        lifetime.expires_at = expires_at;
+        lifetime.unauthorized_at =
+            expires_at.zip(expiry).and_then(|(at, expiry)| at.checked_add(expiry.grace));
     }
 
     /// An application message passed, in either direction.
@@ -104,8 +150,13 @@ impl Lifetime {
         let leave = if self.idle_at().is_some_and(|at| at <= now) {
             self.idle = None;
             Leave::Idle
+        } else if self.old_at.take_if(|at| *at <= now).is_some() {
+            Leave::Old
+        } else if self.unauthorized_at.take_if(|at| *at <= now).is_some() {
+            self.expires_at = None;
+            Leave::Unauthorized
         } else {
-            self.old_at.take_if(|at| *at <= now).map(|_| Leave::Old)?
+            self.expires_at.take_if(|at| *at <= now).map(|_| Leave::Expiring)?
         };
         self.left = Some(leave);
         Some(leave)
@@ -116,9 +167,15 @@ impl Lifetime {
         self.left.take()
     }
 
+    /// Returns when the session ends for want of other credentials.
+    pub(super) fn poll_unauthorized(&self) -> Option<Instant> {
+        self.unauthorized_at
+    }
+
     /// Returns when the next thing is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        [self.idle_at(), self.old_at].into_iter().flatten().min()
+        let times = [self.idle_at(), self.old_at, self.expires_at, self.unauthorized_at];
+        times.into_iter().flatten().min()
     }
 
     fn idle_at(&self) -> Option<Instant> {

@@ -35,7 +35,7 @@ pub use error::{Malformed, SessionError};
 pub use flow::FlowConfig;
 pub(crate) use flow::Volatiles;
 pub use inbox::Delivery;
-pub use lifetime::{Leave, LifetimeConfig};
+pub use lifetime::{Expiry, Leave, LifetimeConfig};
 pub use message::{Control, Credentials, Frame, Message, Window};
 pub use names::Presenter;
 pub use outbox::Progress;

@@ -12,7 +12,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::end::{self, EndCause, PeerClose};
-use super::lifetime::{self, Leave, Lifetime};
+use super::lifetime::{self, Expiry, Leave, Lifetime};
 use super::message::{Message, Window};
 use super::server::ServerConfig;
 use super::transmit::Transmit;
@@ -354,6 +354,12 @@ impl PlainSession {
                     self.close_for(now, EndCause::Idle, CloseCode::SESSION_ENDED, lifetime::IDLE);
                 }
                 Leave::Old => self.close_for(now, EndCause::Old, CloseCode::RESTART, lifetime::OLD),
+                // Without a grace, which `set_expiry` leaves out, nothing is due before the end.
+                Leave::Expiring => {}
+                Leave::Unauthorized => {
+                    let cause = EndCause::Unauthorized;
+                    self.close_for(now, cause, CloseCode::UNAUTHORIZED, lifetime::EXPIRED);
+                }
             }
         }
         if self.closes_at().is_some_and(|at| at <= now) {
@@ -369,6 +375,13 @@ impl PlainSession {
             _ => {}
         }
         action
+    }
+
+    /// Sets how long the peer's credentials hold: then the connection is closed with 4501. A plain peer can present no others,
+    /// so the grace does not count. `None`: for as long as the connection.
+    pub fn set_expiry(&mut self, now: Instant, expiry: Option<Expiry>) {
+        let expiry = expiry.map(|expiry| Expiry { grace: Duration::ZERO, ..expiry });
+        Lifetime::set_expiry(&mut self.lifetime, now, expiry);
     }
 
     /// Returns why the server ends the connection, once, for metrics.

@@ -215,6 +215,8 @@ enum Auth {
     /// for a client that does not read.
     Judged {
         accepted: bool,
+        /// Zero: no limit known.
+        expires_in: Duration,
     },
 }
 

@@ -635,7 +635,8 @@ impl End for ServerEnd {
             let (connection, credentials) = session.poll_auth().expect("nothing to judge");
             assert_eq!(credentials, unhex(expected));
             let principal: &[u8] = b"";
-            session.handle_verdict(connection, (step["accepted"] == true).then_some(principal));
+            let proof = (step["accepted"] == true).then_some((principal, None));
+            session.handle_verdict(now, connection, proof);
         } else if step.get("closes").is_some() {
             let (code, reason) = close_of(step);
             session.close(now, code, &reason);

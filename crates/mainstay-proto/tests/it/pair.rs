@@ -12,7 +12,7 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::heartbeat::HeartbeatConfig;
 use mainstay_proto::session::message::Hello;
 use mainstay_proto::session::{
-    Answer, ClientConfig, ClientEvent, ClientSession, Closed, ConnectionId, Control, Delivery, Frame,
+    Answer, ClientConfig, ClientEvent, ClientSession, Closed, ConnectionId, Control, Delivery, Expiry, Frame,
     Message, Presenter, RefuseReason, Registry, RegistryConfig, ServerConfig, ServerSession, SessionError,
     Sessions, Transmit,
 };
@@ -89,6 +89,8 @@ pub(crate) struct Server {
     pub(crate) takes: bool,
     /// Whether credentials that a client sends for its live session are judged when they come.
     pub(crate) judges: bool,
+    /// How long the credentials of the next attach or verdict hold.
+    pub(crate) expiry: Option<Expiry>,
     /// Errors that ended a connection, and refusals.
     pub(crate) errors: Vec<SessionError>,
     pub(crate) refusals: Vec<RefuseReason>,
@@ -135,6 +137,7 @@ impl Pair {
                 got: BTreeMap::new(),
                 takes: true,
                 judges: true,
+                expiry: None,
                 errors: Vec::new(),
                 refusals: Vec::new(),
             },
@@ -330,7 +333,7 @@ impl Pair {
 
     /// Sends a HELLO of any client; the answer goes down this connection.
     pub(crate) fn hello(&mut self, connection: ConnectionId, hello: &Hello) -> Answer<usize> {
-        let Server { registry, sessions, principal: usual, path, refusals, .. } = &mut self.server;
+        let Server { registry, sessions, principal: usual, path, refusals, expiry, .. } = &mut self.server;
         let principal = match &hello.credentials {
             Some(credentials) => principal_of(&credentials.0),
             None => Some(usual.clone()),
@@ -347,6 +350,7 @@ impl Pair {
         };
         match &answer {
             Answer::Attached { session, fenced, .. } => {
+                sessions.get(*session).set_expiry(self.now, connection, *expiry);
                 if let Some(wire) = self.wires.get_mut(&connection) {
                     wire.bound = Some(*session);
                 }
@@ -367,9 +371,11 @@ impl Pair {
 
     /// The application judges what the client of a session sent.
     pub(crate) fn judge(&mut self, session: usize) {
-        let session = self.server.sessions.get(session);
+        let (now, session) = (self.now, self.server.sessions.get(session));
         if let Some((connection, credentials)) = session.poll_auth() {
-            session.handle_verdict(connection, principal_of(&credentials).as_deref());
+            let principal = principal_of(&credentials);
+            let proof = principal.as_deref().map(|principal| (principal, self.server.expiry));
+            session.handle_verdict(now, connection, proof);
         }
     }
 

@@ -26,6 +26,7 @@ use super::engine::{Engine, Report};
 use super::member::Member;
 use super::network::{Ask, Key, Packet, Routing, ServerEnd, Wire};
 use super::server::Server;
+use super::sessions::Hosted;
 use super::{Process, World};
 use crate::plan::Plan;
 
@@ -393,7 +394,7 @@ impl World {
     }
 
     /// A copy of a client, as a restored tab, presents a token of the client under an instance and a key of its own: one of
-    /// its last, or of a session whose account is known. It reads and writes nothing more.
+    /// its last, of a session whose account is known, or of one before. It reads and writes nothing more.
     pub(super) fn present_a_copy(&mut self, node: usize) -> bool {
         let Some(Presented { client, mut hello, principal, .. }) = self.some_presented() else {
             return false;
@@ -416,15 +417,19 @@ impl World {
     }
 
     fn some_presented(&mut self) -> Option<Presented> {
-        let (of_ended, client) = (self.rng.random_bool(0.5), self.rng.random_range(0..=self.clients.len()));
+        let (of, client) = (self.rng.random_range(0..3), self.rng.random_range(0..=self.clients.len()));
+        let recent = self.now - Duration::from_secs(40);
         let newest = |left: &&VecDeque<Presented>, right: &&VecDeque<Presented>| left[0].at.cmp(&right[0].at);
         let has_account = |id: &[u8; 8]| {
             self.sessions.by_id(*id).is_some_and(|stream| self.cluster.accounts.contains_key(&stream))
         };
         let all = || self.cluster.presented.iter();
-        let ended = all().filter(|(id, _)| of_ended && has_account(id)).map(|(_, presented)| presented);
+        let ended = all().filter(|(id, _)| of == 0 && has_account(id)).map(|(_, presented)| presented);
+        let older = all().map(|(_, presented)| presented);
+        let older = older.filter(|presented| of == 1 && presented[0].at >= recent);
         let last = all().map(|(_, presented)| presented).filter(|presented| presented[0].client == client);
-        let presented = ended.max_by(newest).or_else(|| last.max_by(newest))?;
+        let presented =
+            ended.max_by(newest).or_else(|| older.min_by(newest)).or_else(|| last.max_by(newest))?;
         presented.get(self.rng.random_range(0..presented.len())).cloned()
     }
 
@@ -611,12 +616,22 @@ impl World {
         let saved = self.sessions.with(&session, |machine| machine.saved().cloned());
         let saved =
             saved.map_or(0, |bytes| u64::from_be_bytes(bytes.as_ref().try_into().unwrap_or_default()));
-        let sent = self.sessions.stream_of(session).sent;
-        let before = self.sessions.stream_of(session).adopted.replace(self.now);
-        if saved == sent || before.is_some_and(|at| self.has_engine_forgotten(at)) {
-            Ok(())
-        } else {
-            Err(format!("session {session} was saved at {saved}, {sent} were sent"))
+        let of = self.sessions.hosted[session].stream;
+        let before = self.sessions.streams[of].adopted.replace(self.now);
+        if before.is_some_and(|at| self.has_engine_forgotten(at)) {
+            self.sessions.streams[of].is_forked = true;
+        }
+        let stream = &self.sessions.streams[of];
+        let lives = |(other, hosted): &(usize, &Hosted)| {
+            *other != session
+                && hosted.stream == of
+                && hosted.machine.as_ref().is_some_and(|machine| machine.is_open())
+        };
+        match self.sessions.active().find(lives) {
+            _ if stream.is_forked => Ok(()),
+            Some((_, other)) => Err(format!("session {session} lives at node {} too", other.node)),
+            None if saved == stream.sent => Ok(()),
+            None => Err(format!("session {session} was saved at {saved}, {} were sent", stream.sent)),
         }
     }
 
@@ -903,6 +918,7 @@ impl World {
             subprotocol: None,
             deflate: None,
             client: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            expiry: None,
         };
         let hello = Control::Hello(routing.hello.clone()).encode();
         if let Ok(head) = head.encode() {
@@ -1042,7 +1058,7 @@ impl World {
     /// the engine forgot that, a second node may get the account.)
     pub(super) fn check_account(&mut self, lost: usize, instance: Instance) -> Result<(), String> {
         let (first, at) = *self.cluster.accounts.entry(lost).or_insert((instance, self.now));
-        if first == instance || self.has_engine_forgotten(at) {
+        if first == instance || self.has_engine_forgotten(at) || self.sessions.streams[lost].is_forked {
             return Ok(());
         }
         Err(format!("the account of session {lost} was reported to two instances"))
@@ -1058,7 +1074,7 @@ impl World {
         if self.cluster.abandoned.contains(&lost) {
             return Err(format!("client {client} lost session {lost}, which waits in the engine"));
         }
-        let lives = |hosted: &&super::sessions::Hosted| {
+        let lives = |hosted: &&Hosted| {
             hosted.stream == lost && hosted.machine.as_ref().is_some_and(|machine| machine.is_open())
         };
         let Some(hosted) = self.sessions.hosted.iter().find(lives) else { return Ok(()) };
@@ -1069,7 +1085,16 @@ impl World {
         let unseen = node.process.was_hampered(recent)
             || hampered(self.cluster.engine_hampered_until)
             || self.has_engine_forgotten(recent);
-        if (silent && unseen) || self.is_unlisted(hosted.node) || self.clients[client].is_foreign() {
+        let stream = &self.sessions.streams[lost];
+        let is_forgotten = stream.adopted.is_some_and(|at| self.has_engine_forgotten(at));
+        let is_copied = stream.copied.is_some_and(|at| at >= recent);
+        if stream.is_forked
+            || is_forgotten
+            || is_copied
+            || (silent && unseen)
+            || self.is_unlisted(hosted.node)
+            || self.clients[client].is_foreign()
+        {
             return Ok(());
         }
         Err(format!("client {client} lost session {lost}, which lives at node {}", hosted.node))

@@ -218,9 +218,11 @@ impl Engine {
         let (executed, answered) = (now + leg(), leg());
         let answered = executed + answered;
         let loses = self.loses_until > now;
-        let unanswered = if matches!(request, Request::Claim { .. }) { 0.6 } else { 0.3 };
-        let (lost, unanswered) =
-            (!answers || (loses && rng.random_bool(0.2)), loses && rng.random_bool(unanswered));
+        let moves = matches!(request, Request::Claim { .. } | Request::Release { .. });
+        let (lost, unanswered) = (
+            !answers || (loses && rng.random_bool(0.2)),
+            loses && rng.random_bool(if moves { 0.6 } else { 0.3 }),
+        );
         let missed = now + PATIENCE;
         let answer = (!lost && !unanswered && answered < missed).then_some(answered);
         if answer.is_none() {
@@ -234,7 +236,7 @@ impl Engine {
             self.flights.push((fails, node, Flight::FailOver));
         }
         self.flights.push((executed, node, Flight::Execute(Box::new(request.clone()), id, answer)));
-        if answer.is_none() && rng.random_bool(0.3) {
+        if answer.is_none() && rng.random_bool(if moves { 0.8 } else { 0.3 }) {
             let late = executed + LATE.mul_f64(rng.random_range(0.0..1.0));
             self.flights.push((late, node, Flight::Execute(Box::new(request), id, None)));
         }

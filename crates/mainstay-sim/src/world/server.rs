@@ -479,6 +479,9 @@ impl World {
             }
         } else {
             self.counts.resumed += 1;
+            if key.is_of_copy() {
+                stream.copied = Some(self.now);
+            }
             let owner = (key.client, key.life);
             if (stream.owner != owner && !key.is_of_copy()) || stream.principal != principal {
                 return Err(format!("session {session} was opened to another principal"));
@@ -504,7 +507,8 @@ impl World {
             let Some(machine) = &mut self.sessions.hosted[session].machine else { continue };
             let available = self.plan.judged_within.is_some() && self.no_judge_until <= now;
             let principal = principal(Some(&credentials)).filter(|_| available);
-            machine.handle_verdict(connection, principal.as_deref());
+            let proof = principal.as_deref().map(|principal| (principal, None));
+            machine.handle_verdict(now, connection, proof);
             self.counts.judged += 1;
         }
     }

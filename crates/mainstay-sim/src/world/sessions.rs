@@ -55,6 +55,10 @@ pub(super) struct Stream {
     pub(super) key: Option<Bytes>,
     /// When a node last took it over.
     pub(super) adopted: Option<Instant>,
+    /// When a copy of its client last attached to it: the client's own token may be void since.
+    pub(super) copied: Option<Instant>,
+    /// The engine forgot that a node took it over, and gave it to another one.
+    pub(super) is_forked: bool,
 }
 
 impl Stream {

@@ -151,7 +151,7 @@ impl Listening {
     /// One warning for each kind of error; every one is counted.
     fn log_dropped(&self, dropped: &Dropped, from: SocketAddr) {
         Figures::add(&self.figures.dropped, 1);
-        if self.notices.is_first(dropped.as_str()) {
+        if dropped.is_telling() && self.notices.is_first(dropped.as_str()) {
             tracing::warn!(
                 %from, error = %dropped,
                 "the peer listener drops a connection that is not another node's; later ones of this kind are \
@@ -177,7 +177,7 @@ async fn opened(
         }
         tls.accept(stream).await.map_err(Dropped::Handshake)
     };
-    timeout_at(until, open).await.unwrap_or(Err(Dropped::Block(BlockError::Late)))
+    timeout_at(until, open).await.unwrap_or_else(|_| Err(Dropped::Handshake(io::ErrorKind::TimedOut.into())))
 }
 
 /// Sends the alert by which the other node finds out that TLS is what differs. Best effort.
@@ -213,6 +213,11 @@ async fn read_first(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Resul
 }
 
 impl Dropped {
+    /// Whether it shows that something is wrong. A handshake that was broken off or took too long may be that of a busy node.
+    fn is_telling(&self) -> bool {
+        !matches!(self, Self::Handshake(error) if tls::of_handshake(error).is_none())
+    }
+
     /// Returns the kind in one word.
     fn as_str(&self) -> &'static str {
         match self {

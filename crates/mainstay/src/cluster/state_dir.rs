@@ -44,6 +44,8 @@ pub(crate) struct StateDir {
     is_held: bool,
     /// This process has written its first file.
     has_put: bool,
+    /// This process has found the first file of the one before.
+    has_found: bool,
 }
 
 /// Why a folder cannot keep the sessions of a node.
@@ -79,8 +81,13 @@ impl StateDir {
         let unusable = |error| StateDirError::Unusable { folder: folder.to_owned(), error };
         check_writable(folder).map_err(unusable)?;
         let lock = owned().read(true).write(true).create(true).truncate(false).open(folder.join(LOCK));
-        let mut opened =
-            Self { folder: folder.to_owned(), lock: lock.map_err(unusable)?, is_held: false, has_put: false };
+        let mut opened = Self {
+            folder: folder.to_owned(),
+            lock: lock.map_err(unusable)?,
+            is_held: false,
+            has_put: false,
+            has_found: false,
+        };
         let begun = Instant::now();
         loop {
             if opened.try_hold().map_err(unusable)? || opened.holder().ends_with(DRAINING) {
@@ -122,28 +129,29 @@ impl StateDir {
     /// Reads and removes the state files of the process before: the first one, and the last one once this process holds the
     /// lock. Returns nothing for a file that is not there or is not used: one log line says why, and its content stays under
     /// another name.
-    pub(crate) fn take(&self, now: SystemTime) -> Vec<Entry> {
-        let mut entries = self.take_file(SESSIONS, now);
-        if self.is_held {
-            entries.extend(self.take_file(LATE, now));
-        }
-        entries
+    pub(crate) fn take(&mut self, now: SystemTime) -> Vec<Entry> {
+        // Once is enough while the other process lives: a file that cannot be moved away is still there.
+        let first = if self.is_held || !self.has_found { self.take_file(SESSIONS, now) } else { None };
+        self.has_found |= first.is_some();
+        let late = if self.is_held { self.take_file(LATE, now) } else { None };
+        first.into_iter().chain(late).flatten().collect()
     }
 
-    fn take_file(&self, name: &str, now: SystemTime) -> Vec<Entry> {
+    /// Returns `None` if there is no such file.
+    fn take_file(&self, name: &str, now: SystemTime) -> Option<Vec<Entry>> {
         let path = self.folder.join(name);
         let read = match open_own(&path) {
             Ok(file) => read(&file, now),
-            Err(Unowned::Missing) => return Vec::new(),
+            Err(Unowned::Missing) => return None,
             Err(Unowned::Not(why)) => Err(why),
         };
-        match read {
+        Some(match read {
             Ok((state, expired)) => self.used(&path, state, expired),
             Err(why) => {
                 refuse(&path, name, now, &why);
                 Vec::new()
             }
-        }
+        })
     }
 
     /// Writes a state file: to a temporary file that then gets its name, each of them made durable. The first call writes the
@@ -331,7 +339,7 @@ mod tests {
         let mode = fs::metadata(folder.sessions()).unwrap().mode();
         assert_eq!((mode & 0o777, folder.names()), (0o600, vec![SESSIONS.to_owned()]));
         drop(old);
-        let new = StateDir::open(&folder.0).unwrap();
+        let mut new = StateDir::open(&folder.0).unwrap();
         assert_eq!(new.take(SystemTime::now()).len(), 1);
         assert!(new.take(SystemTime::now()).is_empty() && folder.names().is_empty());
     }
@@ -360,7 +368,7 @@ mod tests {
         old.put(&state()).unwrap();
         old.put(&state()).unwrap();
         drop(old);
-        let new = StateDir::open(&folder.0).unwrap();
+        let mut new = StateDir::open(&folder.0).unwrap();
         assert_eq!((new.take(SystemTime::now()).len(), folder.names().len()), (2, 0));
     }
 
@@ -377,7 +385,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_used_keeps_its_content_under_another_name() {
         let folder = Folder::new("refused");
-        let state_dir = StateDir::open(&folder.0).unwrap();
+        let mut state_dir = StateDir::open(&folder.0).unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         fs::write(folder.0.join("elsewhere"), "secret").unwrap();
         let plant: [(&str, &dyn Fn()); 5] = [
@@ -410,7 +418,8 @@ mod tests {
     /// Writes the first file as another process does.
     fn put_anew(folder: &Folder) {
         let lock = File::open(folder.0.join(LOCK)).unwrap();
-        let mut other = StateDir { folder: folder.0.clone(), lock, is_held: true, has_put: false };
+        let mut other =
+            StateDir { folder: folder.0.clone(), lock, is_held: true, has_put: false, has_found: false };
         other.put(&state()).unwrap();
     }
 

@@ -7,13 +7,13 @@ use std::task::Poll;
 use bytes::Bytes;
 use mainstay_proto::connect::Mode;
 use mainstay_proto::session::server::{Fenced, ServerConfig};
-use mainstay_proto::session::{Answer, ConnectionId, Control, RefuseReason, Transmit};
+use mainstay_proto::session::{Answer, ConnectionId, Control, Expiry, RefuseReason, Transmit};
 use mainstay_proto::throttle::ThrottleConfig;
 use mainstay_proto::timeline::{Attach, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame, DeflateParams, Limits};
 use tokio::time::Instant;
 
-use super::auth::{Authenticate, judge};
+use super::auth::{Authenticate, Identity, judge};
 use super::core::{CoreRef, Cores};
 use super::group::Group;
 use super::inner::Origin;
@@ -26,7 +26,8 @@ pub(super) struct SessionOptions {
     pub(super) path: Box<str>,
     /// What lists show as its path, if that is something else.
     pub(super) label: Option<Box<str>>,
-    pub(super) principal: Bytes,
+    /// What the request proves; used without `authenticate`.
+    pub(super) identity: Identity,
     pub(super) authenticate: Option<Authenticate>,
     /// The settings of the session: the server's, unless the application changed one for this route.
     pub(super) settings: Arc<ServerConfig>,
@@ -48,6 +49,8 @@ pub(super) type Bound = (ConnectionId, CoreRef, Option<Wire>);
 pub(super) struct Opened {
     pub(super) connection: ConnectionId,
     pub(super) options: SessionOptions,
+    /// How long the credentials hold.
+    pub(super) expiry: Option<Expiry>,
     pub(super) wire: Wire,
     #[cfg(feature = "cluster")]
     pub(super) deadline: Instant,
@@ -58,7 +61,7 @@ pub(super) async fn settle(cores: &Cores, mut opened: Opened, answer: Answer<Cor
     if let Answer::Attached { .. } = answer {
         opened.take_place(cores);
     }
-    let Opened { connection, options, wire, .. } = opened;
+    let Opened { connection, options, expiry, wire, .. } = opened;
     let stats = &cores.shared.stats;
     match answer {
         Answer::Refused { refuse: answer, why } => {
@@ -80,6 +83,7 @@ pub(super) async fn settle(cores: &Cores, mut opened: Opened, answer: Answer<Cor
             };
             Counters::add(counter, 1);
             core.begin_epoch(options.authenticate.clone());
+            core.set_expiry(connection, expiry);
             if created {
                 Counters::add(&stats.connections, 1);
                 core.note_attached(cores.info.address, if lost { Attach::AfterLoss } else { Attach::New });
@@ -141,14 +145,14 @@ impl SessionOptions {
         self.label.as_deref().unwrap_or(&self.path)
     }
 
-    pub(super) async fn principal(
+    pub(super) async fn identity(
         &self,
         credentials: Option<Bytes>,
         deadline: Instant,
-    ) -> Result<Bytes, RefuseReason> {
+    ) -> Result<Identity, RefuseReason> {
         match &self.authenticate {
             Some(authenticate) => judge(authenticate, credentials, deadline).await,
-            None => Ok(self.principal.clone()),
+            None => Ok(self.identity.clone()),
         }
     }
 

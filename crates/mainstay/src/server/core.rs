@@ -10,8 +10,8 @@ use mainstay_proto::admission::Source;
 use mainstay_proto::budget::{Candidate, Pressure, in_order};
 use mainstay_proto::session::server::{Fenced, ServerConfig};
 use mainstay_proto::session::{
-    Answer, ConnectionId, Control, EndCause, FlowConfig, Message, RefuseReason, Registry, RegistryConfig,
-    ServerSession, Sessions, Window,
+    Answer, ConnectionId, Control, EndCause, Expiry, FlowConfig, Message, RefuseReason, Registry,
+    RegistryConfig, ServerSession, Sessions, Window,
 };
 use mainstay_proto::timeline::{Attach, ClientName, Event, Resource};
 use mainstay_proto::ws::{CloseCode, CloseFrame};
@@ -188,6 +188,13 @@ impl Core {
         let span = self.epoch_span();
         let extras = authenticate.is_some() || span.is_some();
         self.lock().extras = extras.then(|| Box::new(Extras { authenticate, span }));
+    }
+
+    /// Sets how long the credentials hold with which this connection was attached.
+    pub(super) fn set_expiry(&self, connection: ConnectionId, expiry: Option<Expiry>) {
+        if expiry.is_some() {
+            self.with_session(|session| session.set_expiry(now(), connection, expiry));
+        }
     }
 
     /// As [`begin_epoch`](Self::begin_epoch), for a client that another node relays: the judge of its credentials stays.

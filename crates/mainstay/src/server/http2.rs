@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::header;
+use http::{HeaderMap, HeaderValue, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -129,14 +129,44 @@ fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 async fn answer<S>(
     connection: Arc<HttpConnection>,
     app: S,
-    request: hyper::Request<Incoming>,
+    mut request: hyper::Request<Incoming>,
 ) -> Result<Response, Infallible>
 where
     S: Service<Request, Response: IntoResponse, Error = Infallible>,
 {
+    join_cookies(request.headers_mut());
     let mut response = connection.answer(app, request).await?;
     for name in [header::CONNECTION, header::UPGRADE, header::TRANSFER_ENCODING] {
         response.headers_mut().remove(name);
     }
     Ok(response)
+}
+
+/// Joins cookies that came in several fields, which only HTTP/2 allows.
+///
+/// Source: RFC 9113 section 8.2.3.
+fn join_cookies(fields: &mut HeaderMap) {
+    let pieces: Vec<_> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if pieces.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..]))
+    {
+        fields.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_in_several_fields_become_one() {
+        let mut fields = HeaderMap::new();
+        join_cookies(&mut fields);
+        assert!(fields.is_empty());
+        for cookie in ["a=1", "b=2; c=3", "d=4"] {
+            fields.append(header::COOKIE, HeaderValue::from_static(cookie));
+        }
+        join_cookies(&mut fields);
+        assert_eq!(fields.get_all(header::COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3; d=4"]);
+    }
 }

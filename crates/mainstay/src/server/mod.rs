@@ -88,7 +88,7 @@ pub use mainstay_proto::ws::handshake::HandshakeError;
 #[cfg(feature = "tls")]
 pub use rustls;
 
-pub use self::auth::AuthError;
+pub use self::auth::{AuthError, Identity};
 pub use self::changes::Changes;
 pub use self::config::Config;
 pub use self::connection::Encrypted;

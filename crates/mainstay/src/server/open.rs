@@ -99,12 +99,13 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     Counters::add(&stats.connections_opened, 1);
     let deadline = Instant::now() + shared.config.opening_deadline.saturating_sub(head_duration);
     if !info.resumable {
-        return match options.principal(None, deadline).await {
-            Ok(principal) => {
+        return match options.identity(None, deadline).await {
+            Ok(identity) => {
                 Counters::add(&stats.connections, 1);
-                info.principal = principal.as_ref().into();
-                let settings = shared.share(Arc::clone(&options.settings));
-                let plain = PlainSession::new(now(), settings, connection.0);
+                info.principal = identity.principal.as_ref().into();
+                let (now, settings) = (now(), shared.share(Arc::clone(&options.settings)));
+                let mut plain = PlainSession::new(now, settings, connection.0);
+                plain.set_expiry(now, identity.expiry());
                 let peer = Peer::Plain(Box::new(plain));
                 let core =
                     Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
@@ -135,9 +136,9 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         wire.finish().await;
         return None;
     };
-    match options.principal(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
-        Ok(principal) => {
-            info.principal = principal.as_ref().into();
+    match options.identity(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
+        Ok(identity) => {
+            info.principal = identity.principal.as_ref().into();
             wire.begin_session(limits);
             if hello.resume.is_some()
                 && let Err(exceeded) = shared.groups(options.group.as_ref()).judge_resume()
@@ -153,6 +154,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
             let opened = Opened {
                 connection,
                 options,
+                expiry: identity.expiry(),
                 wire,
                 #[cfg(feature = "cluster")]
                 deadline,

@@ -57,6 +57,7 @@ pub(crate) async fn attach(shared: Arc<Shared>, head: Head, transport: Transport
                     wire.begin_session(Limits { max_message, ..limits });
                 }
                 session.begin_relayed_epoch();
+                session.set_expiry(connection, head.expiry);
                 // A relay that is gone by now shows when the session writes.
                 let _ = wire.write_first(PeerAnswer::Accepted.encode()).await;
                 let from =

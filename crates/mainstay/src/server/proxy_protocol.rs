@@ -16,7 +16,7 @@ use super::stats::Counters;
 
 type Trusts = dyn Fn(Option<IpAddr>) -> bool + Send + Sync;
 
-/// Who sends PROXY headers, and of which version, for [`Serve::proxy_protocol`](super::Serve::proxy_protocol).
+/// The proxies that send PROXY headers, and the versions, for [`Serve::proxy_protocol`](super::Serve::proxy_protocol).
 ///
 /// ```
 /// use mainstay::server::{ProxyProtocol, Versions};

@@ -157,6 +157,7 @@ impl Arrival<'_> {
             subprotocol: info.subprotocol.as_deref().map(str::to_owned),
             deflate: options.deflate,
             client: info.address.unwrap_or(nowhere),
+            expiry: self.opened.expiry,
         };
         Search { seeking, head, raw }
     }
@@ -260,6 +261,7 @@ impl Arrival<'_> {
                 Counters::add(&self.shared.stats.connections, 1);
                 core.note_attached(self.cores.info.address, Attach::Resumed);
                 core.begin_epoch(self.opened.options.authenticate);
+                core.set_expiry(connection, self.opened.expiry);
                 Some((connection, core, Some(self.opened.wire)))
             }
             Resumed::Lost(account) => {

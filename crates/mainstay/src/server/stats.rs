@@ -98,6 +98,10 @@ figures! {
     left_idle,
     /// Connections that were asked to leave because their lifetime was over.
     left_old,
+    /// Connections whose credentials expired and whose clients were asked for others.
+    credentials_expired,
+    /// Sessions and plain connections that were ended because their clients presented no other credentials.
+    left_unauthorized,
     /// Peers that were called dead because no byte came from them.
     dead_silent,
     /// Peers that were called dead because their kernel accepted bytes and no byte came back.
@@ -178,6 +182,8 @@ impl Counters {
         match why {
             Leave::Idle => &self.left_idle,
             Leave::Old => &self.left_old,
+            Leave::Expiring => &self.credentials_expired,
+            Leave::Unauthorized => &self.left_unauthorized,
         }
     }
 

@@ -579,7 +579,7 @@ fn poll_auth(inner: &mut Inner) -> Option<Asked> {
     let (connection, credentials) = session.poll_auth()?;
     let judge = inner.extras.as_ref().and_then(|extras| extras.authenticate.clone());
     let Some(authenticate) = judge else {
-        session.handle_verdict(connection, None);
+        session.handle_verdict(now(), connection, None);
         return None;
     };
     Some(Asked { connection, credentials, authenticate })
@@ -591,8 +591,9 @@ fn judge_anew(core: &CoreRef, asked: Asked) {
     let (core, deadline) = (Arc::clone(core), tokio::time::Instant::now() + shared.config.opening_deadline);
     let Asked { connection, credentials, authenticate } = asked;
     shared.tracker.spawn(async move {
-        let principal = judge(&authenticate, Some(credentials), deadline).await.ok();
-        let accepted = core.with_session(|session| session.handle_verdict(connection, principal.as_deref()));
+        let identity = judge(&authenticate, Some(credentials), deadline).await.ok();
+        let proof = identity.as_ref().map(|identity| (&*identity.principal, identity.expiry()));
+        let accepted = core.with_session(|session| session.handle_verdict(now(), connection, proof));
         if accepted != Some(true) {
             tracing::info!(connection = connection.0, "new credentials refused");
         }

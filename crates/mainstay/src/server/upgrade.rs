@@ -25,7 +25,7 @@ use mainstay_proto::ws::handshake::{self, Accept, HandshakeError};
 use mainstay_proto::ws::{DeflateParams, Limits, Origins};
 
 use super::attach::SessionOptions;
-use super::auth::AuthError;
+use super::auth::{AuthError, Identity};
 use super::config;
 use super::group::{Group, Places};
 use super::handle::Server;
@@ -208,7 +208,7 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             options: SessionOptions {
                 path,
                 label: None,
-                principal: Bytes::new(),
+                identity: Identity::new(Bytes::new()),
                 authenticate: None,
                 settings,
                 limits,
@@ -243,14 +243,16 @@ impl SessionUpgrade {
     /// Binds the session to the principal that this request authenticated as. A resume token that another principal presents
     /// is answered like one that was never issued, and so is one that is presented at another path than that of its session,
     /// query aside.
-    pub fn principal(mut self, principal: impl Into<Bytes>) -> Self {
-        self.options.principal = principal.into();
+    ///
+    /// An [`Identity`] says also for how long: a token in a cookie that expires ends the connection that it opened.
+    pub fn principal(mut self, principal: impl Into<Identity>) -> Self {
+        self.options.identity = principal.into();
         self
     }
 
     /// Has `judge` authenticate the client by the credentials in its HELLO (`None` if it sent none, and for a plain peer,
-    /// which cannot send any). The value that it returns is the [principal](Self::principal); a client that it refuses gets
-    /// no session.
+    /// which cannot send any). The value that it returns is the [principal](Self::principal), or an [`Identity`] that says also
+    /// for how long; a client that it refuses gets no session.
     ///
     /// `judge` is called at every attach, and again when the client presents new credentials on a live session. There a
     /// refusal, or another principal, is reported to the client and changes nothing: end the session with
@@ -273,7 +275,7 @@ impl SessionUpgrade {
     where
         A: Fn(Option<Bytes>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<P, AuthError>> + Send + 'static,
-        P: Into<Bytes>,
+        P: Into<Identity>,
     {
         self.options.authenticate = Some(Arc::new(move |credentials| {
             let judging = judge(credentials);
@@ -377,7 +379,7 @@ impl SessionUpgrade {
             return Ok(self);
         }
         let shared = &self.server.shared;
-        self.info.principal = self.options.principal.as_ref().into();
+        self.info.principal = self.options.identity.principal.as_ref().into();
         let (groups, opener) = (shared.groups(self.options.group.as_ref()), self.info.opener());
         groups.judge(opener).map_err(|exceeded| {
             shared.gate.note_refused(exceeded.why, exceeded.is_of_route, &shared.stats);

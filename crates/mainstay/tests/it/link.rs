@@ -1,8 +1,10 @@
 //! A link to a plain server, over real sockets.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use mainstay::client::{Event, Report, State};
+use mainstay::client::{Connector, Event, Report, Request, State};
 use mainstay::server::Config;
 use mainstay::{CloseCode, HeartbeatConfig, Link, Message, Outcome, SendError, WhenFull};
 
@@ -75,4 +77,41 @@ async fn a_full_queue_waits_fails_or_drops_the_oldest_as_configured() {
     }
     assert_eq!(tracked.remove(0).await, Outcome::NotDelivered);
     assert_eq!(dropping.event().await, Some(Event::Report(Report::NotDelivered(1..=3))), "one report");
+}
+
+#[tokio::test]
+async fn a_link_at_rest_has_no_connection_and_its_next_message_opens_one() {
+    let (address, _server) = echo_server(Config::default()).await;
+    let mut link = Link::builder(&format!("ws://{address}/echo")).unwrap().connect();
+    assert!(!link.rest(CloseCode::GOING_AWAY, "idle"), "it has no connection yet");
+    let tracked = link.send_tracked(Message::text("one")).await.unwrap();
+    assert_eq!((tracked.await, link.recv().await), (Outcome::Delivered, Some(Message::text("one"))));
+    assert!(link.sender().rest(CloseCode::GOING_AWAY, "idle"));
+    let events = link.events();
+    while !matches!(events.next().await, Some(Event::Rested)) {}
+    assert_eq!(link.state(), State::Resting);
+    link.send(Message::text("two")).await.unwrap();
+    assert_eq!(link.recv().await, Some(Message::text("two")));
+    link.close(CloseCode::NORMAL, "").await;
+    assert_eq!(reports(&link).await, []);
+}
+
+#[tokio::test]
+async fn each_attempt_may_have_an_address_and_a_connector_of_its_own() {
+    let (address, _server) = echo_server(Config::default()).await;
+    let connector = Connector::default().open_with(move |_| tokio::net::TcpStream::connect(address));
+    let attempts = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&attempts);
+    let request = move || {
+        let (connector, first) = (connector.clone(), counted.fetch_add(1, Relaxed) == 0);
+        async move {
+            // Nothing listens at the first one; the second is reached in another way.
+            let url = if first { "ws://127.0.0.1:1/echo" } else { "ws://elsewhere.invalid/echo" };
+            let request = Request::default().url(url.parse()?);
+            Ok(if first { request } else { request.connector(connector) })
+        }
+    };
+    let mut link = Link::builder("ws://127.0.0.1:1/").unwrap().request(request).connect();
+    link.send(Message::text("there")).await.unwrap();
+    assert_eq!((link.recv().await, attempts.load(Relaxed)), (Some(Message::text("there")), 2));
 }

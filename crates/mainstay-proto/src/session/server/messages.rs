@@ -1,14 +1,18 @@
 //! Messages that the application sends, receives and acknowledges, and credentials that it judges.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::{Auth, Hold, Life, ServerSession};
 use crate::session::inbox::Delivery;
+use crate::session::lifetime::{Expiry, Lifetime};
 use crate::session::message::Message;
 use crate::session::names::Name;
 use crate::session::transmit::ConnectionId;
+
+/// AUTH_RESULT counts in whole milliseconds, and 0 means no limit.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 impl ServerSession {
     /// Accepts a message for the peer and returns its number. The session keeps the message until the peer
@@ -108,17 +112,36 @@ impl ServerSession {
         }
     }
 
-    /// Reports the principal that the credentials from `connection` prove; `None` refuses them. A principal other
-    /// than the session's is refused too. The client receives the verdict. Returns whether the credentials were
-    /// accepted; the session goes on in either case.
-    pub fn handle_verdict(&mut self, connection: ConnectionId, principal: Option<&[u8]>) -> bool {
-        let accepted = principal.is_some_and(|principal| Name::of_principal(principal) == self.principal);
+    /// Reports what the credentials from `connection` prove, a principal and for how long; `None` refuses them. A principal
+    /// other than the session's is refused too. The client receives the verdict. Returns whether the credentials were
+    /// accepted; the session goes on in either case, until those that it had expire.
+    pub fn handle_verdict(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        proof: Option<(&[u8], Option<Expiry>)>,
+    ) -> bool {
+        let proof = proof.filter(|(principal, _)| Name::of_principal(principal) == self.principal);
         let attached = self.attached.as_mut().filter(|a| a.connection == connection);
         // A verdict that comes after the connection was lost is not sent: the next HELLO carries credentials.
         if let Some(attached) = attached.filter(|a| a.auth == Some(Auth::Judging)) {
-            attached.auth = Some(Auth::Judged { accepted });
+            let expiry = proof.and_then(|(_, expiry)| expiry);
+            let expires_in = expiry.map_or(Duration::ZERO, |expiry| expiry.expires_in.max(SHORTEST));
+            attached.auth = Some(Auth::Judged { accepted: proof.is_some(), expires_in });
+            if proof.is_some() {
+                Lifetime::set_expiry(&mut attached.lifetime, now, expiry);
+            }
         }
-        accepted
+        proof.is_some()
+    }
+
+    /// Sets how long the credentials hold with which the client attached `connection`; `None`: for as long as the
+    /// connection. Once they have expired, GOAWAY asks the client to come back with others; one that does not within the
+    /// grace is ended with 4501. While the session is parked, nothing expires: the next HELLO is judged.
+    pub fn set_expiry(&mut self, now: Instant, connection: ConnectionId, expiry: Option<Expiry>) {
+        if let Some(attached) = self.attached.as_mut().filter(|a| a.connection == connection) {
+            Lifetime::set_expiry(&mut attached.lifetime, now, expiry);
+        }
     }
 
     /// Switches to manual mode: from now on the application acknowledges with [`acknowledge`](Self::acknowledge).

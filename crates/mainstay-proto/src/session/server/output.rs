@@ -9,7 +9,7 @@ use super::{Auth, Life, Probe, ServerSession};
 use crate::heartbeat::Action;
 use crate::session::end::EndCause;
 use crate::session::lifetime::{self, Leave};
-use crate::session::message::Control;
+use crate::session::message::{Control, Delay};
 use crate::session::transmit::{ConnectionId, Transmit};
 use crate::ws::CloseCode;
 
@@ -30,9 +30,9 @@ impl ServerSession {
             Some(Probe::Ping(nonce)) => return Some(self.flow.write_ping(nonce, &attached.lane)),
             None => {}
         }
-        if let Some(Auth::Judged { accepted }) = attached.auth {
+        if let Some(Auth::Judged { accepted, expires_in }) = attached.auth {
             attached.auth = None;
-            let result = Control::AuthResult { accepted, expires_in: Duration::ZERO };
+            let result = Control::AuthResult { accepted, expires_in };
             return Some(Transmit::control(&result));
         }
         if let Some(transmit) = attached.queue.pop_front() {
@@ -96,7 +96,8 @@ impl ServerSession {
         action
     }
 
-    /// Ends a connection that has been idle for too long, and drains one that has lived for too long.
+    /// Ends a connection that has been idle for too long, drains one that has lived for too long, and asks for credentials
+    /// where they have expired.
     fn leave_if_due(&mut self, now: Instant) {
         let Some(attached) = &mut self.attached else { return };
         if attached.gone_by.take_if(|at| *at <= now).is_some() {
@@ -112,7 +113,25 @@ impl ServerSession {
             Some(Leave::Old) => {
                 self.go_away(now, lifetime::OLD, lifetime::GO_AWAY_WITHIN, lifetime::GONE_BY);
             }
+            Some(Leave::Expiring) => self.ask_for_credentials(now),
+            Some(Leave::Unauthorized) => {
+                let cause = EndCause::Unauthorized;
+                self.close_for(now, cause, CloseCode::UNAUTHORIZED, lifetime::EXPIRED);
+            }
         }
+    }
+
+    /// Asks the client to come back with other credentials within the grace. The end that follows is an END, which
+    /// [`Lifetime`](crate::session::lifetime::Lifetime) times: no Close precedes it.
+    fn ask_for_credentials(&mut self, now: Instant) {
+        let Some(attached) = &mut self.attached else { return };
+        let until = attached.lifetime.as_ref().and_then(|lifetime| lifetime.poll_unauthorized());
+        let close_in = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        // In its first half, so that a second attempt still comes in time.
+        let delay = Delay { min: Duration::ZERO, max: close_in / 2 };
+        let reason = lifetime::EXPIRING.to_owned();
+        let control = Control::GoAway { reason, delay, close_in, endpoint: None };
+        attached.queue.push_back(Transmit::control(&control));
     }
 
     /// Returns why the server ends the connection, once, for metrics.

@@ -183,6 +183,7 @@ fn head(principal: usize) -> Head {
         subprotocol: None,
         deflate: None,
         client: "127.0.0.1:4000".parse().unwrap(),
+        expiry: None,
     }
 }
 
@@ -235,22 +236,29 @@ fn any_head() -> impl Strategy<Value = Head> {
     let deflate = (any::<bool>(), any::<bool>(), 8..=15_u8, 8..=15_u8);
     let ids = (any::<[u8; 8]>(), any::<[u8; 8]>(), any::<[u8; 16]>());
     let texts = ("[a-zé/]{0,40}", proptest::option::of("[a-z.0-9]{0,20}"));
-    let rest = (any::<Vec<u8>>(), proptest::option::of(deflate), any::<std::net::SocketAddr>());
-    (ids, texts, rest).prop_map(|((from, to, key), (path, subprotocol), (principal, deflate, client))| Head {
-        from: NodeId(from),
-        to: NodeId(to),
-        key: PeerKey(key),
-        path,
-        principal: principal.into(),
-        subprotocol,
-        deflate: deflate.map(|(server, client, server_bits, client_bits)| DeflateParams {
-            server_no_context_takeover: server,
-            client_no_context_takeover: client,
-            server_max_window_bits: server_bits,
-            client_max_window_bits: client_bits,
-        }),
-        client: std::net::SocketAddr::new(client.ip(), client.port()),
-    })
+    let times = proptest::option::of((0..1_u64 << 50, 0..1_u64 << 50));
+    let rest = (any::<Vec<u8>>(), proptest::option::of(deflate), any::<std::net::SocketAddr>(), times);
+    (ids, texts, rest).prop_map(
+        |((from, to, key), (path, subprotocol), (principal, deflate, client, times))| Head {
+            from: NodeId(from),
+            to: NodeId(to),
+            key: PeerKey(key),
+            path,
+            principal: principal.into(),
+            subprotocol,
+            deflate: deflate.map(|(server, client, server_bits, client_bits)| DeflateParams {
+                server_no_context_takeover: server,
+                client_no_context_takeover: client,
+                server_max_window_bits: server_bits,
+                client_max_window_bits: client_bits,
+            }),
+            client: std::net::SocketAddr::new(client.ip(), client.port()),
+            expiry: times.map(|(expires_in, grace)| mainstay_proto::session::Expiry {
+                expires_in: Duration::from_millis(expires_in),
+                grace: Duration::from_millis(grace),
+            }),
+        },
+    )
 }
 
 fn any_leave() -> impl Strategy<Value = Leave> {

@@ -337,8 +337,24 @@ fn a_node_asks_no_more_for_what_it_has_adopted_so_that_an_old_token_brings_nothi
     let mut old = hello(&mut world, 1, 2);
     poll(&mut world, 1, &mut old);
     peer(&world, &mut old, PeerOutcome::Released);
-    assert_eq!(poll(&mut world, 1, &mut old), Step::Unknown, "the session has gone on since");
+    assert_eq!(poll(&mut world, 1, &mut old), Step::Here, "only the registry knows which token is old");
     assert_eq!(world.engine.count("claim"), 2);
+}
+
+#[test]
+fn the_second_of_two_attempts_that_wait_for_a_release_finds_what_the_first_brought_here() {
+    let mut world = World::of(&[1, 2]);
+    let [mut first, mut second] = [(); 2].map(|()| hello(&mut world, 1, 2));
+    for lookup in [&mut first, &mut second] {
+        assert_eq!(poll(&mut world, 1, lookup), ask(2, Duration::ZERO));
+    }
+    release(&mut world, 2);
+    peer(&world, &mut first, PeerOutcome::Released);
+    assert_eq!(settle(&mut world, 1, &mut first), adopt(2, 2));
+    let now = world.now;
+    world.node(1).adopted(now, SESSION);
+    peer(&world, &mut second, PeerOutcome::Released);
+    assert_eq!(poll(&mut world, 1, &mut second), Step::Here);
 }
 
 #[test]

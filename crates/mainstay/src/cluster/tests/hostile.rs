@@ -21,6 +21,7 @@ pub(super) fn head(to: NodeId) -> Head {
         subprotocol: None,
         deflate: None,
         client: ([127, 0, 0, 1], 1).into(),
+        expiry: None,
     }
 }
 

@@ -156,6 +156,7 @@ async fn compression_with_context_takeover_goes_through_a_relay_from_the_first_b
         subprotocol: None,
         deflate: Some(deflate),
         client: ([127, 0, 0, 1], 1).into(),
+        expiry: None,
     };
     let mut relayed = Raw::on(TcpStream::connect(node.peer_address()).await.unwrap(), Some(deflate));
     let resume = relayed.encode(&hello(2, Some(token)));

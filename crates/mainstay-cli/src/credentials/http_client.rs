@@ -1,0 +1,115 @@
+//! HTTP requests that the gateway makes itself: to an issuer for its keys, and to the connect hook.
+//!
+//! `upstream` is not used: it serves requests of clients, whose connections and failures it counts as the backend's.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use http::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mainstay::client::{ConnectFailure, Connector, ServerStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
+use tower_service::Service;
+
+/// Idle connections to one server, and for how long.
+const MAX_IDLE: usize = 32;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Sends requests over pooled connections.
+#[derive(Clone)]
+pub(crate) struct HttpClient(Client<Dialer, Body>);
+
+impl HttpClient {
+    pub(crate) fn new(connector: Connector) -> Self {
+        let mut builder = Client::builder(TokioExecutor::new());
+        builder.pool_max_idle_per_host(MAX_IDLE).pool_idle_timeout(IDLE_TIMEOUT);
+        Self(builder.build(Dialer(connector)))
+    }
+
+    /// Sends a request and reads the whole response, `most` bytes of it at most, within `limit`.
+    ///
+    /// # Errors
+    /// There is no such response, in words.
+    pub(crate) async fn send(
+        &self,
+        request: Request<Body>,
+        most: usize,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), String> {
+        let exchange = async {
+            let response = self.0.request(request).await.map_err(|error| in_words(&error))?;
+            let status = response.status();
+            let body = to_bytes(Body::new(response.into_body()), most).await;
+            let body = body.map_err(|_| format!("no whole response of at most {most} bytes"))?;
+            Ok((status, body))
+        };
+        timeout(limit, exchange).await.unwrap_or_else(|_| Err(format!("no response within {limit:?}")))
+    }
+}
+
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        words += &format!(": {error}");
+        source = error.source();
+    }
+    words
+}
+
+/// Opens connections for the pool.
+#[derive(Clone)]
+struct Dialer(Connector);
+
+impl Service<Uri> for Dialer {
+    type Response = TokioIo<Dialed>;
+    type Error = ConnectFailure;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectFailure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectFailure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let connector = self.0.clone();
+        Box::pin(async move { Ok(TokioIo::new(Dialed(connector.connect(&url).await?))) })
+    }
+}
+
+struct Dialed(ServerStream);
+
+impl Connection for Dialed {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl AsyncRead for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Dialed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,440 @@
+//! Who may use a route: clients with a valid token, or that the operator's connect hook admits.
+//!
+//! A client that speaks `mainstay.v1` is judged by its HELLO, at every attach, and again when it presents other credentials
+//! on the live session; the library ends the session once they have expired. Any other client is judged by its request, before
+//! the backend hears of it. What was proved becomes the session's principal and headers for the backend, which no client can
+//! forge: its own headers of these names are removed first, also where `_` stands for `-`, which CGI treats as the same.
+//!
+//! `jwt` checks a token, `hook` asks a backend, `token` finds the token in a request, `subjects` has what is open by subject,
+//! and `refusal` what is said about clients that are not admitted.
+
+mod figures;
+mod hook;
+mod http_client;
+mod jwks;
+mod jwt;
+mod key_source;
+mod keys;
+mod refusal;
+mod ring_provider;
+mod section;
+mod subjects;
+#[cfg(test)]
+mod test_tokens;
+mod token;
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::extract::ConnectInfo;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Uri};
+use mainstay::server::{AuthError, Identity};
+use mainstay::{CloseCode, Session};
+
+pub(crate) use self::figures::{CredentialFigures, IssuerFigures};
+use self::hook::{Hook, Question};
+use self::jwks::Jwks;
+use self::jwt::{Proof, Rules};
+use self::key_source::KeySource;
+use self::refusal::{Figures, Reason, Refusal};
+pub(crate) use self::section::Section;
+pub(crate) use self::subjects::Subjects;
+use self::token::{Found, Place, Token};
+use crate::client_identity::Subject;
+
+/// What the credentials of all routes share.
+#[derive(Default)]
+pub(crate) struct Access {
+    /// What is open by subject, and what was revoked.
+    pub(crate) subjects: Arc<Subjects>,
+    figures: Figures,
+    /// The issuers of routes, for metrics.
+    issuers: Mutex<Vec<(Box<str>, Weak<Jwks>)>>,
+}
+
+/// The credentials of one route.
+pub(crate) struct Credentials {
+    route: Box<str>,
+    places: Vec<Place>,
+    check_http: bool,
+    forward_token: bool,
+    grace: Duration,
+    jwt: Option<(Rules, KeySource)>,
+    hook: Option<Hook>,
+    /// The headers for the backend that credentials set.
+    names: Vec<HeaderName>,
+    access: Arc<Access>,
+    /// The credentials of this route that are in force. They judge also the clients that came before a reload.
+    current: Arc<RwLock<Weak<Credentials>>>,
+}
+
+/// A client that is admitted.
+#[derive(Debug, Clone)]
+pub(crate) struct Admitted {
+    pub(crate) subject: Option<Subject>,
+    /// When the credentials were issued, in seconds since 1970.
+    issued: Option<u64>,
+    /// For how long; `None`: for as long as the connection.
+    expires_in: Option<Duration>,
+    fields: Vec<(HeaderName, HeaderValue)>,
+    /// The token for the backend.
+    token: Option<Found>,
+}
+
+/// A request without what its credentials set and prove, and what was taken out of it.
+pub(crate) struct Presented {
+    found: Option<Found>,
+    client: Option<SocketAddr>,
+    /// For the hook.
+    request: Option<Box<Asked>>,
+}
+
+/// The request that the hook is asked about.
+struct Asked {
+    method: Method,
+    host: String,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Credentials {
+    /// Reads the files that the settings name. `None`: the route asks for no credentials. `before`: those of the same route
+    /// in the table that this one replaces.
+    ///
+    /// # Errors
+    /// One line that names the field.
+    pub(crate) fn new(
+        route: &str,
+        section: &Section,
+        access: &Arc<Access>,
+        before: Option<&Arc<Self>>,
+    ) -> Result<Option<Arc<Self>>, String> {
+        section.check()?;
+        if !section.is_active() {
+            return Ok(None);
+        }
+        ring_provider::install();
+        let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, KeySource::new(jwt)?))).transpose();
+        let jwt = jwt.map_err(|error: String| format!("jwt.{error}"))?;
+        let hook = section.connect_hook.as_ref().map(section::ConnectHook::hook).transpose();
+        let hook = hook.map_err(|error| format!("connect-hook.{error}"))?;
+        let claimed = jwt.iter().flat_map(|(rules, _)| rules.field_names());
+        let set = hook.iter().flat_map(Hook::field_names);
+        let credentials = Self {
+            route: route.into(),
+            places: section.places(),
+            check_http: section.check_http,
+            forward_token: section.forward_token,
+            grace: section.grace,
+            names: claimed.chain(set).cloned().collect(),
+            jwt,
+            hook,
+            access: Arc::clone(access),
+            current: before.map_or_else(Arc::default, |before| Arc::clone(&before.current)),
+        };
+        Ok(Some(Arc::new(credentials)))
+    }
+
+    /// Puts these credentials in force for their route, and fetches the keys of a JWKS URL from now on, until the last holder
+    /// is gone. A second call does nothing.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if std::ptr::eq(current.as_ptr(), Arc::as_ptr(self)) {
+            return;
+        }
+        *current = Arc::downgrade(self);
+        if let Some((_, KeySource::Url(jwks))) = &self.jwt {
+            jwks.start();
+            let mut issuers = self.access.issuers.lock().unwrap_or_else(PoisonError::into_inner);
+            issuers.retain(|(_, jwks)| jwks.strong_count() > 0);
+            issuers.push((self.route.clone(), Arc::downgrade(jwks)));
+        }
+    }
+
+    /// Returns the credentials that are in force for the route; these, if it has none any more.
+    fn current(self: &Arc<Self>) -> Arc<Self> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.upgrade().unwrap_or_else(|| Arc::clone(self))
+    }
+
+    /// Whether plain HTTP requests need credentials, too.
+    pub(crate) fn check_http(&self) -> bool {
+        self.check_http
+    }
+
+    /// Admits a client by its request alone, which then has the headers for the backend.
+    ///
+    /// # Errors
+    /// The response for a client that is not admitted.
+    pub(crate) async fn admit(&self, head: &mut Parts) -> Result<Admitted, Response> {
+        let presented = match self.present(head) {
+            Ok(presented) => presented,
+            Err(refusal) => return Err(self.refuse(client_of(head), &refusal).into_response()),
+        };
+        let found = presented.found.clone();
+        match self.judge("connect", found, None, &presented).await {
+            Ok(admitted) => {
+                admitted.set_fields(&mut head.headers);
+                admitted.subject.iter().for_each(|subject| drop(head.extensions.insert(subject.clone())));
+                Ok(admitted)
+            }
+            Err(refusal) => Err(self.refuse(presented.client, &refusal).into_response()),
+        }
+    }
+
+    /// Removes from a request what only the gateway may set. A client must not have the gateway do that by `Connection`
+    /// either, where it names hop-by-hop headers.
+    pub(crate) fn strip(&self, headers: &mut HeaderMap) {
+        let is_ours = |name: &str| {
+            let plain = name.replace('_', "-");
+            self.names.iter().any(|ours| ours.as_str().eq_ignore_ascii_case(&plain))
+        };
+        let forged: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+        forged.iter().for_each(|name| drop(headers.remove(name)));
+        let lines = headers.get_all(CONNECTION).iter().filter_map(|line| line.to_str().ok());
+        let options: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
+        if options.iter().any(|option| is_ours(option)) {
+            let rest: Vec<&str> = options.into_iter().filter(|option| !is_ours(option)).collect();
+            let rest = HeaderValue::try_from(rest.join(", "));
+            headers.remove(CONNECTION);
+            headers.extend(rest.ok().map(|rest| (CONNECTION, rest)));
+        }
+    }
+
+    /// Takes what the client presents out of its request.
+    ///
+    /// # Errors
+    /// It cannot be read without a doubt.
+    pub(crate) fn present(&self, head: &mut Parts) -> Result<Presented, Refusal> {
+        self.strip(&mut head.headers);
+        let request = self.hook.is_some().then(|| Box::new(Asked::of(head)));
+        // Without a token to check, all of the request is the backend's and the hook's.
+        let found = if self.jwt.is_some() { token::take(&self.places, head)? } else { None };
+        Ok(Presented { found, client: client_of(head), request })
+    }
+
+    /// Counts and logs a client that is not admitted.
+    pub(crate) fn refuse<'a>(&self, client: Option<SocketAddr>, refusal: &'a Refusal) -> &'a Refusal {
+        self.access.figures.refused(&self.route, client, refusal, Instant::now());
+        refusal
+    }
+
+    /// Judges a client. `credentials`: what it sent in its session.
+    async fn judge(
+        &self,
+        event: &'static str,
+        found: Option<Found>,
+        credentials: Option<&[u8]>,
+        presented: &Presented,
+    ) -> Result<Admitted, Refusal> {
+        let mut admitted = match &self.jwt {
+            Some((rules, source)) => {
+                let found = found.ok_or(Reason::Missing)?;
+                let proof = proof(rules, source, &found.token).await?;
+                let token = self.forward_token.then_some(found);
+                let Proof { subject, issued, expires_in, fields } = proof;
+                Admitted { subject: Some(subject), issued, expires_in, fields, token }
+            }
+            // The hook decides from now on.
+            None => Admitted {
+                subject: None,
+                issued: seconds_since_1970(SystemTime::now()),
+                expires_in: None,
+                fields: Vec::new(),
+                token: None,
+            },
+        };
+        let is_revoked = |admitted: &Admitted| {
+            let subject = admitted.subject.as_ref();
+            subject.is_some_and(|subject| self.access.subjects.is_revoked(&subject.0, admitted.issued))
+        };
+        if is_revoked(&admitted) {
+            return Err(Reason::Revoked.into());
+        }
+        if let (Some(hook), Some(request)) = (&self.hook, &presented.request) {
+            let question = request.question(event, &self.route, presented.client);
+            let subject = admitted.subject.as_ref().map(|subject| &*subject.0);
+            let question = Question { subject, ..question }.with_credentials(credentials);
+            admitted.add(hook.ask(&question).await?);
+        }
+        self.access.figures.accepted.fetch_add(1, Relaxed);
+        Ok(admitted)
+    }
+
+    /// Returns what judges the credentials of a session's client: those in HELLO, or what its request presented, and then
+    /// those that come on the live session. `admitted` gets what the HELLO proved.
+    pub(crate) fn judges_session(
+        self: &Arc<Self>,
+        presented: Presented,
+        own_principal: Vec<u8>,
+        admitted: Arc<OnceLock<Admitted>>,
+    ) -> impl Fn(Option<Bytes>) -> Judging + Send + Sync + 'static {
+        let session =
+            Arc::new(JudgedSession { credentials: Arc::clone(self), presented, own_principal, admitted });
+        move |credentials| {
+            let session = Arc::clone(&session);
+            Box::pin(async move { session.judge(credentials).await })
+        }
+    }
+
+    /// Returns what the library is told about an admitted client.
+    pub(crate) fn identity(&self, admitted: &Admitted, own_principal: &[u8]) -> Identity {
+        let principal = match (&admitted.subject, own_principal) {
+            (None, own) => own.to_vec(),
+            (Some(subject), []) => subject.0.as_bytes().to_vec(),
+            (Some(subject), own) => {
+                // With its length, so that no subject ends where another credential begins.
+                let length = (subject.0.len() as u64).to_be_bytes();
+                [&length, subject.0.as_bytes(), own].concat()
+            }
+        };
+        let identity = Identity::new(principal).grace(self.grace);
+        match admitted.expires_in {
+            Some(time) => identity.expires_in(time),
+            None => identity,
+        }
+    }
+
+    /// Runs the handler of an admitted client, which is listed under its subject meanwhile; closes the session if the
+    /// credentials were revoked since they were judged.
+    pub(crate) async fn serve<F: Future<Output = ()>>(
+        self: Arc<Self>,
+        admitted: Option<Admitted>,
+        session: Session,
+        handler: impl FnOnce(Session) -> F,
+    ) {
+        let subject = admitted.as_ref().and_then(|admitted| admitted.subject.as_ref());
+        let issued = admitted.as_ref().and_then(|admitted| admitted.issued);
+        let subjects = &self.access.subjects;
+        let present = subject.map(|subject| subjects.enter(subject, issued, session.sender()));
+        match present.transpose() {
+            Ok(_present) => handler(session).await,
+            Err(subjects::Revoked) => {
+                self.refuse(session.peer().address, &Reason::Revoked.into());
+                session.abort(CloseCode::UNAUTHORIZED, Reason::Revoked.words());
+            }
+        }
+    }
+}
+
+/// A verdict under way.
+pub(crate) type Judging = std::pin::Pin<Box<dyn Future<Output = Result<Identity, AuthError>> + Send>>;
+
+/// Judges the client of one connection of a session.
+struct JudgedSession {
+    credentials: Arc<Credentials>,
+    presented: Presented,
+    own_principal: Vec<u8>,
+    /// What the HELLO proved; from then on the session is live.
+    admitted: Arc<OnceLock<Admitted>>,
+}
+
+impl JudgedSession {
+    async fn judge(&self, credentials: Option<Bytes>) -> Result<Identity, AuthError> {
+        let by = self.credentials.current();
+        let first = self.admitted.get();
+        let event = if first.is_some() { "refresh" } else { "connect" };
+        let found = self.token(credentials.as_ref(), first.is_some());
+        let admitted = by.judge(event, found, credentials.as_deref(), &self.presented).await;
+        let admitted = admitted.and_then(|admitted| match first {
+            Some(first) if first.subject != admitted.subject => Err(Reason::OtherSubject.into()),
+            _ => Ok(admitted),
+        });
+        match admitted {
+            Ok(admitted) => {
+                let identity = by.identity(&admitted, &self.own_principal);
+                let _ = self.admitted.set(admitted);
+                Ok(identity)
+            }
+            Err(refusal) => {
+                by.refuse(self.presented.client, &refusal);
+                Err(if refusal.reason.is_temporary() { AuthError::Unavailable } else { AuthError::Refused })
+            }
+        }
+    }
+
+    /// Returns the token by the order of the places. On a live session only those that come on it count.
+    fn token(&self, credentials: Option<&Bytes>, is_live: bool) -> Option<Found> {
+        let places = &self.credentials.places;
+        let rank = |place: &Place| places.iter().position(|other| other == place);
+        let of_session = credentials.filter(|_| rank(&Place::Session).is_some());
+        let of_session = of_session.map(|token| Found { token: Token(token.clone()), place: Place::Session });
+        let of_request = self.presented.found.clone().filter(|_| !is_live);
+        of_session.into_iter().chain(of_request).min_by_key(|found| rank(&found.place))
+    }
+}
+
+async fn proof(rules: &Rules, source: &KeySource, token: &Token) -> Result<Proof, Refusal> {
+    let keys = source.keys().await?;
+    match rules.check(token, &keys, SystemTime::now()) {
+        Err(unknown) if unknown.reason == Reason::UnknownKey => {
+            let keys = source.newer(&keys, unknown).await?;
+            rules.check(token, &keys, SystemTime::now())
+        }
+        decided => decided,
+    }
+}
+
+impl Admitted {
+    /// Sets the headers for the backend, and the token if it is passed on.
+    pub(crate) fn set_fields(&self, headers: &mut HeaderMap) {
+        self.token.iter().for_each(|found| token::put_back(found, headers));
+        for (name, value) in &self.fields {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+
+    /// Adds what the hook decided. A token's subject stays; the earlier expiry counts.
+    fn add(&mut self, by_hook: hook::Admission) {
+        self.subject = self.subject.take().or(by_hook.subject);
+        self.expires_in = [self.expires_in, by_hook.expires_in].into_iter().flatten().min();
+        self.fields.extend(by_hook.fields);
+    }
+}
+
+impl Asked {
+    fn of(head: &Parts) -> Self {
+        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        Self {
+            method: head.method.clone(),
+            host: host.to_owned(),
+            uri: head.uri.clone(),
+            headers: crate::forward::copied(&head.headers),
+        }
+    }
+
+    fn question<'a>(
+        &'a self,
+        event: &'static str,
+        route: &'a str,
+        client: Option<SocketAddr>,
+    ) -> Question<'a> {
+        Question {
+            event,
+            route,
+            method: self.method.as_str(),
+            host: &self.host,
+            path: self.uri.path(),
+            query: self.uri.query(),
+            address: client.map(|client| client.ip().to_canonical().to_string()),
+            headers: hook::fields(&self.headers),
+            subject: None,
+            credentials: None,
+            credentials_base64: None,
+        }
+    }
+}
+
+fn client_of(head: &Parts) -> Option<SocketAddr> {
+    head.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0)
+}
+
+fn seconds_since_1970(now: SystemTime) -> Option<u64> {
+    now.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}

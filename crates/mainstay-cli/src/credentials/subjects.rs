@@ -1,0 +1,184 @@
+//! The open sessions and plain connections of each subject, and the subjects whose credentials were revoked.
+//!
+//! A revocation ends what is open and refuses every token that was issued before it. It is remembered until newer ones take
+//! its place, and so outlives the tokens that it is about. Nothing of it survives the process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mainstay::CloseCode;
+use mainstay::server::Sender as ToClient;
+use slab::Slab;
+
+use crate::client_identity::Subject;
+
+/// How many revocations are remembered. The oldest make room.
+const MAX_REVOKED: usize = 100_000;
+/// The reason in END and Close.
+const REVOKED: &str = "the credentials were revoked";
+
+/// See the module. One for the process.
+#[derive(Default)]
+pub(crate) struct Subjects(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    open: HashMap<Arc<str>, Slab<ToClient>>,
+    revoked: HashMap<Arc<str>, Revocation>,
+    /// The revoked subjects by their place in `revoked`, the oldest first.
+    order: BTreeMap<u64, Arc<str>>,
+    next: u64,
+}
+
+struct Revocation {
+    /// Seconds since 1970.
+    at: u64,
+    place: u64,
+}
+
+/// An open session or connection of a subject; dropped, it is no more.
+pub(crate) struct Present {
+    subjects: Arc<Subjects>,
+    subject: Subject,
+    slot: usize,
+}
+
+/// The credentials were revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Revoked;
+
+impl Subjects {
+    /// Enters a session or connection whose credentials were issued at `issued`, in seconds since 1970; `None`: not known.
+    ///
+    /// # Errors
+    /// They were revoked since they were judged.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        subject: &Subject,
+        issued: Option<u64>,
+        client: ToClient,
+    ) -> Result<Present, Revoked> {
+        let mut table = self.table();
+        if table.is_revoked(&subject.0, issued) {
+            return Err(Revoked);
+        }
+        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(client);
+        drop(table);
+        Ok(Present { subjects: Arc::clone(self), subject: subject.clone(), slot })
+    }
+
+    /// Returns how many sessions and plain connections of a subject are open, parked sessions included.
+    #[allow(dead_code)] // The limits ask for it.
+    pub(crate) fn open(&self, subject: &str) -> usize {
+        self.table().open.get(subject).map_or(0, Slab::len)
+    }
+
+    /// Whether credentials of a subject that were issued at `issued`, in seconds since 1970, were revoked. `None`, not known,
+    /// counts as before.
+    pub(crate) fn is_revoked(&self, subject: &str, issued: Option<u64>) -> bool {
+        self.table().is_revoked(subject, issued)
+    }
+
+    /// Returns how many revocations are remembered.
+    pub(crate) fn revoked(&self) -> usize {
+        self.table().revoked.len()
+    }
+
+    /// Ends all sessions and plain connections of a subject with 4501, and from now on refuses its credentials that were
+    /// issued before `now` or in the same second. Returns how many it ended. This process only.
+    pub(crate) fn revoke(&self, subject: &str, now: SystemTime) -> usize {
+        let at = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut table = self.table();
+        let forgets = table.note_revoked(subject, at);
+        let open = table.open.get(subject);
+        let clients: Vec<_> = open.into_iter().flatten().map(|(_, client)| client.clone()).collect();
+        drop(table);
+        for client in &clients {
+            client.abort(CloseCode::UNAUTHORIZED, REVOKED);
+        }
+        if forgets {
+            tracing::warn!(
+                remembered = MAX_REVOKED,
+                "too many revocations: the oldest is forgotten, and tokens of its subject are accepted again"
+            );
+        }
+        tracing::info!(subject, ended = clients.len(), "credentials revoked");
+        clients.len()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn is_revoked(&self, subject: &str, issued: Option<u64>) -> bool {
+        self.revoked
+            .get(subject)
+            .is_some_and(|revocation| issued.is_none_or(|issued| issued <= revocation.at))
+    }
+
+    /// Remembers a revocation. Returns whether the oldest was forgotten for it.
+    fn note_revoked(&mut self, subject: &str, at: u64) -> bool {
+        let subject: Arc<str> = subject.into();
+        let place = self.next;
+        self.next += 1;
+        if let Some(before) = self.revoked.insert(Arc::clone(&subject), Revocation { at, place }) {
+            self.order.remove(&before.place);
+        }
+        self.order.insert(place, subject);
+        let oldest = (self.order.len() > MAX_REVOKED).then(|| self.order.pop_first()).flatten();
+        oldest.is_some_and(|(_, oldest)| self.revoked.remove(&oldest).is_some())
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        let mut table = self.subjects.table();
+        let Some(open) = table.open.get_mut(&self.subject.0) else { return };
+        open.try_remove(self.slot);
+        if open.is_empty() {
+            table.open.remove(&self.subject.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 500)
+    }
+
+    #[test]
+    fn a_revocation_refuses_what_was_issued_before_it_or_in_the_same_second() {
+        let subjects = Subjects::default();
+        assert!(!subjects.is_revoked("alice", Some(5)) && !subjects.is_revoked("alice", None));
+        assert_eq!(subjects.revoke("alice", at(10)), 0);
+        for (issued, revoked) in [(Some(0), true), (Some(10), true), (Some(11), false), (None, true)] {
+            assert_eq!(subjects.is_revoked("alice", issued), revoked, "{issued:?}");
+        }
+        assert!(!subjects.is_revoked("bob", Some(5)));
+        subjects.revoke("alice", at(20));
+        assert!(subjects.is_revoked("alice", Some(15)));
+        assert_eq!(subjects.revoked(), 1);
+    }
+
+    #[test]
+    fn only_the_newest_revocations_are_remembered() {
+        let subjects = Subjects::default();
+        for number in 0..MAX_REVOKED {
+            subjects.revoke(&number.to_string(), at(1));
+        }
+        // Revoked once more, it is not the oldest any longer.
+        subjects.revoke("0", at(2));
+        subjects.revoke("one more", at(2));
+        assert_eq!(subjects.revoked(), MAX_REVOKED);
+        let revoked = |name: &str| subjects.is_revoked(name, Some(1));
+        assert_eq!((revoked("0"), revoked("1"), revoked("2")), (true, false, true));
+    }
+}

@@ -1,0 +1,819 @@
+//! The credentials of a route, with real tokens: who is admitted, what the backend learns, and what happens when they expire.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::response::IntoResponse;
+use axum::routing::{any, get, post};
+use http::StatusCode;
+use mainstay::client::{EndCause, Request as Attempt};
+use mainstay::{Client, Server, SessionUpgrade};
+use mainstay_proto::session::message::{Resume, ResumeToken, Welcome};
+use mainstay_proto::session::{Control, Credentials, Frame, Message};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::frames::{BINARY, CLOSE, Frames, PING, encoded, hello};
+use crate::operator::{INTENT, ask};
+use crate::support::{Gateway, backend, mainstay, until};
+use crate::tokens::{SECRET, Signer, claims_of, in_seconds};
+
+/// A backend that first says what it learned of its client, and then repeats every message. `/page` says it over HTTP.
+async fn telling_backend() -> std::net::SocketAddr {
+    let told = |request: &Request| {
+        let headers: BTreeMap<_, _> = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
+        json!({"headers": headers, "target": request.uri().to_string()}).to_string()
+    };
+    let app = Router::new()
+        .route(
+            "/chat",
+            any(move |request: Request| async move {
+                let (parts, _) = request.into_parts();
+                let told = told(&Request::from_parts(parts.clone(), axum::body::Body::empty()));
+                let mut parts = parts;
+                let server: Server = parts.extensions.get::<Server>().unwrap().clone();
+                match <SessionUpgrade as axum::extract::FromRequestParts<Server>>::from_request_parts(
+                    &mut parts, &server,
+                )
+                .await
+                {
+                    Ok(upgrade) => upgrade.on_session(|mut session| async move {
+                        session.send(told).await.ok();
+                        while let Some(message) = session.recv().await {
+                            session.send(message).await.ok();
+                        }
+                    }),
+                    Err(rejection) => rejection.into_response(),
+                }
+            }),
+        )
+        .route("/page", get(move |request: Request| async move { told(&request) }));
+    serve(app).await
+}
+
+async fn serve(app: Router<Server>) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    backend(listener, app).await;
+    address
+}
+
+/// A folder of a test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("mainstay-credentials-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A gateway whose route `chat` has these credentials.
+struct Guarded {
+    gateway: Gateway,
+    folder: Folder,
+}
+
+impl Guarded {
+    fn start(backend: std::net::SocketAddr, folder: Folder, credentials: &str) -> Self {
+        Self::with_log(backend, folder, credentials, "info")
+    }
+
+    fn with_log(backend: std::net::SocketAddr, folder: Folder, credentials: &str, log: &str) -> Self {
+        let file = folder.write("mainstay.toml", &configuration(backend, credentials));
+        let mut command = mainstay(&["serve", "--config", &file]);
+        command.env("MAINSTAY_LOG", log);
+        Self { gateway: Gateway::begin(command), folder }
+    }
+
+    /// As [`start`](Self::start), with the secret of HS256 and these further settings of `jwt` and of the route.
+    async fn with_secret(jwt: &str, credentials: &str) -> Self {
+        let folder = Folder::new();
+        let keys = folder.write("secret", SECRET);
+        let settings = format!("{credentials}\n[routes.chat.credentials.jwt]\nkeys-file = {keys:?}\n{jwt}");
+        Self::start(telling_backend().await, folder, &settings)
+    }
+
+    /// Opens a plain WebSocket with these headers. Returns the head of the response, and what the backend told.
+    async fn plain(&self, path: &str, headers: &str) -> (String, Frames) {
+        Frames::connect(self.gateway.address(), path, headers).await
+    }
+
+    /// As [`plain`](Self::plain), admitted: returns what the backend told.
+    async fn told(&self, path: &str, headers: &str) -> (Value, Frames) {
+        let (head, mut frames) = self.plain(path, headers).await;
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        (serde_json::from_str(&frames.text().await.unwrap()).unwrap(), frames)
+    }
+
+    /// Requests a page; returns the whole response.
+    async fn http(&self, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(self.gateway.address()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    fn judged(&self, outcome: &str) -> f64 {
+        self.gateway.metric(&format!("credentials_judged_total{{outcome=\"{outcome}\"}}"))
+    }
+
+    fn client(&self, token: &str) -> Client {
+        Client::builder(&format!("{}/chat", self.gateway.url))
+            .unwrap()
+            .credentials(token.to_owned())
+            .connect()
+    }
+
+    fn url(&self) -> String {
+        format!("{}/chat", self.gateway.url)
+    }
+}
+
+fn configuration(backend: std::net::SocketAddr, credentials: &str) -> String {
+    format!(
+        "listen = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [routes.chat.upstream]\naddresses = [\"ws://{backend}\"]\n\
+         [routes.chat.credentials]\n{credentials}\n"
+    )
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+fn text(message: &mainstay::Message) -> String {
+    String::from_utf8(message.payload().to_vec()).unwrap()
+}
+
+/// What the backend told a client, as the first message.
+async fn told(client: &mut Client) -> Value {
+    serde_json::from_str(&text(&client.recv().await.unwrap())).unwrap()
+}
+
+async fn ended(client: &mut Client) -> (EndCause, Option<u64>) {
+    let all = async {
+        while client.recv().await.is_some() {}
+        client.end().unwrap()
+    };
+    let end = tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
+    (end.cause, end.code.map(|code| code.get()))
+}
+
+#[tokio::test]
+async fn a_plain_client_is_admitted_by_a_valid_token_and_gets_401_with_a_challenge_otherwise() {
+    let guarded = Guarded::with_secret("", "").await;
+    let (head, _) = guarded.plain("/chat", "").await;
+    assert!(
+        head.starts_with("HTTP/1.1 401") && head.to_lowercase().contains("www-authenticate: bearer\r\n"),
+        "{head}"
+    );
+    let expired = Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(-3600)}));
+    let (head, _) = guarded.plain("/chat", &bearer(&expired)).await;
+    let challenge =
+        "www-authenticate: bearer error=\"invalid_token\", error_description=\"the token has expired\"";
+    assert!(head.starts_with("HTTP/1.1 401") && head.to_lowercase().contains(challenge), "{head}");
+    let page = guarded.http("/page", "").await;
+    assert!(page.starts_with("HTTP/1.1 401") && page.ends_with("credentials are required\n"), "{page}");
+
+    let token = Signer::secret().token(&claims_of("alice"));
+    let (told, _frames) = guarded.told("/chat", &bearer(&token)).await;
+    assert_eq!(told["headers"]["authorization"], format!("Bearer {token}"), "passed on by default");
+    assert!(guarded.http("/page", &bearer(&token)).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(
+        (guarded.judged("missing"), guarded.judged("expired"), guarded.judged("accepted")),
+        (2.0, 1.0, 2.0)
+    );
+}
+
+#[tokio::test]
+async fn every_hostile_token_is_refused_counted_and_logged_without_the_token() {
+    let guarded = Guarded::with_secret("audience = [\"chat\"]\nissuer = [\"https://issuer\"]", "").await;
+    let good = json!({"sub": "mallory", "exp": in_seconds(600), "aud": "chat", "iss": "https://issuer"});
+    let with = |field: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[field] = value;
+        Signer::secret().token(&claims)
+    };
+    let header = |header: Value| Signer::secret().token_with(&header, &good);
+    let without_exp = json!({"sub": "mallory", "aud": "chat", "iss": "https://issuer"});
+    let parts: Vec<String> = Signer::secret().token(&good).split('.').map(str::to_owned).collect();
+    let cases = [
+        ("algorithm", header(json!({"alg": "none"}))),
+        ("algorithm", format!("{}.{}.", crate::tokens::base64url(r#"{"alg":"none"}"#), parts[1])),
+        ("algorithm", header(json!({"alg": "RS256"}))),
+        ("signature", format!("{}.{}.{}", parts[0], parts[1], "A".repeat(43))),
+        ("signature", Signer::Hmac("another secret of thirty-two byte".into()).token(&good)),
+        ("malformed", format!("{}.{}", parts[0], parts[1])),
+        ("malformed", "x".repeat(17_000)),
+        ("malformed", "a b".to_owned()),
+        ("expired", with("exp", in_seconds(-60).into())),
+        ("not_yet_valid", with("nbf", in_seconds(600).into())),
+        ("claims", Signer::secret().token(&without_exp)),
+        ("audience", with("aud", json!("other"))),
+        ("issuer", with("iss", json!("https://evil"))),
+        ("claims", with("sub", json!(""))),
+    ];
+    let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+    for (reason, token) in &cases {
+        *counts.entry(reason).or_default() += 1.0;
+        let (head, _) = guarded.plain("/chat", &bearer(token)).await;
+        assert!(head.starts_with("HTTP/1.1 401"), "{reason}: {head}");
+        assert_eq!(guarded.judged(reason), counts[reason], "{reason}: {token}");
+    }
+    assert_eq!(guarded.judged("accepted"), 0.0);
+    let log = guarded.gateway.log();
+    for reason in counts.keys() {
+        assert_eq!(
+            log.matches(&format!("reason=\"{reason}\"")).count(),
+            1,
+            "one line for each reason: {log}"
+        );
+    }
+    for (_, token) in &cases {
+        let signature = token.rsplit('.').next().unwrap();
+        assert!(!log.contains(token.as_str()) && (signature.len() < 10 || !log.contains(signature)), "{log}");
+    }
+    let (told, _frames) = guarded.told("/chat", &bearer(&Signer::secret().token(&good))).await;
+    assert_eq!(told["target"], "/chat");
+}
+
+#[tokio::test]
+async fn claims_become_headers_and_no_client_can_forge_or_remove_them() {
+    let jwt = "[routes.chat.credentials.jwt.claims-as-headers]\nX-User = \"sub\"\nX-Roles = \"/realm/roles\"\nX-Team = \"team\"";
+    let guarded = Guarded::with_secret(jwt, "forward-token = false").await;
+    let mut claims = claims_of("alice");
+    claims["realm"] = json!({"roles": ["a", "b"]});
+    let forged = "X-User: admin\r\nX_User: admin\r\nx-roles: [\"admin\"]\r\nX_ROLES: x\r\nX-Team: core\r\nX_Team: core\r\n";
+    let dropping = "Connection: X-User, x_roles, keep-alive\r\n";
+    let token = Signer::secret().token(&claims);
+    let check = |told: &Value| {
+        assert_eq!(
+            (&told["headers"]["x-user"], &told["headers"]["x-roles"]),
+            (&json!("alice"), &json!("[\"a\",\"b\"]")),
+            "{told}"
+        );
+        for absent in ["x_user", "x_roles", "x-team", "x_team", "authorization"] {
+            assert_eq!(told["headers"].get(absent), None, "{told}");
+        }
+    };
+    let (by_plain, _frames) = guarded.told("/chat", &format!("{forged}{dropping}{}", bearer(&token))).await;
+    check(&by_plain);
+    let page = guarded.http("/page", &format!("{forged}{dropping}{}", bearer(&token))).await;
+    check(&serde_json::from_str(page.rsplit("\r\n\r\n").next().unwrap()).unwrap());
+    let mut client = Client::builder(&guarded.url())
+        .unwrap()
+        .header("x-user".parse().unwrap(), "admin".parse().unwrap())
+        .header("x_team".parse().unwrap(), "core".parse().unwrap())
+        .credentials(token)
+        .connect();
+    check(&told(&mut client).await);
+}
+
+#[tokio::test]
+async fn a_session_presents_its_token_in_hello_and_learns_4501_if_it_is_refused() {
+    let guarded = Guarded::with_secret("claims-as-headers = { X-User = \"sub\" }", "").await;
+    let token = Signer::secret().token(&claims_of("alice"));
+    let mut client = guarded.client(&token);
+    let learned = told(&mut client).await;
+    assert_eq!(learned["headers"]["x-user"], "alice");
+    assert_eq!(
+        learned["headers"]["authorization"],
+        format!("Bearer {token}"),
+        "a backend that checks it can"
+    );
+    client.send("hello").await.unwrap();
+    assert_eq!(text(&client.recv().await.unwrap()), "hello");
+
+    let expired = Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(-3600)}));
+    assert_eq!(ended(&mut guarded.client(&expired)).await.1, Some(4501));
+    let mut without = Client::builder(&guarded.url()).unwrap().connect();
+    assert_eq!(ended(&mut without).await.1, Some(4501));
+    assert_eq!((guarded.judged("missing"), guarded.judged("expired")), (1.0, 1.0));
+    // From its header, where its client can set one.
+    let mut by_header = Client::builder(&guarded.url())
+        .unwrap()
+        .header("authorization".parse().unwrap(), format!("Bearer {token}").parse().unwrap())
+        .connect();
+    assert_eq!(told(&mut by_header).await["headers"]["x-user"], "alice");
+}
+
+#[tokio::test]
+async fn a_token_in_the_query_or_a_cookie_is_taken_only_if_asked_for_and_appears_nowhere_behind() {
+    let folder = Folder::new();
+    let keys = folder.write("secret", SECRET);
+    let settings = format!(
+        "from = [\"query:token\", \"cookie:jwt\"]\nforward-token = false\n[routes.chat.credentials.jwt]\nkeys-file = {keys:?}"
+    );
+    let guarded = Guarded::with_log(telling_backend().await, folder, &settings, "trace");
+    let token = Signer::secret().token(&claims_of("alice"));
+    let (told, _one) = guarded.told(&format!("/chat?room=1&token={token}&x=2"), "").await;
+    assert_eq!(told["target"], "/chat?room=1&x=2");
+    let (told, _two) = guarded.told("/chat", &format!("Cookie: theme=dark; jwt={token}\r\n")).await;
+    assert_eq!(told["headers"]["cookie"], "theme=dark");
+    let (head, _) = guarded.plain("/chat", &bearer(&token)).await;
+    assert!(head.starts_with("HTTP/1.1 401"), "no header was asked for: {head}");
+    let (head, _) = guarded.plain(&format!("/chat?token={token}&token={token}"), "").await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+    let log = guarded.gateway.log();
+    let (_, signature) = token.rsplit_once('.').unwrap();
+    let ours: Vec<_> =
+        log.lines().filter(|line| line.contains(signature) && line.contains("mainstay")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+}
+
+#[tokio::test]
+async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with_4501() {
+    let guarded = Guarded::with_secret("leeway = \"0s\"", "grace = \"2s\"").await;
+    let short = || Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(2)}));
+    // The client makes a token for each attempt; the gateway asks it to come back.
+    let mut renewing = Client::builder(&guarded.url())
+        .unwrap()
+        .request(move || async move { Ok(Attempt::default().credentials(short())) })
+        .connect();
+    told(&mut renewing).await;
+    let id = renewing.id();
+    let mut fixed = guarded.client(&short());
+    told(&mut fixed).await;
+    let mut refreshed = guarded.client(&short());
+    told(&mut refreshed).await;
+    let other = Signer::secret().token(&claims_of("mallory"));
+    assert!(refreshed.authenticate(other).await.is_err(), "another subject");
+    assert!(refreshed.authenticate("nonsense").await.is_err());
+    refreshed.authenticate(Signer::secret().token(&claims_of("alice"))).await.unwrap();
+    let (_, mut plain) = guarded.told("/chat", &bearer(&short())).await;
+
+    assert_eq!(ended(&mut fixed).await.1, Some(4501));
+    let closed = async {
+        loop {
+            match plain.read().await.unwrap() {
+                (CLOSE, payload) => return payload,
+                (PING, _) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let payload = tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
+    assert_eq!(payload, [&4501_u16.to_be_bytes()[..], b"the credentials have expired"].concat());
+    until("it has come back", || guarded.gateway.metric("attaches_total{outcome=\"resumed\"}") >= 2.0).await;
+    for client in [&mut renewing, &mut refreshed] {
+        client.send("still here").await.unwrap();
+        assert_eq!(text(&client.recv().await.unwrap()), "still here");
+    }
+    assert_eq!(renewing.id(), id, "it is the same session");
+    assert_eq!((guarded.judged("other_subject"), guarded.judged("malformed")), (1.0, 1.0));
+    assert!(guarded.gateway.metric("credentials_expired_total{outcome=\"asked\"}") >= 2.0);
+    assert!(guarded.gateway.metric("credentials_expired_total{outcome=\"ended\"}") >= 1.0);
+}
+
+/// Opens or resumes a session with these credentials; returns the server's answer.
+async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<ResumeToken>) -> Control {
+    let (head, mut client) =
+        Frames::connect(guarded.gateway.address(), "/chat", "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
+    let credentials = Some(Credentials(token.to_owned().into()));
+    client
+        .write(
+            BINARY,
+            &encoded(mainstay_proto::session::message::Hello { resume, credentials, ..hello(number) }),
+        )
+        .await;
+    loop {
+        let (kind, payload) = client.read().await.unwrap();
+        if kind == BINARY {
+            match Frame::decode(Message::Binary(payload.into())) {
+                Ok(Frame::Control(control)) => return control,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn welcome(answer: Control) -> Welcome {
+    match answer {
+        Control::Welcome(welcome) => *welcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_by_its_subject_with_any_valid_token_and_by_no_other() {
+    let guarded = Guarded::with_secret("", "").await;
+    let token = |subject: &str, left: i64| {
+        Signer::secret()
+            .token(&json!({"sub": subject, "iat": in_seconds(0), "exp": in_seconds(left), "jti": left}))
+    };
+    let first = welcome(answer(&guarded, 1, &token("alice", 600), None).await);
+    let stolen = welcome(answer(&guarded, 2, &token("mallory", 600), Some(first.token.clone())).await);
+    assert!(!stolen.resumed && stolen.account.is_none(), "{stolen:?}");
+    let refused = answer(&guarded, 3, &token("alice", -600), Some(first.token.clone())).await;
+    assert!(matches!(refused, Control::Refuse { code: 4501, temporary: false, .. }), "{refused:?}");
+    assert!(welcome(answer(&guarded, 4, &token("alice", 700), Some(first.token)).await).resumed);
+}
+
+#[tokio::test]
+async fn a_revocation_ends_what_is_open_and_refuses_the_tokens_that_were_issued_before() {
+    let guarded = Guarded::with_secret("", "").await;
+    let token = |subject: &str, issued: i64| {
+        Signer::secret().token(&json!({"sub": subject, "iat": in_seconds(issued), "exp": in_seconds(600)}))
+    };
+    let mut alice = guarded.client(&token("alice", -5));
+    told(&mut alice).await;
+    let (_, mut plain) = guarded.told("/chat", &bearer(&token("alice", -5))).await;
+    let mut bob = guarded.client(&token("bob", -5));
+    told(&mut bob).await;
+    // Its client is away: it learns of the end when it comes back.
+    let parked = welcome(answer(&guarded, 7, &token("alice", -5), None).await);
+    let revoke =
+        |subject: &str| ask(&guarded.gateway, "POST", &format!("/subjects/{subject}/revoke"), INTENT);
+    let (status, body) = revoke("alice");
+    assert_eq!((status, body.trim()), (200, r#"{"ended":3}"#));
+    assert_eq!(ended(&mut alice).await.1, Some(4501));
+    loop {
+        match plain.read().await.unwrap() {
+            (CLOSE, payload) => break assert_eq!(payload[..2], 4501_u16.to_be_bytes()),
+            (PING, _) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (head, _) = guarded.plain("/chat", &bearer(&token("alice", -5))).await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+    let (head, _) = guarded
+        .plain("/chat", &bearer(&Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(60)}))))
+        .await;
+    assert!(head.starts_with("HTTP/1.1 401"), "it does not say when it was issued: {head}");
+    let old = answer(&guarded, 8, &token("alice", -5), Some(parked.token.clone())).await;
+    assert!(matches!(old, Control::Refuse { code: 4501, temporary: false, .. }), "{old:?}");
+    let (_, _new) = guarded.told("/chat", &bearer(&token("alice", 5))).await;
+    assert_eq!((guarded.judged("revoked"), guarded.gateway.metric("revocations")), (3.0, 1.0));
+    bob.send("still here").await.unwrap();
+    assert_eq!(text(&bob.recv().await.unwrap()), "still here");
+    assert_eq!(revoke("nobody").1.trim(), r#"{"ended":0}"#);
+}
+
+/// A JWKS server whose answer a test changes.
+#[derive(Clone, Default)]
+struct Issuer {
+    keys: Arc<Mutex<Option<Value>>>,
+    fetches: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    fn router(&self) -> Router<Server> {
+        let issuer = self.clone();
+        Router::new().route(
+            "/jwks",
+            get(move || {
+                let issuer = issuer.clone();
+                async move {
+                    issuer.fetches.fetch_add(1, Relaxed);
+                    let keys = issuer.keys.lock().unwrap().clone();
+                    keys.map_or(StatusCode::INTERNAL_SERVER_ERROR.into_response(), |keys| {
+                        keys.to_string().into_response()
+                    })
+                }
+            }),
+        )
+    }
+
+    fn publish(&self, keys: &[Value]) {
+        *self.keys.lock().unwrap() = Some(json!({"keys": keys}));
+    }
+
+    fn fail(&self) {
+        *self.keys.lock().unwrap() = None;
+    }
+}
+
+#[tokio::test]
+async fn keys_of_a_url_rotate_by_unknown_names_and_stay_in_use_while_the_issuer_is_away() {
+    let (issuer, old, new) = (Issuer::default(), Signer::ec(), Signer::ed());
+    let address = serve(issuer.router()).await;
+    let settings = format!(
+        "[routes.chat.credentials.jwt]\njwks-url = \"http://{address}/jwks\"\njwks-refresh = \"10s\"\nalgorithms = [\"ES256\", \"EdDSA\"]"
+    );
+    // The issuer answers nothing yet: it is not the client's fault.
+    let guarded = Guarded::start(telling_backend().await, Folder::new(), &settings);
+    until("it was asked", || issuer.fetches.load(Relaxed) > 0).await;
+    let of_old = bearer(&old.token_of("old", &claims_of("alice")));
+    issuer.publish(&[old.jwk("old")]);
+    // It waits for the keys, which are fetched again after a second.
+    let (_, _first) = guarded.told("/chat", &of_old).await;
+    let of_new = bearer(&new.token_of("new", &claims_of("alice")));
+    issuer.publish(&[old.jwk("old"), new.jwk("new")]);
+    let waiting = async {
+        loop {
+            let (head, _) = guarded.plain("/chat", &of_new).await;
+            if head.starts_with("HTTP/1.1 101") {
+                return;
+            }
+            // Fetched less than ten seconds ago: not for good.
+            assert!(
+                head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "),
+                "{head}"
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
+    let before = issuer.fetches.load(Relaxed);
+    for number in 0..20 {
+        let unknown = bearer(&new.token_of(&format!("unknown-{number}"), &claims_of("mallory")));
+        let (head, _) = guarded.plain("/chat", &unknown).await;
+        assert!(head.starts_with("HTTP/1.1 503") || head.starts_with("HTTP/1.1 401"), "{head}");
+    }
+    assert!(issuer.fetches.load(Relaxed) <= before + 1, "anyone may send such tokens");
+    issuer.fail();
+    until("it is away", || {
+        guarded.gateway.metric("jwks_fetches_total{route=\"chat\",outcome=\"failed\"}") >= 2.0
+    })
+    .await;
+    let (_, _second) = guarded.told("/chat", &of_old).await;
+    let log = guarded.gateway.log();
+    assert_eq!(
+        log.matches("the issuer's keys cannot be fetched; those").count(),
+        2,
+        "one line each time it goes: {log}"
+    );
+    issuer.publish(&[new.jwk("new")]);
+    until("it is back", || guarded.gateway.log().matches("the issuer's keys are fetched again").count() == 2)
+        .await;
+    let (head, _) = guarded.plain("/chat", &of_old).await;
+    assert!(
+        head.starts_with("HTTP/1.1 401") || head.starts_with("HTTP/1.1 503"),
+        "the old key is gone: {head}"
+    );
+}
+
+#[tokio::test]
+async fn keys_come_over_tls_from_an_issuer_whose_certificate_a_file_trusts() {
+    let (issuer, signer) = (Issuer::default(), Signer::rsa());
+    issuer.publish(&[signer.jwk("1")]);
+    let folder = Folder::new();
+    let certificate = crate::tls::self_signed("localhost", false);
+    let port = crate::tls::tls_in_front_of(serve(issuer.router()).await, &certificate, None).await;
+    let ca = folder.write("ca.pem", &certificate.pem());
+    let settings = format!(
+        "[routes.chat.credentials.jwt]\njwks-url = \"https://localhost:{port}/jwks\"\njwks-ca-file = {ca:?}"
+    );
+    let guarded = Guarded::start(telling_backend().await, folder, &settings);
+    let (_, _frames) = guarded.told("/chat", &bearer(&signer.token_of("1", &claims_of("alice")))).await;
+}
+
+/// A hook that answers as a test says, and keeps what it was asked.
+#[derive(Clone, Default)]
+struct Hook {
+    answer: Arc<Mutex<(u16, String)>>,
+    asked: Arc<Mutex<Vec<Value>>>,
+    delay: Arc<AtomicUsize>,
+}
+
+impl Hook {
+    async fn start() -> (Self, String) {
+        let hook = Self::default();
+        hook.answers(200, "");
+        let handler = {
+            let hook = hook.clone();
+            move |headers: http::HeaderMap, body: Bytes| {
+                let hook = hook.clone();
+                async move {
+                    let mut question: Value = serde_json::from_slice(&body).unwrap();
+                    question["authorization of the hook"] =
+                        headers.get("authorization").map_or("none", |value| value.to_str().unwrap()).into();
+                    hook.asked.lock().unwrap().push(question);
+                    tokio::time::sleep(Duration::from_millis(hook.delay.load(Relaxed) as u64)).await;
+                    let (status, body) = hook.answer.lock().unwrap().clone();
+                    (StatusCode::from_u16(status).unwrap(), body).into_response()
+                }
+            }
+        };
+        let address = serve(Router::new().route("/connect", post(handler))).await;
+        (hook, format!("url = \"http://{address}/connect\""))
+    }
+
+    fn answers(&self, status: u16, body: &str) {
+        *self.answer.lock().unwrap() = (status, body.to_owned());
+    }
+
+    fn last(&self) -> Value {
+        self.asked.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn the_connect_hook_decides_and_tells_the_backend_who_the_client_is() {
+    let (hook, url) = Hook::start().await;
+    let folder = Folder::new();
+    let secret = folder.write("hook-secret", "Bearer of-the-gateway\n");
+    let settings = format!(
+        "[routes.chat.credentials.connect-hook]\n{url}\nsets-headers = [\"X-User\"]\nheaders = {{ Authorization = \"@{secret}\" }}"
+    );
+    let guarded = Guarded::start(telling_backend().await, folder, &settings);
+    hook.answers(200, r#"{"subject": "alice", "headers": {"X-User": "Alice"}, "expires_in": 3600}"#);
+    let (told_plain, _frames) =
+        guarded.told("/chat?room=1", "Cookie: sid=1\r\nX-User: admin\r\nX_User: admin\r\n").await;
+    assert_eq!(
+        (&told_plain["headers"]["x-user"], told_plain["headers"].get("x_user")),
+        (&json!("Alice"), None)
+    );
+    assert_eq!(told_plain["headers"]["cookie"], "sid=1");
+    let asked = hook.last();
+    assert_eq!(
+        [
+            &asked["event"],
+            &asked["route"],
+            &asked["method"],
+            &asked["path"],
+            &asked["query"],
+            &asked["address"]
+        ],
+        ["connect", "chat", "GET", "/chat", "room=1", "127.0.0.1"]
+    );
+    assert_eq!(
+        (&asked["headers"]["cookie"], asked["headers"].get("x-user")),
+        (&json!("sid=1"), None),
+        "{asked}"
+    );
+    assert_eq!(asked["authorization of the hook"], "Bearer of-the-gateway");
+
+    let mut client = guarded.client("a ticket");
+    assert_eq!(told(&mut client).await["headers"]["x-user"], "Alice");
+    assert_eq!((&hook.last()["credentials"], &hook.last()["event"]), (&json!("a ticket"), &json!("connect")));
+    client.authenticate("another ticket").await.unwrap();
+    assert_eq!(
+        (&hook.last()["credentials"], &hook.last()["event"]),
+        (&json!("another ticket"), &json!("refresh"))
+    );
+    hook.answers(200, r#"{"subject": "mallory"}"#);
+    assert!(client.authenticate("a third").await.is_err(), "another subject");
+
+    hook.answers(403, r#"{"reason": "you are blocked"}"#);
+    assert!(client.authenticate("a fourth").await.is_err());
+    let page = guarded.http("/page", "").await;
+    assert!(page.starts_with("HTTP/1.1 403") && page.ends_with("you are blocked\n"), "{page}");
+    assert_eq!(ended(&mut guarded.client("x")).await.1, Some(4501));
+    client.send("goes on").await.unwrap();
+    assert_eq!(text(&client.recv().await.unwrap()), "goes on");
+}
+
+#[tokio::test]
+async fn a_hook_that_does_not_decide_asks_clients_to_come_back_unless_the_settings_admit_them() {
+    let (hook, url) = Hook::start().await;
+    let table = "[routes.chat.credentials.connect-hook]";
+    let settings = format!("{table}\n{url}\ntimeout = \"300ms\"\nconcurrency = 1");
+    let guarded = Guarded::start(telling_backend().await, Folder::new(), &settings);
+    for (status, body) in
+        [(500, ""), (404, ""), (302, ""), (200, "no JSON"), (200, r#"{"headers": {"X-Other": "1"}}"#)]
+    {
+        hook.answers(status, body);
+        let (head, _) = guarded.plain("/chat", "").await;
+        assert!(
+            head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "),
+            "{status}: {head}"
+        );
+    }
+    hook.answers(200, "");
+    hook.delay.store(1_000, Relaxed);
+    let (head, _) = guarded.plain("/chat", "").await;
+    assert!(head.starts_with("HTTP/1.1 503"), "too slow: {head}");
+    // A session comes back by itself, until the hook decides.
+    let mut client = guarded.client("x");
+    until("it was refused", || guarded.judged("hook_unavailable") >= 7.0).await;
+    hook.delay.store(0, Relaxed);
+    told(&mut client).await;
+
+    hook.answers(500, "");
+    let lenient = format!("{table}\n{url}\nallow-on-failure = true");
+    let guarded = Guarded::start(telling_backend().await, Folder::new(), &lenient);
+    let (_, _frames) = guarded.told("/chat", "").await;
+}
+
+#[tokio::test]
+async fn a_token_and_the_hook_must_both_agree() {
+    let (hook, url) = Hook::start().await;
+    let folder = Folder::new();
+    let keys = folder.write("secret", SECRET);
+    let settings = format!(
+        "[routes.chat.credentials.jwt]\nkeys-file = {keys:?}\n[routes.chat.credentials.connect-hook]\n{url}"
+    );
+    let guarded = Guarded::start(telling_backend().await, folder, &settings);
+    let (head, _) = guarded.plain("/chat", "").await;
+    assert!(head.starts_with("HTTP/1.1 401") && hook.asked.lock().unwrap().is_empty(), "{head}");
+    let token = bearer(&Signer::secret().token(&claims_of("alice")));
+    let (_, _frames) = guarded.told("/chat", &token).await;
+    assert_eq!(hook.last()["subject"], "alice");
+    hook.answers(401, "");
+    let (head, _) = guarded.plain("/chat", &token).await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
+
+#[tokio::test]
+async fn a_route_may_serve_its_pages_without_credentials() {
+    let guarded =
+        Guarded::with_secret("claims-as-headers = { X-User = \"sub\" }", "check-http = false").await;
+    let page = guarded.http("/page", "X-User: admin\r\nX_User: admin\r\n").await;
+    assert!(page.starts_with("HTTP/1.1 200") && !page.contains("admin"), "{page}");
+    let (head, _) = guarded.plain("/chat", "").await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
+
+#[tokio::test]
+async fn another_key_in_the_file_takes_effect_at_once_also_for_what_is_open() {
+    let (old, new) = (Signer::ec(), Signer::ec());
+    let folder = Folder::new();
+    let keys = folder.write("keys.pem", &old.pem());
+    let settings = format!("[routes.chat.credentials.jwt]\nkeys-file = {keys:?}");
+    let guarded = Guarded::start(telling_backend().await, folder, &settings);
+    let mut client = guarded.client(&old.token(&claims_of("alice")));
+    told(&mut client).await;
+    assert!(client.authenticate(new.token(&claims_of("alice"))).await.is_err());
+    guarded.folder.write("keys.pem", "no key");
+    guarded.gateway.signal("HUP");
+    until("it is refused", || guarded.gateway.log().contains("routes.chat.credentials.jwt.keys-file")).await;
+    client.authenticate(old.token(&claims_of("alice"))).await.unwrap();
+    guarded.folder.write("keys.pem", &new.pem());
+    guarded.gateway.signal("HUP");
+    guarded.gateway.wait_for_metric("config_last_reload_successful", 1.0).await;
+    client.authenticate(new.token(&claims_of("alice"))).await.unwrap();
+    let (head, _) = guarded.plain("/chat", &bearer(&old.token(&claims_of("alice")))).await;
+    assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
+
+#[test]
+fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write() {
+    let folder = Folder::new();
+    let key = folder.write("key", SECRET);
+    let private = folder.write("private", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n");
+    let jwt = |more: &str| format!("jwt = {{ keys-file = {key:?}, {more} }}");
+    let hook = |more: &str| format!("connect-hook = {{ url = \"http://127.0.0.1:1/\", {more} }}");
+    for (settings, field, part) in [
+        ("jwt = {}".to_owned(), "jwt.keys-file", "jwks-url is required"),
+        (jwt("jwks-url = \"https://a/\""), "jwt.jwks-url", "remove one"),
+        (jwt("jwks-ca-file = \"x\""), "jwt.jwks-ca-file", "belongs to jwks-url"),
+        ("jwt = { jwks-url = \"http://issuer.example/\" }".into(), "jwt.jwks-url", "must be https://"),
+        (
+            "jwt = { jwks-url = \"https://a/\", jwks-refresh = \"1s\" }".into(),
+            "jwt.jwks-refresh",
+            "between 10s and 1day",
+        ),
+        ("jwt = { keys-file = \"/nowhere\" }".into(), "jwt.keys-file", "name a readable file"),
+        (format!("jwt = {{ keys-file = {private:?} }}"), "jwt.keys-file", "openssl pkey -pubout"),
+        (jwt("algorithms = [\"none\"]"), "jwt.algorithms", "HS256"),
+        (jwt("algorithms = []"), "jwt.algorithms", "at least one"),
+        (jwt("algorithms = [\"ES256\"]"), "jwt.keys-file", "no key for the algorithms"),
+        (jwt("leeway = \"11m\""), "jwt.leeway", "at most 10m"),
+        (jwt("leeway = \"1500ms\""), "jwt.leeway", "whole seconds"),
+        (jwt("issuer = [\"\"]"), "jwt.issuer", "empty"),
+        (jwt("subject-claim = \"\""), "jwt.subject-claim", "must name a claim"),
+        (jwt("claims-as-headers = { Host = \"sub\" }"), "jwt.claims-as-headers", "X-User"),
+        (jwt("claims-as-headers = { X_User = \"sub\" }"), "jwt.claims-as-headers", "X-User"),
+        (jwt("claims-as-headers = { X-Forwarded-User = \"sub\" }"), "jwt.claims-as-headers", "X-User"),
+        (jwt("claims-as-headers = { X-User = \"\" }"), "jwt.claims-as-headers", "must name a claim"),
+        (hook("timeout = \"5s\""), "connect-hook.timeout", "between 10ms and 4s"),
+        (hook("concurrency = 0"), "connect-hook.concurrency", "between 1 and 10000"),
+        (hook("sets-headers = [\"Cookie\"]"), "connect-hook.sets-headers", "X-User"),
+        (hook("headers = { X = \"@/nowhere\" }"), "connect-hook.headers", "name a readable file"),
+        ("connect-hook = {}".into(), "connect-hook.url", "write for example"),
+        ("from = [\"url:token\"]".into(), "from", "query:NAME"),
+        (format!("from = []\n{}", jwt("")), "from", "must name a place"),
+        ("grace = \"11m\"".into(), "grace", "at most 10m"),
+    ] {
+        let file = folder.write("mainstay.toml", &configuration(([127, 0, 0, 1], 1).into(), &settings));
+        let output = crate::support::run(&["config", "check", &file], b"");
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{settings}: {error}");
+        assert!(
+            error.contains(&format!("routes.chat.credentials.{field}")) && error.contains(part),
+            "{settings}: {error}"
+        );
+    }
+}
