@@ -1,4 +1,4 @@
-//! Who a request comes from: the address of its client, and the subject of its credentials. They travel in the extensions
+//! The client of a request: the address of its client, and the subject of its credentials. They travel in the extensions
 //! of the request, from the part that establishes them to those that count, log and decide by them.
 
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClientAddress(pub(crate) IpAddr);
 
-/// Who a client is by its credentials, for example the `sub` of its JWT. Absent where a route has no credentials, or where
+/// The client by its credentials, for example the `sub` of its JWT. Absent where a route has no credentials, or where
 /// they come later, in the session's HELLO.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[allow(dead_code)] // Set by the credentials of a route.

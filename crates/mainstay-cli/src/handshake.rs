@@ -114,7 +114,7 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade,
+        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = match &admitted {
@@ -171,12 +171,12 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.manual_ack(),
+        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)).manual_ack(),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
+    let upgrade = if route.movable { upgrade.movable() } else { upgrade };
     let drops_oldest = route.slow_clients == SlowClients::DropOldest;
     let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
-    let upgrade = if route.movable { upgrade.movable() } else { upgrade };
     let Some((credentials, presented)) = presented else {
         return upgrade
             .principal(principal)
@@ -196,7 +196,6 @@ fn with_settings(upgrade: SessionUpgrade, route: &Route, path: &str) -> Result<S
     let upgrade = upgrade.limits(route.limits)?.resume_window(route.resume_window)?;
     Ok(upgrade
         .heartbeat(route.heartbeats.for_path(path))
-        .listed_as(format!("{} {path}", route.name))
         .lifetime(route.lifetime)
         .deflate(route.deflate)
         .group(&route.group)

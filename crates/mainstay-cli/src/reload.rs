@@ -44,10 +44,10 @@ impl Live {
         let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
         let tls = self.prepare_tls(loaded)?;
         let changes = Changes::between(&before, &routes);
+        table::start_credentials(&routes);
         table::set_limits(&routes);
         self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
         self.server.set_proxies(loaded.config.proxies.proxies());
-        table::start_credentials(&routes);
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
         tokio::spawn(probe_soon(Arc::clone(&self.routes)));

@@ -1,4 +1,4 @@
-//! Who may use a route: clients with a valid token, or that the operator's connect hook admits.
+//! The clients that may use a route: those with a valid token, or that the operator's connect hook admits.
 //!
 //! A client that speaks `mainstay.v1` is judged by its HELLO, at every attach, and again when it presents other credentials
 //! on the live session; the library ends the session once they have expired. Any other client is judged by its request, before

@@ -17,7 +17,8 @@ use crate::config::duration;
 use crate::config::text::{Expected, Text, Written};
 use crate::{forward, tls, values};
 
-/// Who may use a route: clients whose token is valid, or that the connect hook admits. With both, the token is checked first.
+/// The clients that may use a route: those whose token is valid, or that the connect hook admits. With both, the token is
+/// checked first.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {

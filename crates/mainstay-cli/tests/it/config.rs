@@ -66,7 +66,7 @@ fn a_mistake_in_a_file_is_one_line_with_the_line_the_key_and_what_to_write() {
     );
     check("[limits]\nmessage = \"1MiB\"\n", &["write message in [routes.NAME.limits]"]);
     check("[session]\ncookies = []\n", &["unknown key", "write session in [routes.NAME]"]);
-    check(&with("zzz = 1"), &["routes.chat.zzz: unknown key; known here: exact-path, "]);
+    check(&with("zzz = 1"), &["routes.chat.zzz: unknown key; known here: credentials, exact-path, "]);
     // Values.
     check("drain = 5\n", &["mainstay.toml:1: drain: ", "integer `5`", "a duration in quotes", "25s"]);
     check("drain = \"5\"\n", &["mainstay.toml:1: drain: ", "write for example 25s"]);

@@ -1,4 +1,4 @@
-//! The credentials of a route, with real tokens: who is admitted, what the backend learns, and what happens when they expire.
+//! The credentials of a route, with real tokens: which clients are admitted, what the backend learns, and what happens when they expire.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -766,6 +766,23 @@ async fn another_key_in_the_file_takes_effect_at_once_also_for_what_is_open() {
     client.authenticate(new.token(&claims_of("alice"))).await.unwrap();
     let (head, _) = guarded.plain("/chat", &bearer(&old.token(&claims_of("alice")))).await;
     assert!(head.starts_with("HTTP/1.1 401"), "{head}");
+}
+
+#[test]
+fn the_settings_of_the_guide_are_right() {
+    let folder = Folder::new();
+    folder.write("jwt.pem", crate::tokens::RSA_PUBLIC);
+    folder.write("hook-secret", "Bearer x\n");
+    let page = include_str!("../../../../docs/guides/credentials.md");
+    let blocks: Vec<_> =
+        page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3);
+    for block in blocks {
+        let here = block.replace("/etc/mainstay", folder.0.to_str().unwrap());
+        let file = folder.write("mainstay.toml", &here);
+        let output = crate::support::run(&["config", "check", &file], b"");
+        assert!(output.status.success(), "{block}{}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]
