@@ -72,7 +72,7 @@ impl Section {
             ProxyVersions::Any => Versions::Any,
         };
         let server = server.clone();
-        // Behind a Unix socket is who may open its file.
+        // The mode of its file decides which process may connect to a Unix socket.
         let trusts = move |peer: Option<IpAddr>| peer.is_none() || server.trusts_proxy(peer);
         Some(ProxyProtocol::new(versions, trusts))
     }
