@@ -292,7 +292,7 @@ fn library(
             .max()
             .unwrap_or(none.limits.fragments),
     };
-    // Of a node: each session has that of its route.
+    // The node's longest: each session has that of its route.
     let resume_window = config.routes.values().map(|route| route.session.resume_window).max();
     let resume_window = resume_window.unwrap_or(none.session.resume_window);
     let checked = || {

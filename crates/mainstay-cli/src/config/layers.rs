@@ -1,6 +1,6 @@
 //! The layers of the configuration, merged into one tree in which every value keeps its origin.
 //!
-//! The crates `figment` and `config` were rejected: neither keeps the line of a value (`docs/adr/0028`).
+//! The crates `figment` and `config` were rejected: neither keeps the line of a value (`docs/adr/0029-the-configuration-keeps-its-lines.md`).
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The signatures of tokens, checked by ring, which TLS uses too. `jsonwebtoken` does the rest.
 //!
 //! Its own two providers were rejected: each brings a second library of cryptography, one of them a large one in C.
-//! `docs/adr/0031-credentials-are-judged-with-their-hello.md` has the reasons.
+//! `docs/adr/0030-credentials-are-judged-with-their-hello.md` has the reasons.
 
 use std::sync::Once;
 

@@ -174,9 +174,8 @@ async fn a_client_that_sends_too_fast_waits_and_is_closed_if_it_never_slows_down
         client.write(TEXT, b"x").await;
     }
     let code = loop {
-        match client.read().await.unwrap() {
-            (CLOSE, payload) => break u16::from_be_bytes([payload[0], payload[1]]),
-            _ => {}
+        if let (CLOSE, payload) = client.read().await.unwrap() {
+            break u16::from_be_bytes([payload[0], payload[1]]);
         }
     };
     assert_eq!((code, gateway.metric("clients_too_fast_total")), (1008, 1.0));

@@ -193,9 +193,9 @@ async fn with_the_log_at_info_each_end_and_each_resume_of_a_client_is_one_line()
         assert!(back.contains(words), "{back}");
     }
     session.close(mainstay::CloseCode::NORMAL, "").await;
-    until("the end is logged", || line("client ended").is_some()).await;
-    let end = line("client ended").unwrap();
-    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "by=\"client\"", "cause="] {
+    until("the end is logged", || line("by=\"client\"").is_some()).await;
+    let end = line("by=\"client\"").unwrap();
+    for words in [&id, "client ended", "peer=\"127.0.0.1:", "path=\"/echo\"", "cause="] {
         assert!(end.contains(words), "{end}");
     }
     assert!(!gateway.log().contains("secret"));

@@ -40,9 +40,15 @@ impl Meter {
         Self { limit: u64::from(limit.get()), seed, origin: now, cells: Vec::new() }
     }
 
-    /// Changes the limit. What was caused before counts by the time until it is returned.
-    pub(super) fn set_limit(&mut self, limit: NonZeroU32) {
+    /// Changes the limit. A key that has caused three events has caused three of the new limit.
+    pub(super) fn set_limit(&mut self, now: Instant, limit: NonZeroU32) {
+        let (now, before) = (self.micros(now), self.interval());
         self.limit = u64::from(limit.get());
+        let interval = self.interval();
+        for cell in self.cells.iter_mut().filter(|cell| cell.returned > now) {
+            let left = u128::from(cell.returned - now) * u128::from(interval) / u128::from(before);
+            cell.returned = now + u64::try_from(left).unwrap_or(u64::MAX / 4);
+        }
     }
 
     /// Returns how long this key has to wait; `None`: not at all.
@@ -75,7 +81,7 @@ impl Meter {
 
     /// How long one event takes to be returned.
     fn interval(&self) -> u64 {
-        MINUTE / self.limit
+        (MINUTE / self.limit).max(1)
     }
 
     fn micros(&self, now: Instant) -> u64 {
@@ -125,6 +131,19 @@ mod tests {
             // Everything is returned after a quiet minute.
             assert!(pass(&mut meter, 1, 20 * minute, Duration::from_millis(20 * u64::from(limit))) >= limit);
         }
+    }
+
+    #[test]
+    fn what_a_key_has_caused_counts_as_much_after_a_change_of_the_limit() {
+        let mut meter = meter(2);
+        let now = meter.origin;
+        meter.spend(now, 1);
+        meter.spend(now, 1);
+        assert!(meter.wait(now, 1).is_some());
+        meter.set_limit(now, NonZeroU32::new(10).unwrap());
+        assert_eq!(pass(&mut meter, 1, Duration::ZERO, Duration::from_millis(1)), 8);
+        meter.set_limit(now, NonZeroU32::new(5).unwrap());
+        assert_eq!(meter.wait(now, 1), Some(Duration::from_secs(72)), "ten of five");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct OpeningConfig {
 pub struct Opener<'a> {
     /// Where it comes from, if that is known.
     pub source: Option<Source>,
-    /// Who it is; empty: anonymous.
+    /// The client's name by its credentials; empty: anonymous.
     pub principal: &'a [u8],
 }
 
@@ -96,7 +96,7 @@ impl Openings {
     fn set_meters(&mut self, now: Instant) {
         let set = |meter: &mut Option<Meter>, limit: Option<NonZeroU32>| match (meter, limit) {
             (meter, None) => *meter = None,
-            (Some(meter), Some(limit)) => meter.set_limit(limit),
+            (Some(meter), Some(limit)) => meter.set_limit(now, limit),
             (none, Some(limit)) => *none = Some(Meter::new(limit, self.seed, now)),
         };
         set(&mut self.address_meter, self.config.per_address);
