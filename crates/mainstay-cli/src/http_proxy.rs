@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request};
 use axum::response::{IntoResponse, Response};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 use mainstay::client::FailureKind;
@@ -97,7 +97,7 @@ impl HttpProxy {
     }
 
     async fn respond(&self, request: Request) -> Response {
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         if head.method == Method::TRACE {
             // TRACE would show the client the headers that the gateway adds for the backend.
             return (StatusCode::METHOD_NOT_ALLOWED, "TRACE is not forwarded\n").into_response();
@@ -112,10 +112,12 @@ impl HttpProxy {
         let key = self.stickiness.key(&head);
         let expects = head.headers.contains_key(header::EXPECT);
         let (upload, progress) = Upload::new(body, self.max_body, expects);
-        let first = self.outgoing(&mut head, target.clone(), upload);
         let may_repeat =
             progress.is_none() && matches!(head.method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let again = || may_repeat.then(|| self.outgoing(&mut head, target.clone(), Upload::empty()));
+        let fields = self.fields(&head);
+        let kept = may_repeat.then(|| (head.method.clone(), target.clone(), fields.clone()));
+        let first = outgoing((head.method, target, fields), upload, head.extensions);
+        let again = || Some(outgoing(kept.clone()?, Upload::empty(), http::Extensions::new()));
         match self.upstream.send(key, first, progress.clone(), again).await {
             Ok((response, _)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 UpstreamError::BadResponse("the backend switched protocols unasked".to_owned())
@@ -126,9 +128,8 @@ impl HttpProxy {
         }
     }
 
-    /// Builds the request for the backend. The original spelling of its field names is in the extensions, which move
-    /// over.
-    fn outgoing(&self, head: &mut request::Parts, target: Uri, body: Upload) -> http::Request<Upload> {
+    /// Returns the fields for the backend.
+    fn fields(&self, head: &request::Parts) -> HeaderMap {
         let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         let scheme = Scheme::Http.seen_by_client(&head.extensions);
         let mut fields = self.forwarding.fields(&head.headers, peer, scheme);
@@ -137,13 +138,22 @@ impl HttpProxy {
             fields.insert(header::TE, HeaderValue::from_static("trailers"));
             fields.insert(header::CONNECTION, HeaderValue::from_static("TE"));
         }
-        let mut request = http::Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = target;
-        *request.headers_mut() = fields;
-        *request.extensions_mut() = std::mem::take(&mut head.extensions);
-        request
+        fields
     }
+}
+
+/// Builds the request for the backend. The original spelling of its field names is in the extensions.
+fn outgoing(
+    (method, target, fields): (Method, Uri, HeaderMap),
+    body: Upload,
+    extensions: http::Extensions,
+) -> http::Request<Upload> {
+    let mut request = http::Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = target;
+    *request.headers_mut() = fields;
+    *request.extensions_mut() = extensions;
+    request
 }
 
 /// Converts the backend's response for the client: status, reason phrase and body unchanged, hop-by-hop fields removed.

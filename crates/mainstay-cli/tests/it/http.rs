@@ -403,3 +403,28 @@ async fn requests_are_counted_and_a_backend_that_fails_is_one_line() {
     let stderr = stage.gateway.log();
     assert_eq!(stderr.matches("did not respond properly").count(), 1, "{stderr}");
 }
+
+#[tokio::test]
+async fn a_request_that_is_sent_again_describes_its_client_as_the_first_did() {
+    let stage = Stage::set(&[]).await;
+    let get = "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let mut first = stage.client(get).await;
+    let mut pooled = stage.accept().await;
+    head(&mut pooled).await;
+    pooled.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    rest(&mut first).await;
+    // The backend ends the connection that the gateway uses again just as it does.
+    let mut second = stage.client(get).await;
+    let before = head(&mut pooled).await;
+    drop(pooled);
+    let mut backend = stage.accept().await;
+    let again = head(&mut backend).await;
+    backend.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    assert!(rest(&mut second).await.starts_with("HTTP/1.1 200"));
+    let described = |head: &str| {
+        let lines = head.lines().map(str::to_ascii_lowercase);
+        lines.filter(|line| line.starts_with("x-forwarded-")).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert!(described(&again).contains("x-forwarded-for: 127.0.0.1"), "{again}");
+    assert_eq!(described(&again), described(&before));
+}
