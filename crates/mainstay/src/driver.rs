@@ -203,9 +203,13 @@ impl Wire {
         }
         with_scratch(|Scratch { write: out, packed, .. }| {
             self.codec.flush_replies(out);
+            let mut is_all = false;
             while out.len() < WRITE {
                 match next() {
-                    None => break,
+                    None => {
+                        is_all = true;
+                        break;
+                    }
                     Some(Transmit::Abort) => {
                         drop(out.take_rest());
                         return Err(Abort);
@@ -218,7 +222,12 @@ impl Wire {
             }
             let before = out.remaining();
             match self.transport.poll_write_all(cx, out) {
-                Poll::Ready(Ok(())) => Ok(Written::All),
+                Poll::Ready(Ok(())) if is_all => Ok(Written::All),
+                Poll::Ready(Ok(())) => {
+                    // No event of the socket follows: it accepted all there was.
+                    cx.waker().wake_by_ref();
+                    Ok(Written::Some)
+                }
                 Poll::Ready(Err(_)) => {
                     drop(out.take_rest());
                     Err(Abort)
@@ -368,7 +377,7 @@ impl Wire {
 pub(crate) enum Written {
     /// The socket accepted everything.
     All,
-    /// The socket accepted a part.
+    /// The socket accepted a part, or there is more to write: the task is woken in either case.
     Some,
     /// The socket accepted nothing.
     None,
@@ -427,5 +436,29 @@ mod tests {
         assert!(matches!(write(&mut wire).await, Ok(Written::Some)));
         peer.read_exact(&mut [0; 16]).await.unwrap();
         assert!(matches!(write(&mut wire).await, Ok(Written::All)));
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicU32);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_with_more_to_write_than_one_poll_writes_is_woken_although_the_socket_accepted_all() {
+        let (mut wire, _peer) = wire(1 << 20);
+        let mut messages = vec![Transmit::Message(Message::text("x".repeat(64 * 1024))); 5];
+        let woken = std::sync::Arc::new(Woken::default());
+        let waker = std::sync::Arc::clone(&woken).into();
+        let mut cx = Context::from_waker(&waker);
+        let mut write = || wire.poll_write(&mut cx, Mode::Plain, || messages.pop());
+        assert!(matches!(write(), Ok(Written::Some)));
+        assert_eq!(woken.0.load(std::sync::atomic::Ordering::Relaxed), 1);
+        assert!(matches!(write(), Ok(Written::All)));
+        assert_eq!(woken.0.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 }

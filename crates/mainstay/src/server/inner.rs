@@ -123,9 +123,10 @@ impl Inner {
 
     /// When something is due. Nothing is due on a connection that a fault stalls.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let Some(rare) = &self.rare else { return self.peer.poll_timeout() };
-        let due = || [rare.paused_until, self.peer.poll_timeout()].into_iter().flatten().min();
-        self.fault_at().or_else(due)
+        match &self.rare {
+            None => self.peer.poll_timeout(),
+            Some(rare) => rare.poll_timeout(self.fault_at(), || self.peer.poll_timeout()),
+        }
     }
 }
 
@@ -145,14 +146,26 @@ impl Inner {
 
     /// Notes what one read brought. Returns `true` if the connection has to be closed, because the client does not slow down.
     pub(super) fn is_too_fast(&mut self, now: Instant, messages: u64, bytes: u64, stats: &Counters) -> bool {
-        let Some(rare) = &mut self.rare else { return false };
-        let Some(throttle) = &mut rare.throttle else { return false };
+        self.rare.as_mut().is_some_and(|rare| rare.is_too_fast(now, messages, bytes, stats))
+    }
+
+    /// What few connections have that keeps this one from being read now.
+    pub(super) fn kept_unread(&mut self, now: Instant, connection: ConnectionId) -> Option<KeptUnread> {
+        self.rare.as_mut().and_then(|rare| rare.kept_unread(now, connection))
+    }
+}
+
+/// Never beside what every connection does: it would make that slower.
+impl Rare {
+    #[cold]
+    fn is_too_fast(&mut self, now: Instant, messages: u64, bytes: u64, stats: &Counters) -> bool {
+        let Some(throttle) = &mut self.throttle else { return false };
         throttle.spend(now, messages, bytes);
         match throttle.pace(now) {
             Pace::Read => false,
             Pace::Pause(until) => {
                 Counters::add(&stats.throttled, 1);
-                rare.paused_until = Some(until);
+                self.paused_until = Some(until);
                 false
             }
             Pace::Close => {
@@ -162,14 +175,18 @@ impl Inner {
         }
     }
 
-    /// What few connections have that keeps this one from being read now.
-    pub(super) fn kept_unread(&mut self, now: Instant, connection: ConnectionId) -> Option<KeptUnread> {
-        let rare = self.rare.as_mut()?;
-        if rare.fault.as_ref().is_some_and(|fault| fault.concerns(connection)) {
+    #[cold]
+    fn poll_timeout(&self, fault: Option<Instant>, peer: impl Fn() -> Option<Instant>) -> Option<Instant> {
+        fault.or_else(|| [self.paused_until, peer()].into_iter().flatten().min())
+    }
+
+    #[cold]
+    fn kept_unread(&mut self, now: Instant, connection: ConnectionId) -> Option<KeptUnread> {
+        if self.fault.as_ref().is_some_and(|fault| fault.concerns(connection)) {
             return Some(KeptUnread::Fault);
         }
-        rare.paused_until.take_if(|until| *until <= now);
-        rare.paused_until.map(|_| KeptUnread::TooFast)
+        self.paused_until.take_if(|until| *until <= now);
+        self.paused_until.map(|_| KeptUnread::TooFast)
     }
 }
 

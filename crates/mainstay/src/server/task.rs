@@ -203,6 +203,7 @@ impl Connected {
     }
 
     /// Notes that the connection is lost, unless that is how the session ends: its end is noted too.
+    #[cold]
     fn note_lost(&self, inner: &Inner, why: Loss) {
         let is_end = match inner.peer.session() {
             Some(session) => session.closed().is_some(),
@@ -217,6 +218,7 @@ impl Connected {
     }
 
     /// Notes how the session ended.
+    #[cold]
     fn note_end(&self, inner: &Inner) {
         let timeline = &self.core.shared.timeline;
         if timeline.is_on()

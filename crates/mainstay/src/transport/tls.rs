@@ -41,6 +41,7 @@ impl Tls {
     }
 
     /// Reads until `buffer` is full or the socket is empty; 0 is the end of the stream.
+    #[inline(never)] // Beside TCP in one function it would make that slower.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut filled = 0;
         loop {
@@ -92,6 +93,7 @@ impl Tls {
     }
 
     /// Encrypts as much as the bound allows, and writes. Nothing is accepted while earlier records wait.
+    #[inline(never)]
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -106,6 +108,7 @@ impl Tls {
     }
 
     /// Writes the records that wait; `Ready` once the socket has accepted all of them.
+    #[inline(never)]
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.session.wants_write() {
             let written = self.session.write_tls(&mut Socket { socket: &mut self.socket, cx });
@@ -117,6 +120,7 @@ impl Tls {
     }
 
     /// Sends `close_notify`, and shuts down the writing side of the socket.
+    #[inline(never)]
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.session.send_close_notify();
         ready!(self.poll_flush(cx))?;
@@ -124,6 +128,7 @@ impl Tls {
     }
 
     /// Sends `close_notify` if the socket accepts it now.
+    #[inline(never)]
     pub(super) fn announce_end(&mut self, cx: &mut Context<'_>) {
         self.session.send_close_notify();
         let _ = self.poll_flush(cx);
