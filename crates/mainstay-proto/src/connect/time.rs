@@ -139,14 +139,17 @@ impl Client {
         }
     }
 
+    /// Whether every command and event was polled. An application on another thread may cause one at any time.
+    #[must_use]
+    pub fn is_polled(&self) -> bool {
+        self.commands.is_empty() && self.events.is_empty()
+    }
+
     /// Returns when to call [`handle_timeout`](Self::handle_timeout). Ask before you wait, after the last command, transmit and
     /// event were polled.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        debug_assert!(
-            self.commands.is_empty() && self.events.is_empty(),
-            "the driver waits, and has not polled every command and event"
-        );
+        debug_assert!(self.is_polled(), "the driver waits, and has not polled every command and event");
         self.due()
     }
 

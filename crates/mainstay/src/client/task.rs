@@ -150,7 +150,12 @@ impl ClientTask {
         if self.core.signal.is_woken() {
             return TaskPoll::Again;
         }
-        TaskPoll::Until(self.core.lock().machine.poll_timeout())
+        let inner = self.core.lock();
+        // The application's thread did something since, and is about to wake this task.
+        if !inner.machine.is_polled() {
+            return TaskPoll::Again;
+        }
+        TaskPoll::Until(inner.machine.poll_timeout())
     }
 
     /// Polls the dials. `true`: one was completed.
