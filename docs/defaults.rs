@@ -188,6 +188,7 @@ fn the_lines_of_the_log_that_operators_look_for_are_those_of_the_code() {
     let code = [
         include_str!("../crates/mainstay/src/cluster/node.rs"),
         include_str!("../crates/mainstay/src/cluster/listener.rs"),
+        include_str!("../crates/mainstay/src/cluster/entry.rs"),
         include_str!("../crates/mainstay/src/cluster/state_dir.rs"),
         include_str!("../crates/mainstay/src/server/route.rs"),
         include_str!("../crates/mainstay/src/server/attach.rs"),

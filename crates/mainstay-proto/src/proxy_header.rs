@@ -304,8 +304,8 @@ mod tests {
     fn only_an_accepted_version_is_read_and_a_request_is_no_header() {
         let (line, binary) = (b"PROXY UNKNOWN\r\n".to_vec(), binary(0x20, 0, &[]));
         assert!(read(&line, Versions::One).is_ok() && read(&binary, Versions::Two).is_ok());
-        assert_eq!(read(&line, Versions::Two), Err(HeaderError::NoHeader));
-        assert_eq!(read(&binary, Versions::One), Err(HeaderError::NoHeader));
+        assert_eq!(parse(&line, Versions::Two), Err(HeaderError::NoHeader));
+        assert_eq!(parse(&binary, Versions::One), Err(HeaderError::NoHeader));
         for other in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXYX", b"\x16\x03\x01\x02\x00\x01", b"\r\n\r\nGET"]
         {
             assert_eq!(parse(&other[..other.len().min(6)], Versions::Any), Err(HeaderError::NoHeader));
