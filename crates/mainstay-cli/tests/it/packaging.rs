@@ -205,6 +205,7 @@ fn the_files_to_deploy_are_valid_yaml_and_json() {
         "deploy/prometheus.yaml",
         "deploy/proxies/envoy.yaml",
         "deploy/proxies/traefik.yaml",
+        "deploy/proxies/traefik-routes.yaml",
         "packaging/compose.yaml",
     ] {
         let text = file(path);
