@@ -88,9 +88,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 
 fn prepare() -> Result<()> {
     install::node_packages("proof")?;
-    let programs = "--bin mainstay --bin cluster_balancer --bin cluster_client";
-    cargo(&format!("build --package mainstay-cli --package mainstay-peers {programs}"))?;
-    Ok(())
+    // With the tests, as the step `test` has them: so nothing is compiled anew.
+    cargo("build --workspace --tests --bin mainstay --bin cluster_balancer --bin cluster_client").map(drop)
 }
 
 fn play(brand: Brand, size: &Size, is_meant: impl Fn(&str) -> bool) -> Result<Outcome> {
