@@ -13,7 +13,6 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
-#[allow(dead_code, reason = "scale uses what is left")]
 mod engines;
 mod install;
 mod instructions;
@@ -23,6 +22,7 @@ mod memory;
 mod metrics;
 mod outage;
 mod path;
+mod programs;
 mod proxies;
 mod release;
 mod rolling;
