@@ -13,11 +13,12 @@ use saphyr::{LoadableYamlNode, Yaml};
 use serde_json::Value;
 
 use crate::engines::{Brand, Program, Server};
+use crate::programs::MAINSTAY;
 use crate::run::{Background, free_address, output};
 use crate::{Result, install, metrics};
 
+use super::LIMIT;
 use super::stage::converse;
-use super::{LIMIT, MAINSTAY};
 
 /// How long the client of the demonstration is silent, in seconds: the time for two restarts.
 const SILENCE: u32 = 8;

@@ -154,7 +154,11 @@ impl Proxy {
         };
         let log = place.folder.join("proxy.log");
         let mut running = Background::start_quietly(command.arg(configuration), log)?;
-        running.wait_listening(LIMIT, place.listening)?;
+        // Traefik listens before it has its routes, and a client that gets 404 does not come back.
+        let serves = |_: &Path| {
+            metrics::get(place.listening, "/").is_ok_and(|response| response.starts_with("HTTP/1.1 200"))
+        };
+        running.wait_until(LIMIT, serves)?;
         Ok(running)
     }
 

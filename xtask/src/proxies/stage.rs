@@ -8,11 +8,12 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::programs::MAINSTAY;
 use crate::run::{Background, free_address};
 use crate::{Result, metrics};
 
+use super::LIMIT;
 use super::proxy::{Place, Proxy};
-use super::{LIMIT, MAINSTAY};
 
 /// Silence between the two messages of a client, in seconds: more than the limit.
 const SILENCE: u32 = 7;
