@@ -27,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) fn step() -> Result<Outcome> {
     check_alerts()?;
     install::curl()?;
+    install::node_packages("proof")?;
     programs::mainstay()?;
     let mut skipped = Skipped::default();
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];

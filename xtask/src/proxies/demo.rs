@@ -210,7 +210,6 @@ fn start_backend(folder: &Path) -> Result<(Background, String)> {
             );
         }
     }
-    install::node_packages("proof")?;
     let here = folder.join("fastify");
     fs::create_dir_all(&here)?;
     fs::copy("deploy/fastify/package.json", here.join("package.json"))?;
