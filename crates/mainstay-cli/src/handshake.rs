@@ -10,10 +10,11 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -43,11 +44,16 @@ use crate::upstream_error::UpstreamError;
 use crate::values;
 
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
-pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
+pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
+    if route.credentials.is_some() {
+        // The connect hook gets the request as the client sent it.
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
+    }
     if !asks_for_websocket(&request) {
         return match &route.credentials {
             None => route.proxy.forward(request).await,

@@ -240,6 +240,10 @@ impl Loaded {
                 let what = "is missing; name a backend, for example [\"ws://127.0.0.1:3000\"]";
                 wrong.push(problem("upstream.addresses", what));
             }
+            if route.credentials.client_certificate.is_some() && config.tls.client_ca.is_none() {
+                let what = "requires <tls.client-ca>, the authorities that issue the certificates of clients";
+                wrong.push(problem("credentials.client-certificate", what));
+            }
             wrong.extend(self.cannot_move(route, has_backend).map(|what| problem("session.movable", what)));
         }
         wrong.extend(self.same_rules());

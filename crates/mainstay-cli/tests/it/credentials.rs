@@ -26,7 +26,7 @@ use crate::support::{Gateway, backend, mainstay, until};
 use crate::tokens::{SECRET, Signer, claims_of, in_seconds};
 
 /// A backend that first says what it learned of its client, and then repeats every message. `/page` says it over HTTP.
-async fn telling_backend() -> std::net::SocketAddr {
+pub(crate) async fn telling_backend() -> std::net::SocketAddr {
     let told = |request: &Request| {
         let headers: BTreeMap<_, _> = request
             .headers()
@@ -62,7 +62,7 @@ async fn telling_backend() -> std::net::SocketAddr {
     serve(app).await
 }
 
-async fn serve(app: Router<Server>) -> std::net::SocketAddr {
+pub(crate) async fn serve(app: Router<Server>) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     backend(listener, app).await;
@@ -166,7 +166,7 @@ fn configuration(backend: std::net::SocketAddr, credentials: &str) -> String {
     )
 }
 
-fn bearer(token: &str) -> String {
+pub(crate) fn bearer(token: &str) -> String {
     format!("Authorization: Bearer {token}\r\n")
 }
 
@@ -175,7 +175,7 @@ fn text(message: &mainstay::Message) -> String {
 }
 
 /// What the backend told a client, as the first message.
-async fn told(client: &mut Client) -> Value {
+pub(crate) async fn told(client: &mut Client) -> Value {
     serde_json::from_str(&text(&client.recv().await.unwrap())).unwrap()
 }
 
@@ -396,11 +396,21 @@ async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with
 
 /// Opens or resumes a session with these credentials; returns the server's answer.
 async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<ResumeToken>) -> Control {
-    let (head, mut client) =
-        Frames::connect(guarded.gateway.address(), "/chat", "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    answer_on(guarded.gateway.address(), "/chat", number, token, resume).await
+}
+
+/// As [`answer`], at this address and path. Without a token there are no credentials.
+pub(crate) async fn answer_on(
+    to: std::net::SocketAddr,
+    path: &str,
+    number: u64,
+    token: &str,
+    resume: Option<ResumeToken>,
+) -> Control {
+    let (head, mut client) = Frames::connect(to, path, "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
-    let credentials = Some(Credentials(token.to_owned().into()));
+    let credentials = (!token.is_empty()).then(|| Credentials(token.to_owned().into()));
     client
         .write(
             BINARY,
@@ -418,7 +428,7 @@ async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<Resu
     }
 }
 
-fn welcome(answer: Control) -> Welcome {
+pub(crate) fn welcome(answer: Control) -> Welcome {
     match answer {
         Control::Welcome(welcome) => *welcome,
         other => panic!("{other:?}"),
@@ -776,7 +786,7 @@ fn the_settings_of_the_guide_are_right() {
     let page = include_str!("../../../../docs/guides/credentials.md");
     let blocks: Vec<_> =
         page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     for block in blocks {
         let here = block.replace("/etc/mainstay", folder.0.to_str().unwrap());
         let file = folder.write("mainstay.toml", &here);

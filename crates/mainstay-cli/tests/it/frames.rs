@@ -44,6 +44,11 @@ impl Frames {
         Self::connect_over(socket.connect(address).await.unwrap(), path, "").await
     }
 
+    /// The connection under it.
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     pub(crate) async fn connect_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

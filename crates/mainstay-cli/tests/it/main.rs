@@ -4,6 +4,7 @@
 mod addresses;
 mod admin;
 mod bench;
+mod client_certificates;
 mod client_limits;
 mod client_tls;
 mod config;
