@@ -10,6 +10,7 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -29,7 +30,7 @@ use crate::access_log::AccessEntry;
 use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
 use crate::config::limits::SlowClients;
-use crate::credentials::{Admitted, Credentials};
+use crate::credentials::{self, Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -87,15 +88,21 @@ fn host(request: &Request) -> &str {
 /// Forwards a plain HTTP request of a client that is admitted.
 async fn forward_admitted(request: Request, credentials: &Credentials, route: &Route) -> Response {
     let (mut head, body) = request.into_parts();
-    if credentials.check_http() {
-        if let Err(refused) = credentials.admit(&mut head).await {
-            route.links.responded(refused.status());
-            return refused;
-        }
-    } else {
+    if !credentials.check_http() {
         credentials.strip(&mut head.headers);
+        return route.proxy.forward(Request::from_parts(head, body)).await;
     }
-    route.proxy.forward(Request::from_parts(head, body)).await
+    let client = credentials::client_of(&head);
+    match credentials.admit(&mut head).await {
+        Ok(admitted) => {
+            let response = route.proxy.forward(Request::from_parts(head, body));
+            credentials.respond(&admitted, client, response).await
+        }
+        Err(refused) => {
+            route.links.responded(refused.status());
+            refused
+        }
+    }
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -108,6 +115,7 @@ async fn forward_handshake(
         return accept_session(upgrade, head, route);
     }
     let principal = route.principal.of(&head.headers);
+    let address = credentials::client_of(&head);
     let mut admitted = None;
     if let Some(credentials) = &route.credentials {
         match credentials.admit(&mut head).await {
@@ -120,7 +128,7 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = match &admitted {
@@ -151,7 +159,12 @@ async fn forward_handshake(
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         route.links.refused(connection.address(), response.status());
-        return http_proxy::forward_response(response, connection, upstream);
+        let response = http_proxy::forward_response(response, connection, upstream);
+        return match &admitted {
+            None => response,
+            // A backend that takes no WebSocket here may respond with a stream.
+            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+        };
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
@@ -181,7 +194,7 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)).manual_ack(),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)).manual_ack(),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = if route.movable { upgrade.movable() } else { upgrade };
