@@ -30,6 +30,7 @@ mod page;
 mod profiles;
 mod promises;
 mod proxy_protocol;
+mod real_proxies;
 mod restart;
 mod resume;
 mod routes;
