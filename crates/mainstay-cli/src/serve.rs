@@ -333,6 +333,7 @@ async fn serve(
     activated: Activated,
 ) -> Result<(), Failed> {
     let Checked { token, cluster, tls } = checked;
+    let admin_token = token.clone();
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, !is_demonstration);
@@ -399,7 +400,7 @@ async fn serve(
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, status };
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), admin_token, most, tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
