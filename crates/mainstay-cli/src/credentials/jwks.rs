@@ -14,8 +14,8 @@ use http::{Request, StatusCode, Uri};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::http_client::HttpClient;
 use super::keys::{KeySet, Signing};
+use crate::http_client::HttpClient;
 
 /// The least time between two fetches.
 const PAUSE: Duration = Duration::from_secs(10);

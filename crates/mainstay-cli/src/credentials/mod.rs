@@ -10,7 +10,6 @@
 
 mod figures;
 mod hook;
-mod http_client;
 mod jwks;
 mod jwt;
 mod key_source;
