@@ -35,9 +35,12 @@ mod restart;
 mod resume;
 mod routes;
 mod smuggling;
+#[cfg(feature = "otlp")]
+mod spans;
 mod supervisor;
 mod support;
 mod tls;
 #[path = "../../src/credentials/test_tokens.rs"]
 mod tokens;
+mod trace_context;
 mod upstream;
