@@ -34,6 +34,7 @@ mod links;
 mod listen_address;
 mod listeners;
 mod log;
+mod log_text;
 mod manual;
 mod match_rule;
 mod message_filter;

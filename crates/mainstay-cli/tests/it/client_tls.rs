@@ -24,7 +24,7 @@ pub(crate) fn certificate(name: &str) -> Issued {
 }
 
 /// Writes a certificate and its key to the files that the flags name.
-fn write(folder: &Folder, own: &Issued) -> [String; 2] {
+pub(crate) fn write(folder: &Folder, own: &Issued) -> [String; 2] {
     let (chain, key) = (folder.path("chain.pem"), folder.path("key.pem"));
     std::fs::write(&chain, own.pem()).unwrap();
     std::fs::write(&key, own.key().serialize_pem()).unwrap();
@@ -40,7 +40,7 @@ fn address(gateway: &Gateway) -> SocketAddr {
     gateway.url.trim_start_matches("wss://").parse().unwrap()
 }
 
-fn trusting(own: &Issued) -> Arc<ClientConfig> {
+pub(crate) fn trusting(own: &Issued) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(own.der().clone()).unwrap();
     Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
