@@ -36,6 +36,7 @@ mod listen_address;
 mod listeners;
 mod log;
 mod lookup;
+mod log_text;
 mod manual;
 mod match_rule;
 mod message_filter;

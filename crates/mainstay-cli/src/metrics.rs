@@ -277,6 +277,11 @@ impl Snapshot {
             "Connections of trusted proxies closed without a valid PROXY header.",
             s.proxy_headers_refused,
         );
+        to.counter(
+            "http2_floods_total",
+            "Connections of HTTP/2 closed because their clients flooded them.",
+            s.http2_floods,
+        );
     }
 
     fn credentials(&self, to: &mut Families) {
