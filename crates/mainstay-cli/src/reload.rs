@@ -17,7 +17,7 @@ use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::client_tls::{ClientTls, Prepared};
+use crate::client_tls::{ClientTls, Prepared, TlsSection};
 use crate::config::{Loaded, Problem, Sources};
 use crate::routes::Routes;
 use crate::{supervisor, table};
@@ -33,6 +33,8 @@ pub(crate) struct Live {
     pub(crate) most: usize,
     /// TLS towards clients.
     pub(crate) tls: Option<ClientTls>,
+    /// TLS of the admin listener.
+    pub(crate) admin_tls: Option<ClientTls>,
     /// The supervisor's line about this process.
     pub(crate) status: String,
 }
@@ -42,7 +44,10 @@ impl Live {
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
         let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
-        let tls = self.prepare_tls(loaded)?;
+        let tls = prepare_tls(self.tls.as_ref(), &loaded.config.tls);
+        let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
+        let admin_tls = prepare_tls(self.admin_tls.as_ref(), &loaded.config.admin.tls.section());
+        let admin_tls = admin_tls.map_err(|what| loaded.problem_in("admin.tls", &what))?;
         let changes = Changes::between(&before, &routes);
         table::start_credentials(&routes);
         table::set_limits(&routes);
@@ -51,21 +56,22 @@ impl Live {
         table::stop_probing(&before, &routes);
         self.routes.replace(routes, loaded.names_routes);
         tokio::spawn(probe_soon(Arc::clone(&self.routes)));
-        tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
+        tls.into_iter().chain(admin_tls).for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
     }
+}
 
-    /// Reads certificates and keys again.
-    fn prepare_tls(&self, loaded: &Loaded) -> Result<Option<(&ClientTls, Prepared)>, Problem> {
-        let section = &loaded.config.tls;
-        let prepared = match &self.tls {
-            Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
-            None if section.is_on() => {
-                Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
-            }
-            None => Ok(None),
-        };
-        prepared.map_err(|what| loaded.problem_in("tls", &what))
+/// Reads certificates and keys again.
+fn prepare_tls<'a>(
+    tls: Option<&'a ClientTls>,
+    section: &TlsSection,
+) -> Result<Option<(&'a ClientTls, Prepared)>, String> {
+    match tls {
+        Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
+        None if section.is_on() => {
+            Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
+        }
+        None => Ok(None),
     }
 }
 

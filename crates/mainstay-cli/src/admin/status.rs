@@ -68,6 +68,8 @@ fn engine_away(server: &Server) -> &'static str {
 pub(super) async fn status(State(operated): State<Operated>, request: Request) -> Response {
     answer(Query::of(&request, &[]).map(|_| {
         let (server, calendar) = (&operated.server, Calendar::now());
+        let cluster = server.cluster();
+        let node = cluster.as_ref().map(|cluster| cluster.node.as_str());
         let (sessions, stats) = (server.sessions(), server.stats());
         let Readiness { is_ready, reasons } = readiness(&operated);
         let state = match is_ready {
@@ -87,7 +89,7 @@ pub(super) async fn status(State(operated): State<Operated>, request: Request) -
                 "draining": sessions.draining,
             },
             "backends": backends(&operated),
-            "longest_parked": longest_parked(server).iter().map(client).collect::<Vec<_>>(),
+            "longest_parked": longest_parked(server).iter().map(|parked| client(parked, node)).collect::<Vec<_>>(),
             "cluster": cluster_of(server),
         });
         let recent = recent(server);
