@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Operated;
 use super::query::{Query, Wrong, bad};
-use super::question::{Ended, Found, Here, Listing, Question, Row, Rows, now};
+use super::question::{Ended, Found, Here, Listing, Question, Row, Rows, node_of, now};
 use super::revocations;
 
 /// The parameters by which a request chooses nodes.
@@ -38,8 +38,7 @@ impl Choice {
             Some("true") => true,
             Some(_) => return Err(bad("local: must be true or false")),
         };
-        let cluster = server.cluster().filter(|cluster| cluster.engine.is_some());
-        match (cluster.map(|cluster| cluster.node), query.get("node")) {
+        match (node_of(server), query.get("node")) {
             (_, Some(_)) if is_local => Err(bad("local: contradicts node; write one of them")),
             (None, Some(_)) => Err(bad("node: this process is in no cluster; leave it out")),
             (None, None) => Ok(Self::Alone),

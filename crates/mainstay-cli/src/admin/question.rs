@@ -109,14 +109,9 @@ fn to_json(answer: &impl Serialize) -> Value {
 }
 
 impl Here<'_> {
-    /// Returns this node's id, where it is a node.
-    fn node(&self) -> Option<String> {
-        self.server.cluster().map(|status| status.node)
-    }
-
     pub(super) fn list(&self, listing: &Listing) -> Rows {
         let Listing { after, limit, state, subject: wanted_subject, search } = listing;
-        let node = self.node();
+        let node = node_of(self.server);
         let after = after.as_ref().filter(|(at, _)| node.as_ref().is_none_or(|node| node == at));
         let search = search.as_deref().map(str::to_lowercase);
         let wanted = |client: &ClientInfo| {
@@ -141,7 +136,7 @@ impl Here<'_> {
 
     pub(super) fn one(&self, id: &str) -> Found {
         let Ok(name) = id.parse::<ClientName>() else { return Found::default() };
-        let (calendar, node) = (Calendar::now(), self.node());
+        let (calendar, node) = (Calendar::now(), node_of(self.server));
         let found = self.server.client(name).map(|found| client(&found, node.as_deref()));
         let entries = self.server.timeline().of(name);
         let mut reconnects = reconnects(&entries, calendar);
@@ -183,6 +178,11 @@ impl Here<'_> {
     pub(super) fn revoke(&self, subject: &str, at: u64) -> Ended {
         Ended { ended: self.routes.access.subjects.revoke(subject, at) }
     }
+}
+
+/// Returns the id of a node that shares an engine with others.
+pub(super) fn node_of(server: &Server) -> Option<String> {
+    server.cluster().filter(|cluster| cluster.engine.is_some()).map(|cluster| cluster.node)
 }
 
 /// Removes the oldest of a list until the rest fits; returns how many.
