@@ -75,7 +75,7 @@ struct Answers<T> {
 }
 
 impl<T: DeserializeOwned> Answers<T> {
-    /// Asks the other nodes of the choice, adds what this node answers, and sorts.
+    /// Takes what this node answers, asks the other nodes of the choice, and sorts.
     async fn of(
         operated: &Operated,
         choice: &Choice,
@@ -84,6 +84,16 @@ impl<T: DeserializeOwned> Answers<T> {
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, Wrong> {
         let mut all = Self { answered: Vec::new(), unreachable: Vec::new(), is_complete: true };
+        let is_asked = match choice {
+            Choice::Alone | Choice::Local(_) => true,
+            Choice::Other(_) => false,
+            Choice::All(me) => is_wanted(me),
+        };
+        // First: what it changes does not wait for the others, nor for an operator who gives up.
+        if is_asked {
+            let here = here(Here { server: &operated.server, routes: &operated.routes, room: usize::MAX });
+            all.answered.push((choice.me().unwrap_or_default().to_owned(), here));
+        }
         let is_meant = |node: &str| match choice {
             Choice::Alone | Choice::Local(_) => false,
             Choice::Other(other) => node == other,
@@ -102,16 +112,7 @@ impl<T: DeserializeOwned> Answers<T> {
             all.is_complete = asked.is_complete || matches!(choice, Choice::Other(_));
             asked.answers.into_iter().for_each(|answer| all.add(answer));
         }
-        let is_asked = match choice {
-            Choice::Alone | Choice::Local(_) => true,
-            Choice::Other(_) => false,
-            Choice::All(me) => is_wanted(me),
-        };
-        if is_asked {
-            let here = here(Here { server: &operated.server, routes: &operated.routes, room: usize::MAX });
-            all.answered.push((choice.me().unwrap_or_default().to_owned(), here));
-            all.answered.sort_by(|(one, _), (other, _)| one.cmp(other));
-        }
+        all.answered.sort_by(|(one, _), (other, _)| one.cmp(other));
         Ok(all)
     }
 

@@ -152,6 +152,8 @@ impl Table {
         let subject: Arc<str> = subject.into();
         let place = self.next;
         self.next += 1;
+        // Clocks of nodes differ: a later revocation must not be an earlier one.
+        let at = self.revoked.get(&subject).map_or(at, |known| known.at.max(at));
         if let Some(before) = self.revoked.insert(Arc::clone(&subject), Revocation { at, place }) {
             self.order.remove(&before.place);
         }
@@ -187,6 +189,8 @@ mod tests {
         assert!(!subjects.is_revoked("bob", Some(5)));
         subjects.revoke("alice", 20);
         assert!(subjects.is_revoked("alice", Some(15)));
+        subjects.revoke("alice", 18);
+        assert!(subjects.is_revoked("alice", Some(20)), "another node's clock is behind");
         assert_eq!(subjects.revoked(), 1);
     }
 
