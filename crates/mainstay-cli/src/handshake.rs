@@ -10,6 +10,7 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
+use std::future::ready;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
@@ -28,7 +29,7 @@ use crate::access_log::AccessEntry;
 use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
 use crate::config::limits::SlowClients;
-use crate::credentials::{Admitted, Credentials};
+use crate::credentials::{self, Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -81,15 +82,21 @@ fn host(request: &Request) -> &str {
 /// Forwards a plain HTTP request of a client that is admitted.
 async fn forward_admitted(request: Request, credentials: &Credentials, route: &Route) -> Response {
     let (mut head, body) = request.into_parts();
-    if credentials.check_http() {
-        if let Err(refused) = credentials.admit(&mut head).await {
-            route.links.responded(refused.status());
-            return refused;
-        }
-    } else {
+    if !credentials.check_http() {
         credentials.strip(&mut head.headers);
+        return route.proxy.forward(Request::from_parts(head, body)).await;
     }
-    route.proxy.forward(Request::from_parts(head, body)).await
+    let client = credentials::client_of(&head);
+    match credentials.admit(&mut head).await {
+        Ok(admitted) => {
+            let response = route.proxy.forward(Request::from_parts(head, body));
+            credentials.respond(&admitted, client, response).await
+        }
+        Err(refused) => {
+            route.links.responded(refused.status());
+            refused
+        }
+    }
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -102,6 +109,7 @@ async fn forward_handshake(
         return accept_session(upgrade, head, route);
     }
     let principal = route.principal.of(&head.headers);
+    let address = credentials::client_of(&head);
     let mut admitted = None;
     if let Some(credentials) = &route.credentials {
         match credentials.admit(&mut head).await {
@@ -145,7 +153,12 @@ async fn forward_handshake(
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         route.links.refused(connection.address(), response.status());
-        return http_proxy::forward_response(response, connection, upstream);
+        let response = http_proxy::forward_response(response, connection, upstream);
+        return match &admitted {
+            None => response,
+            // A backend that takes no WebSocket here may respond with a stream.
+            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+        };
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,

@@ -6,7 +6,7 @@
 //! forge: its own headers of these names are removed first, also where `_` stands for `-`, which CGI treats as the same.
 //!
 //! `jwt` checks a token, `hook` asks a backend, `token` finds the token in a request, `subjects` has what is open by subject,
-//! and `refusal` what is said about clients that are not admitted.
+//! `open_response` ends plain responses, and `refusal` has what is said about clients that are not admitted.
 
 mod figures;
 mod hook;
@@ -15,6 +15,7 @@ mod jwks;
 mod jwt;
 mod key_source;
 mod keys;
+mod open_response;
 mod refusal;
 mod ring_provider;
 mod section;
@@ -42,6 +43,7 @@ use self::hook::{Hook, Question};
 use self::jwks::Jwks;
 use self::jwt::{Proof, Rules};
 use self::key_source::KeySource;
+use self::open_response::{EndedResponses, Ends};
 use self::refusal::{Figures, Reason, Refusal};
 pub(crate) use self::section::Section;
 pub(crate) use self::subjects::Subjects;
@@ -54,6 +56,7 @@ pub(crate) struct Access {
     /// What is open by subject, and what was revoked.
     pub(crate) subjects: Arc<Subjects>,
     figures: Figures,
+    responses: Arc<EndedResponses>,
     /// The issuers of routes, for metrics.
     issuers: Mutex<Vec<(Box<str>, Weak<Jwks>)>>,
 }
@@ -62,6 +65,8 @@ pub(crate) struct Access {
 pub(crate) struct Credentials {
     route: Box<str>,
     places: Vec<Place>,
+    /// Whether a client must present a token.
+    required: bool,
     check_http: bool,
     forward_token: bool,
     grace: Duration,
@@ -122,6 +127,11 @@ impl Credentials {
         ring_provider::install();
         let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, jwt.keys()?))).transpose();
         let jwt = jwt.map_err(|error: String| format!("jwt.{error}"))?;
+        if let (Some((_, KeySource::Url(jwks))), Some((_, KeySource::Url(earlier)))) =
+            (&jwt, before.and_then(|before| before.jwt.as_ref()))
+        {
+            jwks.continues(earlier);
+        }
         let hook = section.connect_hook.as_ref().map(section::ConnectHook::hook).transpose();
         let hook = hook.map_err(|error| format!("connect-hook.{error}"))?;
         let claimed = jwt.iter().flat_map(|(rules, _)| rules.field_names());
@@ -129,6 +139,7 @@ impl Credentials {
         let credentials = Self {
             route: route.into(),
             places: section.places(),
+            required: section.required,
             check_http: section.check_http,
             forward_token: section.forward_token,
             grace: section.grace,
@@ -148,11 +159,17 @@ impl Credentials {
         if std::ptr::eq(current.as_ptr(), Arc::as_ptr(self)) {
             return;
         }
+        if let Some((_, KeySource::Url(replaced))) =
+            current.upgrade().as_ref().and_then(|before| before.jwt.as_ref())
+        {
+            replaced.stop();
+        }
         *current = Arc::downgrade(self);
         if let Some((_, KeySource::Url(jwks))) = &self.jwt {
             jwks.start();
             let mut issuers = self.access.issuers.lock().unwrap_or_else(PoisonError::into_inner);
-            issuers.retain(|(_, jwks)| jwks.strong_count() > 0);
+            // Sessions may still hold the keys that these replace.
+            issuers.retain(|(route, jwks)| *route != self.route && jwks.strong_count() > 0);
             issuers.push((self.route.clone(), Arc::downgrade(jwks)));
         }
     }
@@ -233,16 +250,18 @@ impl Credentials {
         credentials: Option<&[u8]>,
         presented: &Presented,
     ) -> Result<Admitted, Refusal> {
-        let mut admitted = match &self.jwt {
-            Some((rules, source)) => {
-                let found = found.ok_or(Reason::Missing)?;
+        let is_anonymous = self.jwt.is_some() && found.is_none();
+        let mut admitted = match (&self.jwt, found) {
+            (Some((rules, source)), Some(found)) => {
                 let proof = proof(rules, source, &found.token).await?;
                 let token = self.forward_token.then_some(found);
                 let Proof { subject, issued, expires_in, fields } = proof;
                 Admitted { subject: Some(subject), issued, expires_in, fields, token }
             }
-            // The hook decides from now on.
-            None => Admitted {
+            // Without a token a client may begin, but not renew.
+            (Some(_), None) if self.required || event != "connect" => return Err(Reason::Missing.into()),
+            // The hook decides from now on, if there is one.
+            _ => Admitted {
                 subject: None,
                 issued: seconds_since_1970(SystemTime::now()),
                 expires_in: None,
@@ -263,7 +282,9 @@ impl Credentials {
             let question = Question { subject, ..question }.with_credentials(credentials);
             admitted.add(hook.ask(&question).await?);
         }
-        self.access.figures.accepted.fetch_add(1, Relaxed);
+        let figures = &self.access.figures;
+        let count = if is_anonymous { &figures.anonymous } else { &figures.accepted };
+        count.fetch_add(1, Relaxed);
         Ok(admitted)
     }
 
@@ -299,6 +320,33 @@ impl Credentials {
             Some(time) => identity.expires_in(time),
             None => identity,
         }
+    }
+
+    /// Waits for the response to an admitted client. It ends once the credentials do.
+    pub(crate) async fn respond(
+        &self,
+        admitted: &Admitted,
+        client: Option<IpAddr>,
+        response: impl Future<Output = Response>,
+    ) -> Response {
+        let revoked = || self.refuse(client, &Reason::Revoked.into()).into_response();
+        let Ok(mut ends) = self.ends(admitted) else { return revoked() };
+        let response = tokio::select! {
+            biased;
+            response = response => response,
+            () = ends.revoked() => return revoked(),
+        };
+        ends.bind(response)
+    }
+
+    /// Returns what ends the response to an admitted client.
+    fn ends(&self, admitted: &Admitted) -> Result<Ends, subjects::Revoked> {
+        let Admitted { subject, issued, expires_in, .. } = admitted;
+        let subject = subject.as_ref();
+        let present =
+            subject.map(|subject| self.access.subjects.enter_response(subject, *issued)).transpose()?;
+        let expires = expires_in.and_then(|time| tokio::time::Instant::now().checked_add(time));
+        Ok(Ends { figures: Arc::clone(&self.access.responses), present, expires })
     }
 
     /// Runs the handler of an admitted client, which is listed under its subject meanwhile; closes the session if the
@@ -426,7 +474,8 @@ impl Asked {
     }
 }
 
-fn client_of(head: &Parts) -> Option<IpAddr> {
+/// Returns the address of a request's client.
+pub(crate) fn client_of(head: &Parts) -> Option<IpAddr> {
     let behind_proxies = head.extensions.get::<ClientAddress>().map(|client| client.0);
     let connected = || head.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
     behind_proxies.or_else(connected)

@@ -145,6 +145,8 @@ impl IntoResponse for &Refusal {
 #[derive(Default)]
 pub(crate) struct Figures {
     pub(crate) accepted: AtomicU64,
+    /// Those that were admitted without a token.
+    pub(crate) anonymous: AtomicU64,
     refused: [AtomicU64; Reason::ALL.len()],
     logged: Mutex<[Logged; Reason::ALL.len()]>,
 }

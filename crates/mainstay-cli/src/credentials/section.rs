@@ -9,7 +9,7 @@ use mainstay::client::{Connector, Place};
 
 use super::hook;
 use super::http_client::HttpClient;
-use super::jwks::Jwks;
+use super::jwks::{Jwks, Lives};
 use super::jwt::{RuleBook, Rules};
 use super::key_source::KeySource;
 use super::keys::Signing;
@@ -31,6 +31,9 @@ pub(crate) struct Section {
     /// `header:NAME` (behind `Bearer`), `cookie:NAME`, `query:NAME`. A query appears in the logs of proxies on the way; the
     /// gateway removes it from the request. Default: `session` and `header:Authorization`.
     pub(crate) from: Vec<Text<TokenPlace>>,
+    /// Whether a client must present a token. `false`: one without a token is admitted without a subject and without the headers
+    /// of claims; a token that is presented must be valid all the same. Belongs to `jwt`. Default: true.
+    pub(crate) required: bool,
     /// Requires credentials of plain HTTP requests, too. `false`: they pass without the headers that credentials set, for a
     /// route that also serves pages. Default: true.
     pub(crate) check_http: bool,
@@ -52,15 +55,29 @@ pub(crate) struct Jwt {
     /// least 32 bytes. Read again at each reload. Default: none; this or `jwks-url` is required.
     pub(crate) keys_file: Option<PathBuf>,
     /// The https:// URL of the issuer's keys (JWKS); http:// only on this machine. While the issuer is away, the keys known
-    /// before stay in use. Default: none.
+    /// before stay in use for `jwks-max-stale`. Redirects are not followed. Default: none.
     pub(crate) jwks_url: Option<String>,
     /// Trusts the certificates in this file (PEM) for `jwks-url` instead of the system's. Default: the system's.
     pub(crate) jwks_ca_file: Option<PathBuf>,
-    /// How often the keys are fetched. A token of an unknown key has them fetched at once, at most every 10 s.
-    /// Default: 10m. Range: 10s to 1day.
+    /// How long the keys are fresh where the issuer does not say so by `Cache-Control` or `Expires`. They are fetched again a
+    /// little before; a token of an unknown key has them fetched at once, at most every 10 s. Default: 10m. Range: 10s to 1day.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub(crate) jwks_refresh: Duration,
+    /// How long the keys are fresh at least, whatever the issuer says. Default: 1m. Range: 10s to 1day.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_min_refresh: Duration,
+    /// How long the keys are fresh at most, whatever the issuer says: a key that it withdraws is accepted for this long.
+    /// Default: 1h. Range: `jwks-min-refresh` to 30days.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_max_refresh: Duration,
+    /// How long keys that are no longer fresh stay in use while the issuer is away. After that clients get 503, sessions 4414,
+    /// until the keys can be fetched. Default: 1day. Range: 0s to 30days.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_max_stale: Duration,
     /// How tokens may be signed: HS256, RS256, ES256, EdDSA. A key is used for its own algorithm only. Default: all four.
     pub(crate) algorithms: Vec<Signing>,
     /// The issuers that are accepted (`iss`); with one, each token must name one. Default: none, `iss` is not looked at.
@@ -116,6 +133,7 @@ impl Default for Section {
                 .iter()
                 .filter_map(|place| Text::new(place).ok())
                 .collect(),
+            required: true,
             check_http: true,
             forward_token: true,
             grace: Duration::from_secs(30),
@@ -130,6 +148,9 @@ impl Default for Jwt {
             jwks_url: None,
             jwks_ca_file: None,
             jwks_refresh: Duration::from_secs(600),
+            jwks_min_refresh: Duration::from_secs(60),
+            jwks_max_refresh: Duration::from_secs(3600),
+            jwks_max_stale: DAY,
             algorithms: Signing::ALL.to_vec(),
             issuer: Vec::new(),
             audience: Vec::new(),
@@ -157,6 +178,7 @@ impl Default for ConnectHook {
 
 /// The longest grace and leeway.
 const TEN_MINUTES: Duration = Duration::from_secs(600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Section {
     /// Whether the route asks for credentials at all.
@@ -171,6 +193,9 @@ impl Section {
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.from.is_empty() && self.jwt.is_some() {
             return Err("from: must name a place of the token, write for example [\"session\"]".into());
+        }
+        if !self.required && self.jwt.is_none() {
+            return Err("required: belongs to jwt, and a connect-hook decides itself; remove it".into());
         }
         if self.grace > TEN_MINUTES {
             return Err("grace: must be at most 10m, write for example \"30s\"".into());
@@ -218,9 +243,7 @@ impl Jwt {
             }
             (Some(_), None) => {}
         }
-        if !(Duration::from_secs(10)..=Duration::from_secs(24 * 3600)).contains(&self.jwks_refresh) {
-            return Err("jwks-refresh: must be between 10s and 1day, write for example \"10m\"".into());
-        }
+        self.check_lives()?;
         if self.algorithms.is_empty() {
             return Err("algorithms: must name at least one of HS256, RS256, ES256, EdDSA".into());
         }
@@ -240,6 +263,26 @@ impl Jwt {
             return Err("subject-claim: must name a claim, write for example \"sub\"".into());
         }
         self.fields().map(drop)
+    }
+
+    fn check_lives(&self) -> Result<(), String> {
+        let often = Duration::from_secs(10)..=DAY;
+        if !often.contains(&self.jwks_refresh) {
+            return Err("jwks-refresh: must be between 10s and 1day, write for example \"10m\"".into());
+        }
+        if !often.contains(&self.jwks_min_refresh) {
+            return Err("jwks-min-refresh: must be between 10s and 1day, write for example \"1m\"".into());
+        }
+        if !(self.jwks_min_refresh..=30 * DAY).contains(&self.jwks_max_refresh) {
+            return Err(
+                "jwks-max-refresh: must be between jwks-min-refresh and 30days, write for example \"1h\""
+                    .into(),
+            );
+        }
+        if self.jwks_max_stale > 30 * DAY {
+            return Err("jwks-max-stale: must be at most 30days, write for example \"1day\"".into());
+        }
+        Ok(())
     }
 
     pub(super) fn rules(&self) -> Result<Rules, String> {
@@ -289,7 +332,13 @@ impl Jwt {
         }
         let (url, client) =
             client(&self.url()?, self.jwks_ca_file.as_deref()).map_err(|error| format!("jwks-{error}"))?;
-        Ok(KeySource::Url(Jwks::new(url, client, &self.algorithms, self.jwks_refresh)))
+        let lives = Lives {
+            unsaid: self.jwks_refresh,
+            least: self.jwks_min_refresh,
+            most: self.jwks_max_refresh,
+            stale: self.jwks_max_stale,
+        };
+        Ok(KeySource::Url(Jwks::new(url, client, &self.algorithms, lives)))
     }
 }
 

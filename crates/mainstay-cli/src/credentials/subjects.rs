@@ -1,4 +1,4 @@
-//! The open sessions and plain connections of each subject, and the subjects whose credentials were revoked.
+//! The open sessions, plain connections and responses of each subject, and the subjects whose credentials were revoked.
 //!
 //! A revocation ends what is open and refuses every token that was issued before it. It is remembered until newer ones take
 //! its place, and so outlives the tokens that it is about. Without a cluster nothing of it survives the process; in one, each
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mainstay::CloseCode;
 use mainstay::server::Sender as ToClient;
 use slab::Slab;
+use tokio::sync::oneshot;
 
 use crate::client_identity::Subject;
 
@@ -31,10 +32,18 @@ struct Table {
     next: u64,
 }
 
-/// A session or connection, and when its credentials were issued.
+/// What is open, and when its credentials were issued.
 struct Open {
-    client: ToClient,
+    ending: Ending,
     issued: Option<u64>,
+}
+
+/// What is open, by what ends it.
+enum Ending {
+    /// A session or a plain connection.
+    Client(ToClient),
+    /// A response under way; `None` once it was ended.
+    Response(Option<oneshot::Sender<()>>),
 }
 
 struct Revocation {
@@ -43,7 +52,7 @@ struct Revocation {
     place: u64,
 }
 
-/// An open session or connection of a subject; dropped, it is no more.
+/// An open session, connection or response of a subject; dropped, it is no more.
 pub(crate) struct Present {
     subjects: Arc<Subjects>,
     subject: Subject,
@@ -65,16 +74,38 @@ impl Subjects {
         issued: Option<u64>,
         client: ToClient,
     ) -> Result<Present, Revoked> {
+        self.add(subject, issued, Ending::Client(client))
+    }
+
+    /// As [`enter`](Self::enter), for a response under way. The receiver gets a message once the credentials are revoked.
+    ///
+    /// # Errors
+    /// They were revoked since they were judged.
+    pub(crate) fn enter_response(
+        self: &Arc<Self>,
+        subject: &Subject,
+        issued: Option<u64>,
+    ) -> Result<(Present, oneshot::Receiver<()>), Revoked> {
+        let (revoke, revoked) = oneshot::channel();
+        Ok((self.add(subject, issued, Ending::Response(Some(revoke)))?, revoked))
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        subject: &Subject,
+        issued: Option<u64>,
+        ending: Ending,
+    ) -> Result<Present, Revoked> {
         let mut table = self.table();
         if table.is_revoked(&subject.0, issued) {
             return Err(Revoked);
         }
-        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(Open { client, issued });
+        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(Open { ending, issued });
         drop(table);
         Ok(Present { subjects: Arc::clone(self), subject: subject.clone(), slot })
     }
 
-    /// Returns how many sessions and plain connections of a subject are open, parked sessions included.
+    /// Returns how many sessions, plain connections and responses of a subject are open, parked sessions included.
     #[allow(dead_code)] // The limits ask for it.
     pub(crate) fn open(&self, subject: &str) -> usize {
         self.table().open.get(subject).map_or(0, Slab::len)
@@ -91,8 +122,8 @@ impl Subjects {
         self.table().revoked.len()
     }
 
-    /// Ends all sessions and plain connections of a subject with 4501, and from now on refuses its credentials that were
-    /// issued before `at` or in the same second. Returns how many it ended. This process only.
+    /// Ends all sessions and plain connections of a subject with 4501, breaks its responses off, and from now on refuses its
+    /// credentials that were issued before `at` or in the same second. Returns how many it ended. This process only.
     pub(crate) fn revoke(&self, subject: &str, at: u64) -> usize {
         let mut table = self.table();
         let forgets = table.note_revoked(subject, at);
@@ -113,14 +144,21 @@ impl Subjects {
     /// Ends what is open of a subject, if it was issued as `is_meant` says.
     fn end(
         &self,
-        table: MutexGuard<'_, Table>,
+        mut table: MutexGuard<'_, Table>,
         subject: &str,
         is_meant: impl Fn(Option<u64>) -> bool,
         forgets: bool,
     ) -> usize {
-        let open = table.open.get(subject).into_iter().flatten().map(|(_, open)| open);
-        let meant = open.filter(|open| is_meant(open.issued));
-        let clients: Vec<_> = meant.map(|open| open.client.clone()).collect();
+        let (mut clients, mut responses) = (Vec::new(), 0);
+        let open = table.open.get_mut(subject).into_iter().flatten().map(|(_, open)| open);
+        for Open { ending, .. } in open.filter(|open| is_meant(open.issued)) {
+            match ending {
+                Ending::Client(client) => clients.push(client.clone()),
+                Ending::Response(response) => {
+                    responses += usize::from(response.take().is_some_and(|revoke| revoke.send(()).is_ok()));
+                }
+            }
+        }
         drop(table);
         for client in &clients {
             client.abort(CloseCode::UNAUTHORIZED, REVOKED);
@@ -131,8 +169,9 @@ impl Subjects {
                 "too many revocations: the oldest is forgotten, and tokens of its subject are accepted again"
             );
         }
-        tracing::info!(subject, ended = clients.len(), "credentials revoked");
-        clients.len()
+        let ended = clients.len() + responses;
+        tracing::info!(subject, ended, "credentials revoked");
+        ended
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

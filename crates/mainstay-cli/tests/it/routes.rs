@@ -399,6 +399,9 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
         folder.write("mainstay.toml", &many(ROUTES, backends, version));
         gateway.signal("HUP");
         gateway.wait_for_metric("config_reloads_total{outcome=\"done\"}", version as f64).await;
+        folder.write("mainstay.toml", &(many(ROUTES, backends, version + 1) + "paht = \"/\"\n"));
+        gateway.signal("HUP");
+        gateway.wait_for_metric("config_reloads_total{outcome=\"refused\"}", version as f64).await;
         for (plain, session) in &mut open {
             is_echoed(plain, "plain").await;
             session.send("session").await.unwrap();
@@ -410,7 +413,7 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
     let millis =
         gateway.log().lines().filter_map(|line| line.split("millis=").nth(1)).collect::<Vec<_>>().join(", ");
     println!(
-        "3 reloads of {ROUTES} routes: nothing lost; 99 % of requests within {loaded_99:?} (without a reload \
+        "3 reloads of {ROUTES} routes, and 3 wrong files: nothing lost; 99 % of requests within {loaded_99:?} (without a reload \
          {calm_99:?}), all within {loaded_most:?} ({calm_most:?}); a reload took {millis} ms"
     );
     let metrics = gateway.get("/metrics", "");
