@@ -618,6 +618,15 @@ impl Cluster {
                 ("{outcome=\"unanswered\"}", figures.unanswered),
             ],
         );
+        to.family(
+            "node_questions_total",
+            "counter",
+            "Questions of operators that this node put to other nodes, by outcome.",
+            &[
+                ("{outcome=\"answered\"}", figures.questions_answered),
+                ("{outcome=\"unanswered\"}", figures.questions_unanswered),
+            ],
+        );
         let help =
             "Connections to the peer listener that were dropped: a wrong key, or no valid block in time.";
         to.counter("peer_dropped_total", help, figures.dropped);

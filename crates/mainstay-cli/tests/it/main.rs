@@ -3,6 +3,7 @@
 
 mod addresses;
 mod admin;
+mod admin_tls;
 mod bench;
 mod client_certificates;
 mod client_limits;

@@ -122,7 +122,7 @@ impl Server {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot));
         nodes.announce(
             now,
-            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false },
+            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false, notes: 0 },
         );
         self.member = Some(Box::new(Member {
             id,
