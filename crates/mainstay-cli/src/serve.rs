@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
+use http::uri::Authority;
 use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
 use mainstay::server::{Config, Origins, Sessions};
@@ -278,8 +279,11 @@ fn library(
 ) -> Result<Config, String> {
     let max_sessions = config.limits.sessions.unwrap_or_else(|| {
         let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
-        let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
-        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        let over_tcp = addresses.map(|place| {
+            let host = place.url.authority().map(Authority::as_str);
+            host.filter(|_| place.socket.is_none())
+        });
+        let ports = descriptors::local_ports(over_tcp);
         descriptors::max_sessions(files, has_backend, ports)
     });
     let none = RouteSection::default();
