@@ -103,7 +103,7 @@ pub(super) fn client(client: &ClientInfo) -> Value {
         "route": route,
         "path": path,
         "subject": subject(client),
-        "subprotocol": client.peer().subprotocol.as_deref(),
+        "subprotocol": client.peer().shown_subprotocol(),
     })
 }
 

@@ -505,10 +505,11 @@ async fn where_a_token_is_optional_a_client_without_one_is_anonymous_and_a_wrong
     assert!(welcome(answer(&guarded, 6, None, Some(anonymous.token)).await).resumed);
     // Neither does a live one by a login: that is another session.
     let mut client = Client::builder(&guarded.url()).unwrap().connect();
+    crate::guarded::told(&mut client).await;
     assert!(client.authenticate(token("alice", 600)).await.is_err());
     client.send("still here").await.unwrap();
-    while text(&client.recv().await.unwrap()) != "still here" {}
-    assert_eq!((guarded.judged("anonymous"), guarded.judged("missing")), (7.0, 0.0));
+    assert_eq!(text(&client.recv().await.unwrap()), "still here");
+    assert_eq!((guarded.judged("anonymous"), guarded.judged("missing")), (6.0, 0.0));
     assert_eq!(guarded.judged("other_subject"), 1.0);
 }
 
@@ -585,6 +586,11 @@ fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write(
         (hook("concurrency = 0"), "connect-hook.concurrency", "between 1 and 10000"),
         (hook("sets-headers = [\"Cookie\"]"), "connect-hook.sets-headers", "X-User"),
         (hook("headers = { X = \"@/nowhere\" }"), "connect-hook.headers", "name a readable file"),
+        (
+            hook("headers = { X = \"a\\u0001b\" }"),
+            "connect-hook.headers",
+            "the value of x cannot be a header's",
+        ),
         ("connect-hook = {}".into(), "connect-hook.url", "write for example"),
         ("from = [\"url:token\"]".into(), "from", "query:NAME"),
         (format!("from = []\n{}", jwt("")), "from", "must name a place"),

@@ -74,8 +74,8 @@ async fn respond(path: &str, stream: &mut TcpStream) -> std::io::Result<()> {
             }
         }
         "/known" => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n").await?;
-            for _ in 0..60 {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n").await?;
+            for _ in 0..90 {
                 stream.write_all(b"x").await?;
                 pause.tick().await;
             }
@@ -121,7 +121,7 @@ async fn the_expiry_breaks_off_a_stream_and_a_response_of_known_length_is_finish
     let (slow, backend) = Slow::start().await;
     let guarded = guarded_by_secret(backend, "").await;
     let gateway = guarded.gateway.address();
-    let authorization = bearer(&token("alice", 0, 3));
+    let authorization = bearer(&token("alice", 0, 5));
     let known = {
         let authorization = authorization.clone();
         tokio::spawn(async move { whole(gateway, "/known", &authorization).await })
@@ -129,7 +129,7 @@ async fn the_expiry_breaks_off_a_stream_and_a_response_of_known_length_is_finish
     let stream = whole(gateway, "/stream", &authorization).await;
     assert!(broke_off(&stream), "{stream}");
     let known = known.await.unwrap();
-    assert!(known.starts_with("HTTP/1.1 200") && known.ends_with(&"x".repeat(60)), "{known}");
+    assert!(known.starts_with("HTTP/1.1 200") && known.ends_with(&"x".repeat(90)), "{known}");
     assert_eq!(guarded.gateway.metric("credentials_responses_ended_total{reason=\"expired\"}"), 1.0);
     until("the backend's stream ends, too", || slow.open.load(Relaxed) == 0).await;
 }
@@ -170,7 +170,7 @@ async fn a_revocation_ends_every_response_of_its_subject_also_one_that_has_not_b
     }
     let [stream, known, poll] = &responses[..] else { panic!("{responses:?}") };
     assert!(broke_off(stream), "{stream}");
-    assert!(known.is_empty() || !known.ends_with(&"x".repeat(60)), "{known}");
+    assert!(known.is_empty() || !known.ends_with(&"x".repeat(90)), "{known}");
     assert!(poll.starts_with("HTTP/1.1 401") && poll.ends_with("the credentials were revoked\n"), "{poll}");
     let mut rest = Vec::new();
     let _ = refused.read_to_end(&mut rest).await;
@@ -184,7 +184,7 @@ async fn a_revocation_ends_every_response_of_its_subject_also_one_that_has_not_b
 #[tokio::test]
 async fn a_client_that_was_away_over_the_expiry_comes_back_with_other_credentials_only() {
     let guarded = guarded_by_secret(telling_backend().await, "").await;
-    let short = token("alice", 0, 3);
+    let short = token("alice", 0, 4);
     let parked = welcome(answer(&guarded, 1, Some(&short), None).await);
     guarded.gateway.wait_for_metric("sessions_by_state{state=\"parked\"}", 1.0).await;
     while !guarded.http("/page", &bearer(&short)).await.starts_with("HTTP/1.1 401") {
@@ -207,13 +207,16 @@ async fn the_expiry_ends_a_session_whose_link_hibernates() {
          [routes.chat.credentials]\ngrace = \"0s\"\n[routes.chat.credentials.jwt]\nkeys-file = {keys:?}\nleeway = \"0s\"\n"
     );
     let guarded = Guarded::of_routes(folder, &routes);
-    let mut client = guarded.client(&token("alice", 0, 8));
+    let mut client = guarded.client(&token("alice", 0, 600));
     told(&mut client).await;
     client.send("login").await.unwrap();
     assert_eq!(text(&client.recv().await.unwrap()), "login");
     guarded.gateway.wait_for_metric("links_hibernated_total{route=\"chat\"}", 1.0).await;
+    // New credentials do not wake the link either.
+    client.authenticate(token("alice", 0, 5)).await.unwrap();
     assert_eq!(ended(&mut client).await.1, Some(4501));
     guarded.gateway.wait_for_metric("sessions", 0.0).await;
+    assert_eq!(guarded.gateway.metric("links_hibernated_total{route=\"chat\"}"), 1.0);
     assert_eq!(guarded.gateway.metric("links{route=\"chat\"}"), 0.0);
 }
 
@@ -278,7 +281,7 @@ async fn a_websocket_over_http_2_is_judged_by_its_request_and_closed_at_the_expi
     };
     let (refused, _outgoing) = open(&token("alice", 0, -600)).await;
     assert_eq!(refused.status(), 401);
-    let (accepted, _outgoing) = open(&token("alice", 0, 3)).await;
+    let (accepted, _outgoing) = open(&token("alice", 0, 5)).await;
     assert_eq!(accepted.status(), 200);
     let (mut incoming, mut bytes) = (accepted.into_body(), Vec::new());
     let close = [&[0x88, 30, 0x11, 0x95][..], b"the credentials have expired"].concat();
