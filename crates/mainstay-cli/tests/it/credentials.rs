@@ -235,8 +235,20 @@ pub(crate) async fn answer(
     token: Option<&str>,
     resume: Option<ResumeToken>,
 ) -> Control {
-    let (head, mut client) =
-        Frames::connect(guarded.gateway.address(), "/chat", "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    answer_on(guarded.gateway.address(), "/chat", "", number, token, resume).await
+}
+
+/// As [`answer`], at this address and path, with further headers.
+pub(crate) async fn answer_on(
+    to: std::net::SocketAddr,
+    path: &str,
+    headers: &str,
+    number: u64,
+    token: Option<&str>,
+    resume: Option<ResumeToken>,
+) -> Control {
+    let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
+    let (head, mut client) = Frames::connect(to, path, &headers).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
     let credentials = token.map(|token| Credentials(token.to_owned().into()));
