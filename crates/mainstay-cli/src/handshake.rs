@@ -96,16 +96,17 @@ async fn forward_admitted(request: Request, credentials: &Credentials, route: &R
         return route.proxy.forward(Request::from_parts(head, body)).await;
     }
     let client = credentials::client_of(&head);
-    match credentials.admit(&mut head).await {
+    let admitted = match credentials.admit(&mut head).await {
         Ok(admitted) => {
             let response = route.proxy.forward(Request::from_parts(head, body));
             credentials.respond(&admitted, client, response).await
         }
-        Err(refused) => {
-            route.links.responded(refused.status());
-            refused
-        }
-    }
+        Err(refused) => Err(refused),
+    };
+    admitted.unwrap_or_else(|refused| {
+        route.links.responded(refused.status());
+        refused
+    })
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -170,7 +171,10 @@ async fn forward_handshake(
         return match &admitted {
             None => response,
             // A backend that takes no WebSocket here may respond with a stream.
-            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+            Some((credentials, client)) => {
+                let response = credentials.respond(client, address, ready(response)).await;
+                response.unwrap_or_else(|refused| refused)
+            }
         };
     }
     let accepted = match accept_response(response, &offer).await {
