@@ -62,9 +62,11 @@ const STEPS: &[Step] = &[
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
         cluster::step,
     ),
-    Step::new("proxies", "the recipes before real nginx, HAProxy and Caddy; the rules of alerts", |_| {
-        proxies::step()
-    }),
+    Step::new(
+        "proxies",
+        "the recipes before the real proxies; Compose's demonstration with Prometheus",
+        |_| proxies::step(),
+    ),
     Step::new(
         "ecosystems",
         "real servers and clients: directly, through nginx, through us",

@@ -11,7 +11,7 @@ use mainstay::Link;
 use mainstay::client::{self as link, BoxError, Builder, EndsOn, Event, ReasonCode};
 use mainstay::link::Plain;
 use mainstay_proto::ws::handshake::Offer;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::credentials::Admitted;
 use crate::forward::{self, Scheme};
@@ -21,7 +21,9 @@ use crate::profiles::BackendLoss;
 use crate::request_body::Upload;
 use crate::retry_after;
 use crate::route::Route;
+use crate::spans::LinkSpans;
 use crate::upstream::Address;
+use crate::when_down::Patience;
 
 /// Maximum number of messages of a client that wait for the backend's confirmation.
 const QUEUE_MESSAGES: usize = 1024;
@@ -34,6 +36,8 @@ pub(crate) struct ClientRequest {
     fields: HeaderMap,
     /// The key of a client that sticks to an address.
     pub(crate) key: Option<u64>,
+    /// The spans of the link that is opened for it.
+    pub(crate) spans: LinkSpans,
 }
 
 impl ClientRequest {
@@ -51,7 +55,8 @@ impl ClientRequest {
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
         let key = route.proxy.stickiness.key(head);
-        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key })
+        let spans = LinkSpans::of(head, route, &mut fields);
+        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key, spans })
     }
 
     /// Sets what the backend learns of a client that is admitted.
@@ -81,6 +86,7 @@ impl ClientRequest {
         if let Some(ours) = offer.extensions() {
             fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, ours);
         }
+        self.spans.begin_attempt(&self.url, fields);
         request
     }
 
@@ -142,8 +148,8 @@ impl ClientRequest {
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
         }
-        if let Some(dialled) = dialled {
-            builder = builder.request(self.choice(route, Arc::clone(dialled)));
+        if dialled.is_some() || self.spans.are_recorded() {
+            builder = builder.request(self.each_attempt(route, dialled.cloned()));
         }
         if let Some(answers) = route.links.answers_pings() {
             builder = builder.expects_pongs(answers);
@@ -152,25 +158,32 @@ impl ClientRequest {
     }
 }
 
-type Choosing = Ready<Result<link::Request, BoxError>>;
+type Attempt = Ready<Result<link::Request, BoxError>>;
 
 impl ClientRequest {
-    /// Returns what chooses the address of each attempt.
-    fn choice(&self, route: &Route, dialled: Arc<Dialled>) -> impl Fn() -> Choosing + Send + Sync + use<> {
+    /// Returns what makes the request of each attempt: chooses the address, where there are several, and adds its trace.
+    fn each_attempt(
+        &self,
+        route: &Route,
+        dialled: Option<Arc<Dialled>>,
+    ) -> impl Fn() -> Attempt + Send + Sync + use<> {
         let (upstream, links, key) = (Arc::clone(&route.proxy.upstream), route.links.clone(), self.key);
-        let target = self.url.path_and_query().cloned();
-        move || {
+        let (target, only, spans) =
+            (self.url.path_and_query().cloned(), self.url.clone(), self.spans.clone());
+        let choose = move || -> Result<link::Request, BoxError> {
+            let Some(dialled) = &dialled else { return Ok(link::Request::default().url(only.clone())) };
             let number = dialled.begin(|tried| links.choose(key, tried));
-            ready(match upstream.address(number) {
-                None => Err("the address is gone".into()),
-                Some(Address { url, connector, .. }) => {
-                    let mut parts = url.clone().into_parts();
-                    parts.path_and_query.clone_from(&target);
-                    Uri::from_parts(parts)
-                        .map(|url| link::Request::default().url(url).connector(connector.clone()))
-                        .map_err(Into::into)
-                }
-            })
+            let Address { url, connector, .. } = upstream.address(number).ok_or("the address is gone")?;
+            let mut parts = url.clone().into_parts();
+            parts.path_and_query.clone_from(&target);
+            Ok(link::Request::default().url(Uri::from_parts(parts)?).connector(connector.clone()))
+        };
+        move || {
+            let mut chosen = choose();
+            if let Ok(link::Request { url: Some(url), headers, .. }) = &mut chosen {
+                spans.begin_attempt(url, headers);
+            }
+            ready(chosen)
         }
     }
 }
@@ -189,21 +202,23 @@ pub(crate) async fn accepted(
     monitor: &mut LinkMonitor,
     route: &Route,
 ) -> Result<(), BackendRefusal> {
-    let too_long = async {
-        match route.when_down.queue_age {
-            Some(age) => sleep(age).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        answered = answered(link, monitor, route) => answered,
-        () = too_long => Err(BackendRefusal::away()),
-    }
-}
-
-async fn answered(link: &Link, monitor: &mut LinkMonitor, route: &Route) -> Result<(), BackendRefusal> {
-    while let Some(event) = link.event().await {
+    let mut patience = Patience::new(&route.when_down);
+    patience.handle_opening(Instant::now().into_std());
+    loop {
+        let too_long = async {
+            match patience.poll_timeout(Instant::now().into_std()) {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            biased;
+            event = link.event() => event,
+            () = too_long => return Err(BackendRefusal::away()),
+        };
+        let Some(event) = event else {
+            return Err(BackendRefusal { status: None, reason: "the link ended".into(), is_away: false });
+        };
         monitor.observe(&event);
         limits::handle_event(&event, &route.server);
         match event {
@@ -212,13 +227,10 @@ async fn answered(link: &Link, monitor: &mut LinkMonitor, route: &Route) -> Resu
                 let status = end.code.and_then(ReasonCode::status);
                 return Err(BackendRefusal { status, reason: end.reason, is_away: false });
             }
-            Event::AttemptFailed { .. } if !route.when_down.waits() && !monitor.tries_another() => {
-                return Err(BackendRefusal::away());
-            }
+            Event::AttemptFailed { .. } if !monitor.tries_another() => patience.handle_down(),
             _ => {}
         }
     }
-    Err(BackendRefusal { status: None, reason: "the link ended".into(), is_away: false })
 }
 
 impl BackendRefusal {

@@ -10,10 +10,12 @@
 //! wait for the backend either: a HELLO is handled in one step, or two attempts of one client could open two sessions. If
 //! the backend refuses, the client receives END.
 
+use std::future::ready;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -21,14 +23,14 @@ use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
-use mainstay::{ConfigError, Server, SessionUpgrade};
+use mainstay::{ConfigError, Server, Session, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
 use crate::client_identity::ClientAddress;
 use crate::client_request::ClientRequest;
 use crate::config::limits::SlowClients;
-use crate::credentials::{Admitted, Credentials};
+use crate::credentials::{self, Admitted, Credentials};
 use crate::exchange::exchange;
 use crate::forward;
 use crate::http_proxy;
@@ -38,22 +40,29 @@ use crate::retry_after;
 use crate::route::Route;
 use crate::routes::Routes;
 use crate::session;
+use crate::spans::{self, LinkSpans};
 use crate::upstream::UpstreamIo;
 use crate::upstream_error::UpstreamError;
 use crate::values;
 
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
-pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
+pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
+    if route.credentials.is_some() {
+        // The connect hook gets the request as the client sent it.
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
+    }
+    let span = spans::begin(&mut request, &route);
     if !asks_for_websocket(&request) {
-        return match &route.credentials {
+        return span.passes(match &route.credentials {
             None => route.proxy.forward(request).await,
             // Boxed, as below.
             Some(credentials) => Box::pin(forward_admitted(request, credentials, &route)).await,
-        };
+        });
     }
     let (mut head, _) = request.into_parts();
     if head.version == Version::HTTP_2 {
@@ -69,6 +78,7 @@ pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) 
         Err(rejection) => rejection.into_response(),
     };
     route.links.responded(response.status());
+    span.answered(&response);
     response
 }
 
@@ -81,15 +91,21 @@ fn host(request: &Request) -> &str {
 /// Forwards a plain HTTP request of a client that is admitted.
 async fn forward_admitted(request: Request, credentials: &Credentials, route: &Route) -> Response {
     let (mut head, body) = request.into_parts();
-    if credentials.check_http() {
-        if let Err(refused) = credentials.admit(&mut head).await {
-            route.links.responded(refused.status());
-            return refused;
-        }
-    } else {
+    if !credentials.check_http() {
         credentials.strip(&mut head.headers);
+        return route.proxy.forward(Request::from_parts(head, body)).await;
     }
-    route.proxy.forward(Request::from_parts(head, body)).await
+    let client = credentials::client_of(&head);
+    match credentials.admit(&mut head).await {
+        Ok(admitted) => {
+            let response = route.proxy.forward(Request::from_parts(head, body));
+            credentials.respond(&admitted, client, response).await
+        }
+        Err(refused) => {
+            route.links.responded(refused.status());
+            refused
+        }
+    }
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -102,6 +118,7 @@ async fn forward_handshake(
         return accept_session(upgrade, head, route);
     }
     let principal = route.principal.of(&head.headers);
+    let address = credentials::client_of(&head);
     let mut admitted = None;
     if let Some(credentials) = &route.credentials {
         match credentials.admit(&mut head).await {
@@ -114,7 +131,7 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = match &admitted {
@@ -137,22 +154,34 @@ async fn forward_handshake(
     let wait = route.when_down.waits().then_some(route.upstream_wait);
     let (response, connection) = match upstream.upgrade(request.key, wait, asked).await {
         Ok(response) => response,
-        Err(error) if error.may_pass() || (wait.is_none() && error.is_of_address()) => {
-            route.links.refused_unreachable();
-            return backend_unreachable();
+        Err(error) => {
+            request.spans.failed(&error);
+            if error.may_pass() || (wait.is_none() && error.is_of_address()) {
+                route.links.refused_unreachable();
+                return backend_unreachable();
+            }
+            return error.into_response();
         }
-        Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        request.spans.refused(response.status());
         route.links.refused(connection.address(), response.status());
-        return http_proxy::forward_response(response, connection, upstream);
+        let response = http_proxy::forward_response(response, connection, upstream);
+        return match &admitted {
+            None => response,
+            // A backend that takes no WebSocket here may respond with a stream.
+            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+        };
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
         Err(wrong) => {
-            return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
+            let error = upstream.fail(connection.address(), UpstreamError::BadResponse(wrong));
+            request.spans.failed(&error);
+            return error.into_response();
         }
     };
+    request.spans.opened(upstream.address(connection.address()).map(|address| &address.url));
     accept_client(upgrade, request, accepted, connection.into_lease(), route, admitted)
 }
 
@@ -175,23 +204,39 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)).manual_ack(),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)).manual_ack(),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = if route.movable { upgrade.movable() } else { upgrade };
     let drops_oldest = route.slow_clients == SlowClients::DropOldest;
     let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
     let Some((credentials, presented)) = presented else {
-        return upgrade
-            .principal(principal)
-            .on_session(move |session| session::serve_session(session, request, route));
+        let spans = request.spans.clone();
+        let serve = move |session| session::serve_session(session, request, route);
+        return begin(upgrade.principal(principal), spans, serve);
     };
     let admitted = Arc::new(OnceLock::new());
     let judges = credentials.judges_session(presented, principal, Arc::clone(&admitted));
-    upgrade.authenticate(judges).on_session(move |session| {
+    begin(upgrade.authenticate(judges), request.spans.clone(), move |session| {
         let admitted = admitted.get().cloned();
         admitted.iter().for_each(|admitted| request.admit(admitted));
         credentials.serve(admitted, session, |session| session::serve_session(session, request, route))
+    })
+}
+
+/// Accepts a client and serves it; records its connections if it is traced.
+fn begin<F: Future<Output = ()> + Send + 'static>(
+    upgrade: SessionUpgrade,
+    spans: LinkSpans,
+    serve: impl FnOnce(Session) -> F + Send + 'static,
+) -> Response {
+    if !spans.are_recorded() {
+        return upgrade.on_session(serve);
+    }
+    // Another type of handler: the others are not larger for it.
+    upgrade.on_session(move |session| {
+        let client = session.sender();
+        Box::pin(spans::with_attaches(client, spans, serve(session)))
     })
 }
 
@@ -223,23 +268,23 @@ fn accept_client(
         .filter(|name| values::token(name).is_ok())
         .map(str::to_owned)
         .collect();
-    let path = request.path.clone();
+    let (path, spans) = (request.path.clone(), request.spans.clone());
     let dialled = (route.links.count() > 1).then(|| Arc::new(Dialled::with(lease)));
     let link = match request.builder(&offered, &route, true, dialled.as_ref()) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let monitor = route.links.open(link.sender(), None, dialled);
+    let monitor = route.links.open(link.sender(), None, dialled, spans.clone());
     let upgrade = upgrade.subprotocols(agreed).response_fields(fields, spelling);
     let serve = move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())
     };
     match admitted {
-        None => upgrade.on_session(serve),
+        None => begin(upgrade, spans, serve),
         // Another type of handler: only clients of such routes hold what it needs.
         Some((credentials, client)) => {
-            upgrade.on_session(move |session| credentials.serve(Some(client), session, serve))
+            begin(upgrade, spans, move |session| credentials.serve(Some(client), session, serve))
         }
     }
 }

@@ -29,7 +29,7 @@ const BYTES: usize = 1 << 20;
 /// `mainstay::server`.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
                        mainstay::successor=info,mainstay::backend_health=info,mainstay::pool=info,mainstay::cluster=info,\
-                       mainstay::reload=info,mainstay::server::leave=info";
+                       mainstay::reload=info,mainstay::spans=info,mainstay::server::leave=info";
 
 /// The format of log lines.
 #[derive(

@@ -21,6 +21,7 @@ use crate::credentials::{CredentialFigures, IssuerFigures};
 use crate::links::{AddressFigures, Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
+use crate::spans::{self, SpanFigures};
 use crate::{log, process_metrics};
 
 /// A format of the metrics.
@@ -81,6 +82,8 @@ struct Snapshot {
     admin_refused: [u64; Refusals::REASONS.len()],
     /// Entries of the timeline that were ever noted, and how many of them are forgotten.
     events: (u64, u64),
+    /// What became of spans, where they are recorded.
+    spans: Option<SpanFigures>,
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
     /// When the certificates in use expire.
@@ -121,6 +124,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
         credentials: routes.access.figures(),
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
+        spans: spans::figures(),
         cluster: server.cluster().map(Cluster::from),
         expiries: client_tls::expiries(),
     };
@@ -285,13 +289,21 @@ impl Snapshot {
         let refused =
             figures.refused.iter().map(|(reason, count)| (format!("{{outcome=\"{reason}\"}}"), *count));
         let accepted = ("{outcome=\"accepted\"}".to_owned(), figures.accepted);
-        let judged: Vec<_> = std::iter::once(accepted).chain(refused).collect();
+        let anonymous = ("{outcome=\"anonymous\"}".to_owned(), figures.anonymous);
+        let judged: Vec<_> = [accepted, anonymous].into_iter().chain(refused).collect();
         to.labelled("credentials_judged_total", "counter", "Credentials judged, by outcome.", &judged);
         to.family(
             "credentials_expired_total",
             "counter",
             "Connections whose credentials expired: their clients were asked for others, or ended.",
             &[("{outcome=\"asked\"}", s.credentials_expired), ("{outcome=\"ended\"}", s.left_unauthorized)],
+        );
+        let (expired, revoked) = figures.ended_responses;
+        to.family(
+            "credentials_responses_ended_total",
+            "counter",
+            "Responses that broke off because the credentials of their client ended.",
+            &[("{reason=\"expired\"}", expired), ("{reason=\"revoked\"}", revoked)],
         );
         to.gauge("revocations", "Revoked subjects that are remembered.", figures.revoked);
         if figures.issuers.is_empty() {
@@ -314,6 +326,9 @@ impl Snapshot {
         );
         let ages = of(&|issuer| issuer.age, "");
         to.labelled("jwks_age_seconds", "gauge", "Age of the keys of an issuer.", &ages);
+        let stale = of(&|issuer| issuer.stale, "");
+        let help = "1 while newer keys of an issuer should have been fetched and are not.";
+        to.labelled("jwks_stale", "gauge", help, &stale);
     }
 
     fn connections(&self, to: &mut Families) {
@@ -486,6 +501,14 @@ impl Snapshot {
         to.family("admin_refused_total", "counter", help, &refused);
         let help = "Events of clients that were noted in the timeline, forgotten ones included.";
         to.counter("timeline_events_total", help, self.events.0);
+        if let Some(SpanFigures { exported, dropped, refused }) = self.spans {
+            let outcomes = [
+                ("{outcome=\"exported\"}", exported),
+                ("{outcome=\"dropped\"}", dropped),
+                ("{outcome=\"refused\"}", refused),
+            ];
+            to.family("spans_total", "counter", "Spans that ended, by outcome.", &outcomes);
+        }
         let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
         to.family("build_info", "gauge", "1; the label has the version.", &[(version, 1)]);
         Each { routes: &self.routes }.family(
@@ -774,10 +797,17 @@ mod tests {
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
             routes: vec![(String::new(), Figures { lost: 3, unknown: 2, addresses, ..Figures::default() })],
+            spans: Some(SpanFigures { exported: 5, dropped: 0, refused: 0 }),
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             credentials: CredentialFigures {
                 refused: vec![("expired", 9)],
-                issuers: vec![IssuerFigures { route: "chat".into(), fetched: 8, failed: 0, age: Some(1) }],
+                issuers: vec![IssuerFigures {
+                    route: "chat".into(),
+                    fetched: 8,
+                    failed: 0,
+                    age: Some(1),
+                    stale: Some(0),
+                }],
                 ..CredentialFigures::default()
             },
             ..Snapshot::default()

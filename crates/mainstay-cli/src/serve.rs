@@ -34,7 +34,7 @@ use crate::signals::{self, Stops};
 use crate::successor::Predecessor;
 use crate::{
     admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
-    reload, supervisor, table, tls, values,
+    reload, spans, supervisor, table, tls, values,
 };
 
 /// The end of `mainstay serve --help`.
@@ -230,8 +230,8 @@ impl Checked {
     }
 }
 
-/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names it
-/// is the same for all, so that nodes can get another table one after the other.
+/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names the
+/// name of the cluster states that alone, so that nodes can get another table one after the other.
 fn purpose(loaded: &Loaded) -> String {
     if loaded.names_routes {
         return "routes".to_owned();
@@ -329,6 +329,7 @@ async fn serve(
     activated: Activated,
 ) -> Result<(), Failed> {
     let Checked { token, cluster, tls } = checked;
+    spans::start(&loaded.config.tracing).map_err(|what| loaded.problem_in("tracing", &what).to_string())?;
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, !is_demonstration);
@@ -400,6 +401,7 @@ async fn serve(
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);
+    spans::flush().await;
     served.map_err(Failed::from)
 }
 

@@ -29,6 +29,7 @@ pub mod cancellations;
 pub mod cluster;
 pub mod confirm;
 pub mod connect;
+mod due;
 pub mod endpoint;
 pub mod failure;
 mod forward;

@@ -33,8 +33,14 @@ pub(super) fn json(loaded: &Loaded) -> String {
 fn settings(loaded: &Loaded) -> Vec<(KeyPath, Value)> {
     let tree = serde_json::to_value(&loaded.config).unwrap_or_default();
     let shown = |(key, value): (KeyPath, Value)| {
-        let is_secret = node_at(&key).is_some_and(|node| node.is_secret());
-        let value = if is_secret { hidden(&value) } else { without_password(value) };
+        let is_secret =
+            |length: usize| key.get(..length).and_then(node_at).is_some_and(|node| node.is_secret());
+        let value = match key.len() {
+            length if is_secret(length) => hidden(&value),
+            // A table of secrets by their names, such as headers.
+            length if (1..length).any(is_secret) => HIDDEN.into(),
+            _ => without_password(value),
+        };
         (key, value)
     };
     leaves(&tree).into_iter().map(shown).collect()

@@ -15,7 +15,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use crate::listeners::Folder;
 use crate::support::{Gateway, mainstay, run, until};
 
-type Issued = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Issued = CertifiedIssuer<'static, KeyPair>;
 
 /// A self-signed certificate for a name.
 pub(crate) fn certificate(name: &str) -> Issued {

@@ -4,6 +4,7 @@
 mod addresses;
 mod admin;
 mod bench;
+mod client_certificates;
 mod client_limits;
 mod client_tls;
 mod config;
@@ -11,10 +12,12 @@ mod connect;
 mod credentials;
 mod flags;
 mod frames;
+mod guarded;
 mod handshake;
 mod hibernation;
 mod hostile;
 mod http;
+mod jwks;
 mod limits;
 mod listeners;
 mod loss;
@@ -27,13 +30,17 @@ mod page;
 mod profiles;
 mod promises;
 mod proxy_protocol;
+mod real_proxies;
 mod restart;
 mod resume;
 mod routes;
 mod smuggling;
+#[cfg(feature = "otlp")]
+mod spans;
 mod supervisor;
 mod support;
 mod tls;
 #[path = "../../src/credentials/test_tokens.rs"]
 mod tokens;
+mod trace_context;
 mod upstream;

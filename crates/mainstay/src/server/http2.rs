@@ -28,8 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::connection::{HttpConnection, LAST_REQUEST};
-use super::stats::Counters;
+use super::connection::HttpConnection;
 use super::write_timeout::WriteTimeout;
 use crate::transport::Stream;
 
@@ -86,14 +85,7 @@ pub(super) async fn serve<I, S>(
         }
     });
     let served = builder(&limits).serve_connection(TokioIo::new(WriteTimeout::new(stream)), service);
-    let has_requested = || connection.has_requested.load(Ordering::Relaxed);
-    let silent = async {
-        tokio::time::sleep_until(connection.accepted + connection.server.shared.config.opening_deadline)
-            .await;
-        if has_requested() {
-            std::future::pending::<()>().await;
-        }
-    };
+    let silent = connection.stayed_silent();
     let leave = async {
         let idle = async {
             while since.swap(false, Ordering::Relaxed) {
@@ -102,9 +94,7 @@ pub(super) async fn serve<I, S>(
         };
         tokio::select! {
             () = idle => {}
-            () = leave.cancelled() => if !has_requested() {
-                tokio::time::sleep(LAST_REQUEST).await;
-            },
+            () = connection.must_leave(&leave) => {}
         }
     };
     let (mut served, mut silent, mut leave, mut leaving) = (pin!(served), pin!(silent), pin!(leave), false);
@@ -130,10 +120,7 @@ pub(super) async fn serve<I, S>(
             }
         }
     }
-    if !has_requested() {
-        Counters::add(&connection.server.shared.stats.openings_failed, 1);
-        tracing::debug!(address = ?connection.address, "no request within the opening deadline");
-    }
+    connection.note_silence();
 }
 
 /// The requests that the client of a connection cancelled.
