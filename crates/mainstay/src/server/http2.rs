@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 use super::connection::HttpConnection;
+use super::stats::Counters;
 use super::write_timeout::WriteTimeout;
 use crate::transport::Stream;
 
