@@ -81,7 +81,7 @@ pub(super) async fn serve<I, S>(
         let answer = answer(Arc::clone(&each), app.clone(), request, limits.fields);
         async move {
             let response = answer.await;
-            unanswered.is_answered();
+            unanswered.settle();
             response
         }
     });
@@ -135,7 +135,7 @@ struct Cancelled {
 struct Unanswered(Option<Arc<Cancelled>>);
 
 impl Unanswered {
-    fn is_answered(mut self) {
+    fn settle(mut self) {
         self.0 = None;
     }
 }

@@ -258,6 +258,9 @@ async fn a_page_that_is_closed_cancels_its_requests_and_keeps_its_http_2_connect
     stage.ends_unharmed().await;
 }
 
+/// Makes the bytes of a flood on this connection.
+type Flood<'a> = dyn Fn(&mut Raw) -> Vec<u8> + 'a;
+
 /// What h2 itself counts.
 #[tokio::test]
 async fn a_flood_of_frames_of_no_use_ends_its_http_2_connection() {
@@ -279,7 +282,7 @@ async fn a_flood_of_frames_of_no_use_ends_its_http_2_connection() {
     let empty_data = |_: &mut Raw| {
         [h2(HEADERS, END_HEADERS, 1, &opening(&[])), h2(DATA, 0, 1, &[]).repeat(20_000)].concat()
     };
-    let floods: [(&str, &dyn Fn(&mut Raw) -> Vec<u8>); 4] = [
+    let floods: [(&str, &Flood); 4] = [
         ("requests that are reset at once", &resets),
         ("headers without end", &headers_without_end),
         ("empty headers without end", &empty_headers_without_end),
@@ -392,7 +395,7 @@ async fn a_head_of_http_2_that_is_none_opens_no_websocket() {
         ("another protocol", own("CONNECT", "connect-udp")),
     ];
     for (what, head) in cases {
-        let status: Option<String> = status(&stage, &Vec::<u8>::from(head)).await;
+        let status = status(&stage, &head).await;
         assert!(status.as_deref().is_none_or(|status| status != "200"), "{what}: {status:?}");
     }
     let many: Vec<_> = (0..65).map(|_| ("x", "x")).collect();
