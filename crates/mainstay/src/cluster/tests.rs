@@ -3,6 +3,8 @@
 mod drain;
 mod engine;
 mod hostile;
+#[path = "../../tests/it/lines.rs"]
+mod lines;
 mod movable;
 mod raw;
 mod resume;
