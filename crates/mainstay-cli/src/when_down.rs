@@ -106,11 +106,6 @@ impl<'a> Patience<'a> {
         };
         [by_policy, self.give_up].into_iter().flatten().min()
     }
-
-    /// The client was closed: no other timeout follows.
-    pub(crate) fn handle_gave_up(&mut self) {
-        *self = Self::new(self.when_down);
-    }
 }
 
 #[cfg(test)]
@@ -152,8 +147,6 @@ mod tests {
         assert_eq!(patience.poll_timeout(now), None);
         patience.handle_lost(now + 4 * SECOND, true, None);
         assert_eq!(patience.poll_timeout(now), Some(now + 9 * SECOND), "what was not confirmed waits, too");
-        patience.handle_gave_up();
-        assert_eq!(patience.poll_timeout(now), None);
     }
 
     #[test]
