@@ -59,6 +59,9 @@ const ROUNDS: &[(&str, Play)] = &[
 /// What is played on Valkey, too.
 const CORE: &[&str] = &["driver", "cuts", "movable"];
 
+/// What is played at [`Size::DRAIN`], too, at full length.
+const DRAINS: &[&str] = &["deploy", "movable", "file"];
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Only these rounds, in the usual order
@@ -67,6 +70,9 @@ pub(crate) struct Options {
     /// Clients of each round
     #[arg(long, value_name = "COUNT")]
     clients: Option<u64>,
+    /// Seconds between two messages of a client, and between two of the backend to it
+    #[arg(long, value_name = "SECONDS")]
+    every: Option<f64>,
     /// Play on Valkey instead of Redis
     #[arg(long)]
     valkey: bool,
@@ -76,14 +82,22 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     prepare()?;
     let size = Size::of(depth);
     play(Brand::Redis, &size, |_| true)?;
-    play(Brand::Valkey, &size, |round| CORE.contains(&round))
+    play(Brand::Valkey, &size, |round| CORE.contains(&round))?;
+    if depth == Depth::Nightly {
+        // One at a time: each needs the whole machine.
+        DRAINS
+            .iter()
+            .try_for_each(|drain| play(Brand::Redis, &Size::DRAIN, |round| round == *drain).map(drop))?;
+    }
+    Ok(Outcome::Passed)
 }
 
 /// Plays single rounds.
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
     prepare()?;
     let size = Size::of(Depth::Test);
-    let size = Size { clients: options.clients.unwrap_or(size.clients), ..size };
+    let (clients, every) = (options.clients.unwrap_or(size.clients), options.every.unwrap_or(size.every));
+    let size = Size { clients, every, ..size };
     let is_meant = |round: &str| options.rounds.is_empty() || options.rounds.iter().any(|name| name == round);
     play(if options.valkey { Brand::Valkey } else { Brand::Redis }, &size, is_meant)
 }

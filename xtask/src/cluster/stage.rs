@@ -45,6 +45,8 @@ pub(super) struct Stage {
     backend: Background,
     upstream: String,
     started: usize,
+    /// The longest time from SIGTERM to the end of a node.
+    pub(super) slowest_drain: Duration,
 }
 
 /// One `mainstay serve`.
@@ -99,6 +101,7 @@ impl Stage {
             backend,
             upstream,
             started: setup.nodes,
+            slowest_drain: Duration::ZERO,
         };
         stage.wait_attached()?;
         Ok(stage)
@@ -183,8 +186,17 @@ impl Stage {
     /// Replaces the node at the first place, as a deploy does: the new one is ready before the old one is drained.
     pub(super) fn replace_first(&mut self) -> Result<()> {
         self.add_node()?;
-        self.take_out(0)?.drain()?;
+        self.drain_first()?;
         self.wait_attached().map(drop)
+    }
+
+    /// Takes the node at the first place out of the balancer, and drains it.
+    pub(super) fn drain_first(&mut self) -> Result<()> {
+        let node = self.take_out(0)?;
+        let started = Instant::now();
+        node.drain()?;
+        self.slowest_drain = self.slowest_drain.max(started.elapsed());
+        Ok(())
     }
 
     /// Lets messages pass, waits for what is under way, ends all processes in order, and judges.
