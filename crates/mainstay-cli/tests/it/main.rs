@@ -4,6 +4,7 @@
 mod addresses;
 mod admin;
 mod bench;
+mod client_certificates;
 mod client_limits;
 mod client_tls;
 mod config;
@@ -29,6 +30,7 @@ mod page;
 mod profiles;
 mod promises;
 mod proxy_protocol;
+mod real_proxies;
 mod restart;
 mod resume;
 mod routes;

@@ -15,6 +15,7 @@ use mainstay::{Client, Link, Message, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::credentials::{answer_on, welcome};
 use crate::frames::{Frames, PING, PONG, TEXT};
 use crate::support::{Gateway, backend, echo, mainstay, until};
 
@@ -424,4 +425,28 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
     let metrics = gateway.get("/metrics", "");
     let lost = metrics.lines().filter(|line| line.starts_with("mainstay_links_lost_total"));
     assert!(lost.map(|line| line.rsplit(' ').next().unwrap()).all(|count| count == "0"));
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_at_its_route_alone_also_where_another_has_the_same_path() {
+    let (folder, backend) = (Folder::new("bound"), named("one").await);
+    let route = |name: &str| {
+        format!("[routes.{name}]\nhosts = [\"{name}.example\"]\nupstream.addresses = [\"ws://{backend}\"]\n")
+    };
+    let file = folder.write("mainstay.toml", &(route("a") + &route("b")));
+    let gateway = gateway(&file);
+    let at = async |host: &str, number, resume| {
+        let headers = format!("Host: {host}.example\r\n");
+        welcome(answer_on(gateway.address(), "/chat", &headers, number, "", resume).await)
+    };
+    let opened = at("a", 1, None).await;
+    let elsewhere = at("b", 2, Some(opened.token.clone())).await;
+    assert!(!elsewhere.resumed && elsewhere.account.is_none(), "{elsewhere:?}");
+    let resumed = at("a", 3, Some(opened.token)).await;
+    assert!(resumed.resumed, "{resumed:?}");
+    // Its settings change, and it is the same route.
+    folder.write("mainstay.toml", &(route("a") + "session.deflate = true\n" + &route("b")));
+    gateway.signal("HUP");
+    gateway.wait_for_metric("config_reloads_total{outcome=\"done\"}", 1.0).await;
+    assert!(at("a", 4, Some(resumed.token)).await.resumed);
 }
