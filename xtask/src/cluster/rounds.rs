@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::rows::{self, Allowed, Must, row};
 use super::stage::{self, Setup, Stage};
 use super::verdict::Verdict;
+use super::{DEBUG, RELEASE};
 use crate::engines::{Program, Server};
 use crate::run::check;
 use crate::{Depth, Result};
@@ -29,23 +30,25 @@ pub(super) struct Size {
     /// Seconds between two messages of a client, and between two of the backend to it.
     pub(super) every: f64,
     pub(super) cuts: u64,
+    /// The folder of the programs.
+    pub(super) programs: &'static str,
 }
 
 impl Size {
     /// Drains of as many sessions as a node of middling size has. The clients send less often, or the machine and not the
     /// drain would be measured.
-    pub(super) const DRAIN: Self = Self { clients: 5_000, every: 4.0, cuts: 0 };
+    pub(super) const DRAIN: Self = Self { clients: 5_000, every: 4.0, cuts: 0, programs: RELEASE };
 
     pub(super) fn of(depth: Depth) -> Self {
         match depth {
-            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10 },
-            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10 },
+            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10, programs: DEBUG },
+            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10, programs: DEBUG },
         }
     }
 
     pub(super) fn setup<'a>(&self, name: &'a str, nodes: usize, flags: &[&str]) -> Setup<'a> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Setup { name, nodes, flags, clients: self.clients, every: self.every }
+        Setup { name, nodes, flags, clients: self.clients, every: self.every, programs: self.programs }
     }
 }
 
