@@ -27,6 +27,7 @@ pub(crate) fn step() -> Result<Outcome> {
     check_alerts()?;
     install::curl()?;
     cargo("build --release --package mainstay-cli")?;
+    run_tests()?;
     let mut skipped = Skipped::default();
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];
     proxies.extend(skipped.unless(Proxy::traefik(), "Traefik"));
@@ -99,6 +100,21 @@ impl Skipped {
             names => Outcome::Skipped(format!("{}; all else passed", names.join(", "))),
         }
     }
+}
+
+/// Runs the tests that `cargo test` leaves out because not every machine has the proxies.
+fn run_tests() -> Result<()> {
+    let (nginx, stream) = install::nginx_stream()?;
+    let (haproxy, libraries) = install::haproxy()?;
+    let here = std::env::current_dir()?;
+    let folders =
+        [&nginx, &haproxy].into_iter().filter_map(|program| program.parent()).map(|folder| here.join(folder));
+    let known = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(folders.chain(std::env::split_paths(&known)))?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["test", "--workspace", "--test", "it", "real_proxies", "--", "--ignored"]);
+    cargo.env("PATH", path).env("NGINX_STREAM", stream).env("LD_LIBRARY_PATH", libraries);
+    check(&mut cargo).map(drop)
 }
 
 /// Lets Prometheus' own program check the rules of alerts.

@@ -11,10 +11,11 @@
 //! the backend refuses, the client receives END.
 
 use std::future::ready;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -44,11 +45,16 @@ use crate::upstream_error::UpstreamError;
 use crate::values;
 
 /// Responds to a request: accepts a WebSocket here, forwards anything else as plain HTTP.
-pub(crate) async fn respond(request: Request, server: &Server, routes: &Routes) -> Response {
+pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Routes) -> Response {
     let Some(route) = routes.find(host(&request), request.uri().path()) else {
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
+    if route.credentials.is_some() {
+        // The connect hook gets the request as the client sent it.
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
+        route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
+    }
     if !asks_for_websocket(&request) {
         return match &route.credentials {
             None => route.proxy.forward(request).await,
@@ -122,7 +128,7 @@ async fn forward_handshake(
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = match &admitted {
@@ -188,7 +194,7 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
         Err(reason) => return cannot_be_forwarded(&reason),
     };
     let upgrade = match with_settings(upgrade, &route, &request.path) {
-        Ok(upgrade) => upgrade.listed_as(format!("{} {}", route.name, request.path)).manual_ack(),
+        Ok(upgrade) => upgrade.opened_at(format!("{} {}", route.name, request.path)).manual_ack(),
         Err(error) => return cannot_be_forwarded(&error.to_string()),
     };
     let upgrade = if route.movable { upgrade.movable() } else { upgrade };

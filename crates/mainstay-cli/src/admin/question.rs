@@ -14,8 +14,9 @@ use mainstay::{CloseCode, Server};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::sessions::{client, mentions, subject, subject_of};
+use super::sessions::{client, mentions, subject};
 use super::words::{Calendar, object, reconnects};
+use crate::client_identity::subject_of;
 use crate::routes::Routes;
 
 /// What the envelope of an answer takes, at most.

@@ -145,13 +145,6 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-/// Returns the subject of a certificate, as `CN=alice, O=Example`.
-#[allow(dead_code)]
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.subject().to_string().into())
-}
-
 #[cfg(test)]
 mod tests {
     use mainstay::server::rustls::crypto::ring;

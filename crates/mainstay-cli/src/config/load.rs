@@ -235,12 +235,21 @@ impl Loaded {
                         once, and a session in a file would wait for this node; remove one of them";
             wrong.push(self.problem_at("state-dir", what));
         }
+        if self.names_routes && config.cluster.engine.is_some() && !self.is_set("cluster.name") {
+            let what = "is required where routes have names: gateways with the same name continue each other's sessions, and \
+                        others must have another; write for example \"chat\"";
+            wrong.push(self.problem_at("cluster.name", what));
+        }
         for (name, route) in &config.routes {
             let problem =
                 |key: &str, what: &str| self.problem(flags::in_route(&format!("routes.*.{key}"), name), what);
             if has_backend && route.upstream.addresses.is_empty() {
                 let what = "is missing; name a backend, for example [\"ws://127.0.0.1:3000\"]";
                 wrong.push(problem("upstream.addresses", what));
+            }
+            if route.credentials.client_certificate.is_some() && config.tls.client_ca.is_none() {
+                let what = "requires <tls.client-ca>, the authorities that issue the certificates of clients";
+                wrong.push(problem("credentials.client-certificate", what));
             }
             wrong.extend(self.cannot_move(route, has_backend).map(|what| problem("session.movable", what)));
         }

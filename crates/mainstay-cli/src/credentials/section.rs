@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use mainstay::client::{Connector, Place};
 
+use super::certificate::{self, Part};
 use super::hook;
 use super::http_client::HttpClient;
 use super::jwks::{Jwks, Lives};
@@ -18,11 +19,13 @@ use crate::config::duration;
 use crate::config::text::{Expected, Text, Written};
 use crate::{forward, tls, values};
 
-/// The clients that may use a route: those whose token is valid, or that the connect hook admits. With both, the token is
-/// checked first.
+/// The clients that may use a route: those with a client certificate, those whose token is valid, or that the connect hook
+/// admits. With several, all of them must agree, in this order.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {
+    /// Requires a certificate of <tls.client-ca>, also where TLS does not. Default: none is required.
+    pub(crate) client_certificate: Option<ClientCertificate>,
     /// Requires a JSON Web Token. Default: none is required.
     pub(crate) jwt: Option<Jwt>,
     /// Asks a backend of yours about each opening. Default: none is asked.
@@ -45,6 +48,19 @@ pub(crate) struct Section {
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub(crate) grace: Duration,
+}
+
+/// What is made of the certificate of a client.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct ClientCertificate {
+    /// The part that names the user: sessions belong to it, and limits and revocations go by it, unless a token names the
+    /// user. `subject` (the whole distinguished name), `common-name`, `uri`, `dns`, `email` (of the alternative names), or
+    /// `fingerprint` (SHA-256). A certificate that does not have exactly one is refused. Default: subject.
+    pub(crate) subject: Part,
+    /// The headers that the backend gets, each with the part that it holds. A client's own headers of these names are
+    /// removed. The whole certificate is in `Client-Cert` in any case. Default: none.
+    pub(crate) parts_as_headers: BTreeMap<String, Part>,
 }
 
 /// Which tokens are valid.
@@ -127,6 +143,7 @@ pub(crate) struct ConnectHook {
 impl Default for Section {
     fn default() -> Self {
         Self {
+            client_certificate: None,
             jwt: None,
             connect_hook: None,
             from: ["session", "header:Authorization"]
@@ -138,6 +155,12 @@ impl Default for Section {
             forward_token: true,
             grace: Duration::from_secs(30),
         }
+    }
+}
+
+impl Default for ClientCertificate {
+    fn default() -> Self {
+        Self { subject: Part::Subject, parts_as_headers: BTreeMap::new() }
     }
 }
 
@@ -183,7 +206,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 impl Section {
     /// Whether the route asks for credentials at all.
     pub(crate) fn is_active(&self) -> bool {
-        self.jwt.is_some() || self.connect_hook.is_some()
+        self.client_certificate.is_some() || self.jwt.is_some() || self.connect_hook.is_some()
     }
 
     /// Checks every field, and the files that they name.
@@ -199,6 +222,9 @@ impl Section {
         }
         if self.grace > TEN_MINUTES {
             return Err("grace: must be at most 10m, write for example \"30s\"".into());
+        }
+        if let Some(certificate) = &self.client_certificate {
+            certificate.rules().map_err(|error| format!("client-certificate.{error}"))?;
         }
         if let Some(jwt) = &self.jwt {
             jwt.check().and_then(|()| jwt.keys()).map_err(|error| format!("jwt.{error}"))?;
@@ -222,6 +248,17 @@ impl Section {
     /// Returns where the token may stand.
     pub(super) fn places(&self) -> Vec<TokenPlace> {
         self.from.iter().map(|place| (**place).clone()).collect()
+    }
+}
+
+impl ClientCertificate {
+    pub(super) fn rules(&self) -> Result<certificate::Rules, String> {
+        let field = |(name, part): (&String, &Part)| {
+            let name = backend_header(name).map_err(|error| format!("parts-as-headers: {error}"))?;
+            Ok((name, *part))
+        };
+        let fields = self.parts_as_headers.iter().map(field).collect::<Result<_, String>>()?;
+        Ok(certificate::Rules { subject: self.subject, fields })
     }
 }
 

@@ -105,12 +105,6 @@ impl Subjects {
         Ok(Present { subjects: Arc::clone(self), subject: subject.clone(), slot })
     }
 
-    /// Returns how many sessions, plain connections and responses of a subject are open, parked sessions included.
-    #[allow(dead_code)] // The limits ask for it.
-    pub(crate) fn open(&self, subject: &str) -> usize {
-        self.table().open.get(subject).map_or(0, Slab::len)
-    }
-
     /// Whether credentials of a subject that were issued at `issued`, in seconds since 1970, were revoked. `None`, not known,
     /// counts as before.
     pub(crate) fn is_revoked(&self, subject: &str, issued: Option<u64>) -> bool {

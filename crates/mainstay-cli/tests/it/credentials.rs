@@ -230,11 +230,23 @@ async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with
 
 /// Opens or resumes a session with these credentials; returns the server's answer.
 async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<ResumeToken>) -> Control {
-    let (head, mut client) =
-        Frames::connect(guarded.gateway.address(), "/chat", "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    answer_on(guarded.gateway.address(), "/chat", "", number, token, resume).await
+}
+
+/// As [`answer`], at this address and path, with further headers. Without a token there are no credentials.
+pub(crate) async fn answer_on(
+    to: std::net::SocketAddr,
+    path: &str,
+    headers: &str,
+    number: u64,
+    token: &str,
+    resume: Option<ResumeToken>,
+) -> Control {
+    let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
+    let (head, mut client) = Frames::connect(to, path, &headers).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
-    let credentials = Some(Credentials(token.to_owned().into()));
+    let credentials = (!token.is_empty()).then(|| Credentials(token.to_owned().into()));
     client
         .write(
             BINARY,
@@ -252,7 +264,7 @@ async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<Resu
     }
 }
 
-fn welcome(answer: Control) -> Welcome {
+pub(crate) fn welcome(answer: Control) -> Welcome {
     match answer {
         Control::Welcome(welcome) => *welcome,
         other => panic!("{other:?}"),
@@ -501,7 +513,7 @@ fn the_settings_of_the_guide_are_right() {
     let page = include_str!("../../../../docs/guides/credentials.md");
     let blocks: Vec<_> =
         page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     for block in blocks {
         let here = block.replace("/etc/mainstay", folder.0.to_str().unwrap());
         let file = folder.write("mainstay.toml", &here);
