@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
+use http::uri::Authority;
 use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
 use mainstay::server::{Config, Origins, Sessions};
@@ -34,7 +35,7 @@ use crate::signals::{self, Stops};
 use crate::successor::Predecessor;
 use crate::{
     admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
-    reload, supervisor, table, tls, values,
+    reload, spans, supervisor, table, tls, values,
 };
 
 /// The end of `mainstay serve --help`.
@@ -278,8 +279,11 @@ fn library(
 ) -> Result<Config, String> {
     let max_sessions = config.limits.sessions.unwrap_or_else(|| {
         let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
-        let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
-        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        let over_tcp = addresses.map(|place| {
+            let host = place.url.authority().map(Authority::as_str);
+            host.filter(|_| place.socket.is_none())
+        });
+        let ports = descriptors::local_ports(over_tcp);
         descriptors::max_sessions(files, has_backend, ports)
     });
     let none = RouteSection::default();
@@ -336,6 +340,7 @@ async fn serve(
     activated: Activated,
 ) -> Result<(), Failed> {
     let Checked { token, cluster, tls, admin_tls } = checked;
+    spans::start(&loaded.config.tracing).map_err(|what| loaded.problem_in("tracing", &what).to_string())?;
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, !is_demonstration);
@@ -412,6 +417,7 @@ async fn serve(
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);
+    spans::flush().await;
     served.map_err(Failed::from)
 }
 

@@ -91,7 +91,7 @@ pub(super) fn client(client: &ClientInfo, node: Option<&str>) -> Value {
         "route": route,
         "path": path,
         "subject": subject(client),
-        "subprotocol": client.peer().subprotocol.as_deref(),
+        "subprotocol": client.peer().shown_subprotocol(),
     })
 }
 
