@@ -5,7 +5,6 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import net from "node:net";
-import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, test } from "node:test";
 import { MainstaySocket, type Options } from "@mainstay/client";
@@ -25,7 +24,7 @@ process.on("exit", () => ends.forEach((end) => end()));
 
 /** The example of the README for axum, at its fixed port. */
 async function axum(): Promise<number> {
-  return program(join(dirname(MAINSTAY), "examples/echo"), [], 8080);
+  return program(inWorkspace("target/debug/examples/echo"), [], 8080);
 }
 
 /** The example of the README for Fastify. */

@@ -26,7 +26,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
-use crate::run::{Background, cargo, free_address, output};
+use crate::programs::{self, MAINSTAY};
+use crate::run::{Background, free_address, output};
 use crate::{Outcome, Result};
 use field::{DIRECT, Place, Server, Wanted};
 use figures::{FIGURES, Figure, SCENARIOS, Scenario, shown};
@@ -35,7 +36,6 @@ pub(crate) use page::machine;
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(20);
 /// The generator, built by [`run`].
-const MAINSTAY: &str = "target/release/mainstay";
 /// Logs of the servers, and the page of a smoke test.
 const SCRATCH: &str = "target/xtask/bench";
 
@@ -65,8 +65,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let folder = options.output.as_deref().unwrap_or(Path::new(if options.quick { SCRATCH } else { "docs" }));
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
-    cargo("build --release --package mainstay-cli")?;
-    cargo("build --release --package mainstay-peers --bin bench_server")?;
+    programs::mainstay()?;
+    programs::peers(&["bench_server"])?;
     let wanted = Wanted { quick: options.quick, named: &options.servers };
     let (servers, missing) = field::prepare(&wanted)?;
     let scale = Scale::for_this_machine(options.quick)?;

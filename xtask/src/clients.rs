@@ -6,18 +6,18 @@
 use std::env;
 use std::process::Command;
 
+use crate::programs::{self, MAINSTAY};
 use crate::run::{cargo, check};
 use crate::{Outcome, Result, install};
-
-/// The programs that the tests connect to: the gateway, the example of the README, and a server that judges credentials.
-const PROGRAMS: &str = "build --release --package mainstay-cli --package mainstay --package mainstay-peers \
-                        --bin mainstay --example echo --bin credentials_server";
 
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("clients")?;
     install::browsers()?;
-    cargo(PROGRAMS)?;
-    let mainstay = env::current_dir()?.join("target/release/mainstay");
+    // The programs that the tests connect to: the gateway, a server that judges credentials, the example of the README.
+    programs::mainstay()?;
+    programs::peers(&["credentials_server"])?;
+    cargo("build --workspace --tests --example echo")?;
+    let mainstay = env::current_dir()?.join(MAINSTAY);
     for script in ["test", "proof"] {
         let mut npm = Command::new("npm");
         npm.args(["run", "--silent", script]).current_dir("clients").env("MAINSTAY", &mainstay);

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::run::{cargo, check, output, succeeds};
 use crate::{Outcome, Result};
@@ -39,14 +39,18 @@ const PROFILE: [&str; 6] = [
 /// Tests that need a feature which `cargo test` leaves out, by crate, feature and the beginning of their names.
 const TESTS: [(&str, &str, &str); 1] = [("mainstay-cli", "otlp", "spans::")];
 
-/// Lints each crate with no feature, and with each of its features alone; then its tests and examples, whose dependencies
-/// may add features to the crate itself. Then runs the tests of features that are off by default.
+/// Lints each crate with no feature, its tests and examples too, and with each of its features alone. The step `clippy` has
+/// the default ones, and all that the workspace uses together. Then runs the tests of features that are off by default.
 pub(crate) fn features() -> Result<Outcome> {
     for package in members(&metadata(&["--no-deps"])?) {
-        for selection in selections(package) {
-            let name = text(package, "name");
-            cargo(&format!("clippy --package {name} {selection} -- -D warnings"))?;
-            cargo(&format!("clippy --package {name} {selection} --all-targets -- -D warnings"))?;
+        let lint = |arguments: &str| {
+            cargo(&format!("clippy --package {} {arguments} -- -D warnings", text(package, "name")))
+        };
+        for (index, selection) in selections(package).iter().enumerate() {
+            lint(selection)?;
+            if index == 0 {
+                lint(&format!("{selection} --all-targets"))?;
+            }
         }
     }
     for (package, feature, name) in TESTS {
@@ -267,17 +271,19 @@ fn published(metadata: &Value) -> impl Iterator<Item = &Value> {
     found.into_iter()
 }
 
-/// The arguments for no feature, and for each feature alone; one selection for a crate that has none.
+/// The arguments for no feature, and for each feature alone, but for one that is all of the default ones; none for a crate
+/// without features.
 fn selections(package: &Value) -> Vec<String> {
     let features = package["features"].as_object().into_iter().flatten().map(|(name, _)| name);
-    let alone = features
+    let is_default = |name: &String| package["features"]["default"] == json!([name]);
+    let each = features
         .filter(|name| *name != "default")
-        .map(|name| format!("--no-default-features --features {name}"));
-    let mut all: Vec<String> = alone.collect();
+        .map(|name| (!is_default(name)).then(|| format!("--no-default-features --features {name}")));
+    let mut all: Vec<_> = each.collect();
     if !all.is_empty() {
-        all.insert(0, "--no-default-features".into());
+        all.insert(0, Some("--no-default-features".into()));
     }
-    all
+    all.into_iter().flatten().collect()
 }
 
 #[cfg(test)]

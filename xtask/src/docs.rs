@@ -20,6 +20,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::markdown::{Block, Document};
+use crate::programs;
 use crate::run::{Background, cargo, check, tracked_files};
 use crate::{Outcome, Result, install};
 
@@ -73,8 +74,8 @@ impl Mode {
 
 /// Runs the blocks of the documents; the first that fails is the error.
 pub(crate) fn run_documents() -> Result<Outcome> {
-    cargo("build --release --package mainstay-cli")?;
-    run_all(|path| is_run(path) && !is_example(path), "target/release")
+    programs::mainstay()?;
+    run_all(|path| is_run(path) && !is_example(path))
 }
 
 /// Runs the examples by their pages, each of which has the commands and what they print.
@@ -89,15 +90,15 @@ pub(crate) fn run_examples() -> Result<Outcome> {
     install::node_packages(EXAMPLES)?;
     install::browsers()?;
     check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
-    // One command each, as the pages have them: together they would be built with the features of both.
-    cargo("build --package mainstay-cli")?;
+    programs::mainstay()?;
+    // As the pages have it.
     cargo("build --package mainstay-examples --bins")?;
     cargo("test --no-run --package mainstay-examples --test handler")?;
-    run_all(is_example, "target/debug")
+    run_all(is_example)
 }
 
-/// Runs the chosen documents with our programs from that folder.
-fn run_all(is_chosen: impl Fn(&str) -> bool, programs: &str) -> Result<Outcome> {
+/// Runs the chosen documents with our release programs on the path.
+fn run_all(is_chosen: impl Fn(&str) -> bool) -> Result<Outcome> {
     let mut documents = Vec::new();
     let compiled = fs::read_to_string("docs/documents.rs")?;
     for path in tracked_files()?.into_iter().filter(|path| is_chosen(path)) {
@@ -114,7 +115,8 @@ fn run_all(is_chosen: impl Fn(&str) -> bool, programs: &str) -> Result<Outcome> 
         return Ok(Outcome::Skipped("no document has a command".into()));
     }
     let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
-    let (inherited, ours) = (env::var_os("PATH").unwrap_or_default(), env::current_dir()?.join(programs));
+    let (inherited, ours) =
+        (env::var_os("PATH").unwrap_or_default(), env::current_dir()?.join("target/release"));
     let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)).chain(tools))?;
     for (document, blocks) in &documents {
         run_document(document, blocks, &path)?;

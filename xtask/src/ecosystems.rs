@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::run::{Background, cargo, check};
+use crate::programs::{self, MAINSTAY};
+use crate::run::{Background, check};
 use crate::{Depth, Outcome, Result, install};
 use verdict::{Finding, LEGS, Row, SIGNALS};
 
@@ -103,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 
 fn prove(planned: &[&Planned], depth: Depth, write: bool) -> Result<Outcome> {
     let mut player = player(planned)?;
-    cargo("build --release --package mainstay-cli --bin mainstay")?;
+    programs::mainstay()?;
     let rows = play(&mut player, planned, depth)?;
     print!("{}", table(&rows));
     if write {
@@ -157,7 +158,7 @@ fn player(planned: &[&Planned]) -> Result<Command> {
         .arg(format!("{PLAYERS}/run.mjs"))
         .env("PYTHON", python)
         .env("NGINX", absolute(&here, install::nginx()?))
-        .env("MAINSTAY", here.join("target/release/mainstay"));
+        .env("MAINSTAY", here.join(MAINSTAY));
     let is_needed = |needs| planned.iter().any(|row| row.needs == needs);
     if is_needed(Needs::Mosquitto) {
         let (mosquitto, libraries) = install::mosquitto()?;

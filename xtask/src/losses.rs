@@ -25,7 +25,8 @@ use serde_json::{Value, json};
 
 use self::stage::{Pace, Stage};
 use self::verdict::Measured;
-use crate::run::{cargo, check};
+use crate::programs::{self, MAINSTAY};
+use crate::run::check;
 use crate::{Depth, Outcome, Result, install};
 
 const SCRATCH: &str = "target/xtask/losses";
@@ -119,8 +120,8 @@ fn prepare() -> Result<PathBuf> {
     if let Some(named) = env::var_os("MAINSTAY") {
         return Ok(named.into());
     }
-    cargo("build --release --package mainstay-cli")?;
-    Ok(env::current_dir()?.join("target/release/mainstay"))
+    programs::mainstay()?;
+    Ok(env::current_dir()?.join(MAINSTAY))
 }
 
 /// Plays one fault on all lanes at the same time.

@@ -13,7 +13,6 @@ mod cluster;
 mod crates;
 mod docs;
 mod ecosystems;
-#[allow(dead_code, reason = "scale uses what is left")]
 mod engines;
 mod install;
 mod instructions;
@@ -23,6 +22,7 @@ mod memory;
 mod metrics;
 mod outage;
 mod path;
+mod programs;
 mod proxies;
 mod release;
 mod rolling;
@@ -62,9 +62,11 @@ const STEPS: &[Step] = &[
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
         cluster::step,
     ),
-    Step::new("proxies", "the recipes before real nginx, HAProxy and Caddy; the rules of alerts", |_| {
-        proxies::step()
-    }),
+    Step::new(
+        "proxies",
+        "the recipes before the real proxies; Compose's demonstration with Prometheus",
+        |_| proxies::step(),
+    ),
     Step::new(
         "ecosystems",
         "real servers and clients: directly, through nginx, through us",

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::engines::{Brand, Program};
 use crate::metrics::{self, metric};
-use crate::run::{Background, cargo, free_address, output};
+use crate::programs::{self, MAINSTAY};
+use crate::run::{Background, free_address, output};
 use crate::{Outcome, Result};
 
-const MAINSTAY: &str = "target/release/mainstay";
 const RELAY_CLIENT: &str = "target/release/relay_client";
 /// The number of clients. Both ends of each connection need a descriptor, in two processes.
 const CLIENTS: u32 = 10_000;
@@ -39,9 +39,8 @@ const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Measures each kind in a fresh server, prints all figures, and fails if one is above its limit.
 pub(crate) fn step() -> Result<Outcome> {
-    cargo(
-        "build --release --package mainstay-cli --package mainstay-peers --bin mainstay --bin relay_client",
-    )?;
+    programs::mainstay()?;
+    programs::peers(&["relay_client"])?;
     fs::create_dir_all("target/xtask")?;
     let mut above = Vec::new();
     for (count, what, each, limit) in [

@@ -24,7 +24,8 @@ use serde_json::Value;
 
 use crate::cable::Cable;
 use crate::metrics::{self, metric};
-use crate::run::{Background, cargo, output};
+use crate::programs::{self, MAINSTAY};
+use crate::run::{Background, output};
 use crate::{Outcome, Result, install};
 
 const KILLS: usize = 3;
@@ -56,9 +57,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("proof")?;
-    cargo(
-        "build --release --package mainstay-cli --package mainstay-peers --bin mainstay --bin outage_client",
-    )?;
+    programs::mainstay()?;
+    programs::peers(&["outage_client"])?;
     println!("--on-backend-loss keep");
     let mut stage = Stage::set("keep")?;
     stage.play_kills()?;
@@ -95,7 +95,7 @@ impl Stage {
         fs::create_dir_all(&folder)?;
         let (backend, backend_port) = start_backend(&folder, "0")?;
         let mut gateway = Background::start(
-            Command::new("target/release/mainstay")
+            Command::new(MAINSTAY)
                 .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "1s"])
                 .args(["--on-backend-loss", on_backend_loss])
                 .args(["--max-connections", &MAX_CONNECTIONS.to_string()])

@@ -18,7 +18,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::metrics::{self, metric};
-use crate::run::{Background, cargo};
+use crate::programs::{self, MAINSTAY};
+use crate::run::Background;
 use crate::{Outcome, Result, install};
 
 const BACKENDS: usize = 3;
@@ -32,9 +33,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
     install::node_packages("proof")?;
-    cargo(
-        "build --release --package mainstay-cli --package mainstay-peers --bin mainstay --bin outage_client",
-    )?;
+    programs::mainstay()?;
+    programs::peers(&["outage_client"])?;
     let mut stage = Stage::set()?;
     for how in ["TERM", "KILL"] {
         println!("each of {BACKENDS} backends replaced in turn, ended by SIG{how}");
@@ -63,7 +63,7 @@ impl Stage {
         fs::create_dir_all(&folder)?;
         let backends: Vec<(Background, String)> =
             (0..BACKENDS).map(|number| start_backend(&folder, number, "0")).collect::<Result<_>>()?;
-        let mut command = Command::new("target/release/mainstay");
+        let mut command = Command::new(MAINSTAY);
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         command.args(["--on-backend-loss", "keep"]);
         for (_, port) in &backends {

@@ -25,7 +25,8 @@ use std::process::Command;
 
 use clap::Args;
 
-use crate::run::{cargo, output};
+use crate::programs;
+use crate::run::output;
 use crate::{Outcome, Result};
 
 /// Logs, records, and the page of a smoke test.
@@ -80,10 +81,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     let folder = options.output.as_deref().unwrap_or(Path::new(if options.quick { SCRATCH } else { "docs" }));
     fs::create_dir_all(SCRATCH)?;
     fs::create_dir_all(folder)?;
-    cargo("build --release --package mainstay-cli")?;
-    cargo(
-        "build --release --package mainstay-peers --bin storm_server --bin storm_client --bin relay_client",
-    )?;
+    programs::mainstay()?;
+    programs::peers(&["storm_server", "storm_client", "relay_client"])?;
     let page = folder.join("SCALE.md");
     if !options.cluster {
         measure_one_server(options, &page)?;

@@ -128,6 +128,8 @@ export class ClientSession {
   private attempt = 0;
   declare private clientKey: Bytes | undefined;
   private keySentAt = NaN;
+  /** A HELLO with this key was answered by no REFUSE: a session may have it. */
+  private keyMayName = false;
   /** The newest credentials, until their verdict. */
   declare private fresh: Bytes | undefined;
   /** {@link standing} when the current connection was attached. */
@@ -161,6 +163,7 @@ export class ClientSession {
   /** A connection is open and speaks `mainstay.v1`: asks for the session on it, unless the session is ending. */
   handleOpened(now: number, id: number): void {
     if (this.isEnding) return;
+    if (this.opening) this.keyMayName = true;
     const { token, fresh, flow: { outbox, inbox } } = this;
     if (!token) outbox.peer = INITIAL_WINDOW;
     this.instanceId ??= this.randomBytes(8);
@@ -197,7 +200,10 @@ export class ClientSession {
       const fate = this.fate({ acknowledged: +acknowledged! || 0, delivered: Infinity });
       return this.conclude(code, "another instance took the session", fate);
     }
-    if (isPending) this.leavePending();
+    if (isPending) {
+      this.keyMayName = true;
+      this.leavePending();
+    }
     if (isCurrent) {
       // A heartbeat shows that the session is sound, unless a message is under way that may be what ends connections.
       const { acknowledged, last } = this.flow.outbox;
@@ -305,6 +311,10 @@ export class ClientSession {
       // The key may have named a session. If the client presented a token, or has written nothing, only the key is at fault.
       if (!resumes && (account || this.flow.outbox.written)) this.startOver(account);
       this.renewKey();
+    } else {
+      if (code === 4410) this.keyMayName = true;
+      // All that had this key were refused, so it names nothing. Another one has no age for which a server could refuse it.
+      if (!this.keyMayName) this.renewKey();
     }
     this.leavePending();
     this.events.push({ type: "refused", code, delay });
@@ -501,6 +511,7 @@ export class ClientSession {
   private renewKey(): void {
     this.clientKey = undefined;
     this.keySentAt = NaN;
+    this.keyMayName = false;
   }
 
   /** Grows with every message that is acknowledged or received. */

@@ -178,7 +178,8 @@ async function endsAfter(entry: string, url: string, act: string, t: TestContext
   const child = spawn(process.execPath, ["--input-type=module", "-e", code], { stdio: ["ignore", "pipe", "inherit"] });
   t.after(() => child.kill("SIGKILL"));
   const exited = once(child, "exit");
-  await once(child.stdout, "data");
+  const silent = exited.then(([code]) => assert.fail(`the process ended with ${code} and printed nothing`));
+  await Promise.race([once(child.stdout, "data"), silent]);
   const from = performance.now();
   await exited;
   return performance.now() - from;

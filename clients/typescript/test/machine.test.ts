@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { Machine, type MachineConfig, type MachineEvent, type Mode } from "../src/machine.js";
 import { ClientSession } from "../src/session.js";
 import { SessionMachine } from "../src/sessions.js";
-import { type Control, type Data, decode, encode, type Hello, Type } from "../src/wire.js";
+import { type Control, type Data, decode, encode, type Hello, toHex, Type } from "../src/wire.js";
 
 /** A machine, its clock, and all that it did. The machine is polled when a test looks. */
 class Stage {
@@ -786,6 +786,31 @@ test("a lost session is one gap, though the server refuses the next key for its 
   stage.open(++id);
   stage.welcome(id);
   assert.deepEqual([stage.machine.status, gaps()], ["attached", 1]);
+});
+
+test("a client takes another key once every HELLO with the old one was refused for now", () => {
+  // The answers to HELLO: a code, or 0 for none. Whether the HELLO behind each has another key.
+  const cases: [number[], boolean[]][] = [
+    [[4413, 4414], [true, true]],
+    [[0, 4413], [false, false]],
+    [[4413, 0, 4413], [true, false, false]],
+    [[4410, 4413], [false, false]],
+  ];
+  for (const [answers, expected] of cases) {
+    const stage = new Stage();
+    const hello = () => decode(stage.written.findLast(([, data]) => decode(data)?.type === Type.Hello)![1]) as Hello;
+    let id = 1;
+    stage.open(id);
+    answers.forEach((code, at) => {
+      const before = hello();
+      if (code) stage.serverSends(id, { type: Type.Refuse, code, temporary: true, delay: { earliestMs: 0, latestMs: 0 } });
+      stage.lose(id++, 1006, "");
+      while (stage.machine.dialled !== id) stage.pass(1000);
+      stage.open(id);
+      const next = hello();
+      assert.deepEqual([toHex(next.key) !== toHex(before.key), next.keyAgeMs === 0], [expected[at], expected[at]], `${answers} ${at}`);
+    });
+  }
 });
 
 test("an idle session outlives any number of connections that brought a heartbeat, and five that brought nothing end it", () => {

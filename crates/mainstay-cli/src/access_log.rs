@@ -1,17 +1,17 @@
-//! The access log: one line for each client that ended, with its session, peer and path, how long it stayed, which end
+//! The access log: one line for each client that ended, with its session, peer, subject and path, how long it stayed, which end
 //! ended it and why. Level info, target `mainstay::access_log`; shown only if `MAINSTAY_LOG` selects it. The library
 //! (`mainstay::server`) logs each resume in a line of its own.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
-use mainstay::server::{End, EndCause};
+use mainstay::server::{End, EndCause, Sender};
 use mainstay::{CloseCode, Session, SessionId};
+
+use crate::client_identity::subject_of;
 
 /// A connected client. [`ended`](Self::ended) writes its line; dropping it does too.
 pub(crate) struct AccessEntry {
-    session: Option<SessionId>,
-    peer: Option<SocketAddr>,
+    client: Sender,
     path: Box<str>,
     since: Instant,
     is_written: bool,
@@ -41,13 +41,7 @@ impl EndedBy {
 impl AccessEntry {
     /// Starts the entry. `path`: the path of the client's request, without the query.
     pub(crate) fn new(session: &Session, path: impl Into<Box<str>>) -> Self {
-        Self {
-            session: session.id(),
-            peer: session.peer().address,
-            path: path.into(),
-            since: Instant::now(),
-            is_written: false,
-        }
+        Self { client: session.sender(), path: path.into(), since: Instant::now(), is_written: false }
     }
 
     /// Writes the line. `cause` is a phrase, for example the reason of a Close.
@@ -71,12 +65,15 @@ impl AccessEntry {
 
     fn write(&mut self, by: EndedBy, code: Option<CloseCode>, cause: &str) {
         self.is_written = true;
-        let session = session_name(self.session);
-        let peer = self.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
+        let session = session_name(self.client.id());
+        let peer = self.client.peer();
+        let subject = subject_of(&peer.principal);
+        let peer = peer.address.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let (code, stayed_ms) = (code.map(CloseCode::get), self.since.elapsed().as_millis() as u64);
         tracing::info!(
             session,
             peer,
+            subject,
             path = &*self.path,
             by = by.label(),
             code,

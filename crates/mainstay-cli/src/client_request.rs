@@ -11,7 +11,7 @@ use mainstay::Link;
 use mainstay::client::{self as link, BoxError, Builder, EndsOn, Event, ReasonCode};
 use mainstay::link::Plain;
 use mainstay_proto::ws::handshake::Offer;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::credentials::Admitted;
 use crate::forward::{self, Scheme};
@@ -23,6 +23,7 @@ use crate::retry_after;
 use crate::route::Route;
 use crate::spans::LinkSpans;
 use crate::upstream::Address;
+use crate::when_down::Patience;
 
 /// Maximum number of messages of a client that wait for the backend's confirmation.
 const QUEUE_MESSAGES: usize = 1024;
@@ -201,21 +202,23 @@ pub(crate) async fn accepted(
     monitor: &mut LinkMonitor,
     route: &Route,
 ) -> Result<(), BackendRefusal> {
-    let too_long = async {
-        match route.when_down.queue_age {
-            Some(age) => sleep(age).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        answered = answered(link, monitor, route) => answered,
-        () = too_long => Err(BackendRefusal::away()),
-    }
-}
-
-async fn answered(link: &Link, monitor: &mut LinkMonitor, route: &Route) -> Result<(), BackendRefusal> {
-    while let Some(event) = link.event().await {
+    let mut patience = Patience::new(&route.when_down);
+    patience.handle_opening(Instant::now().into_std());
+    loop {
+        let too_long = async {
+            match patience.poll_timeout(Instant::now().into_std()) {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            biased;
+            event = link.event() => event,
+            () = too_long => return Err(BackendRefusal::away()),
+        };
+        let Some(event) = event else {
+            return Err(BackendRefusal { status: None, reason: "the link ended".into(), is_away: false });
+        };
         monitor.observe(&event);
         limits::handle_event(&event, &route.server);
         match event {
@@ -224,13 +227,10 @@ async fn answered(link: &Link, monitor: &mut LinkMonitor, route: &Route) -> Resu
                 let status = end.code.and_then(ReasonCode::status);
                 return Err(BackendRefusal { status, reason: end.reason, is_away: false });
             }
-            Event::AttemptFailed { .. } if !route.when_down.waits() && !monitor.tries_another() => {
-                return Err(BackendRefusal::away());
-            }
+            Event::AttemptFailed { .. } if !monitor.tries_another() => patience.handle_down(),
             _ => {}
         }
     }
-    Err(BackendRefusal { status: None, reason: "the link ended".into(), is_away: false })
 }
 
 impl BackendRefusal {

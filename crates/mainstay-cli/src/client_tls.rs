@@ -20,7 +20,7 @@ use http::{Extensions, HeaderValue};
 use mainstay::server::ClientCertificates as ClientChain;
 use mainstay::server::rustls::crypto::ring;
 use mainstay::server::rustls::pki_types::pem::PemObject;
-use mainstay::server::rustls::pki_types::{CertificateRevocationListDer, TrustAnchor};
+use mainstay::server::rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
 use mainstay::server::rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use mainstay::server::rustls::{RootCertStore, ServerConfig};
 use schemars::JsonSchema;
@@ -212,18 +212,16 @@ impl TlsSection {
     }
 }
 
-/// Returns the subject of the certificate that the client of a request presented, as `CN=alice, O=Example`. `None` without
-/// a certificate.
-#[allow(dead_code)] // It may be a subject of the client.
-pub(crate) fn client_subject(extensions: &Extensions) -> Option<Arc<str>> {
-    certificates::subject(extensions.get::<ClientChain>()?.0.first()?)
+/// Returns the certificate that the client of a request presented to this gateway.
+pub(crate) fn client_certificate(extensions: &Extensions) -> Option<&CertificateDer<'static>> {
+    extensions.get::<ClientChain>()?.0.first()
 }
 
 /// Returns the certificate that the client of a request presented, as the value of `Client-Cert`.
 ///
 /// Source: RFC 9440 section 2.
 pub(crate) fn client_cert(extensions: &Extensions) -> Option<HeaderValue> {
-    let certificate = extensions.get::<ClientChain>()?.0.first()?;
+    let certificate = client_certificate(extensions)?;
     HeaderValue::try_from(format!(":{}:", BASE64_STANDARD.encode(certificate))).ok()
 }
 

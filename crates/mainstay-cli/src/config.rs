@@ -157,6 +157,24 @@ impl Config {
         global.into_iter().flatten().chain(routes).collect()
     }
 
+    /// Returns the settings of the whole process.
+    fn without_routes(&self) -> Self {
+        Self {
+            listen: self.listen.clone(),
+            drain: self.drain,
+            state_dir: self.state_dir.clone(),
+            watch: self.watch,
+            tls: self.tls.clone(),
+            admin: self.admin.clone(),
+            limits: self.limits.clone(),
+            proxies: self.proxies.clone(),
+            log: self.log.clone(),
+            tracing: self.tracing.clone(),
+            cluster: self.cluster.clone(),
+            routes: BTreeMap::new(),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.listen.is_empty() {
             return Err("listen: must name an address, for example [\"127.0.0.1:8080\"]".to_owned());

@@ -62,15 +62,16 @@ pub(crate) async fn exchange(
     let is_plain = !session.peer().resumable;
     let (to_client, to_backend) = (session.sender(), link.sender());
     let Restored { mut unsent, prologue } = restored;
-    let (away, filter) = (Notify::new(), MessageFilter::new(&route, prologue));
+    let filter = MessageFilter::new(&route, prologue);
     let (mut forwarded, mut confirmed, mut end) = (Forwarded::default(), 0, BackendEnd::default());
     let wait = is_plain.then_some(route.upstream_wait);
     let notices = Notices::of(&route);
     let notices = notices.as_deref();
-    let down = Down { wait, away: &away, notices, to_backend: &to_backend };
+    let down = Down { wait, notices, to_backend: &to_backend };
     let watching = watch(link.events(), &route, &mut monitor, down, &mut end);
     let up = forward(&mut session, &to_client, &to_backend, &filter, &mut forwarded, notices);
-    let acknowledge = acknowledge(&to_client, &to_backend, is_plain, &mut confirmed);
+    let deliver = deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notices));
+    let acknowledge = acknowledge(&to_client, &to_backend, &mut confirmed);
     let idle = notices.and_then(|notices| notices.idle.as_ref());
     let hibernating = idle.map(|idle| Box::pin(hibernate(idle, &to_client, &to_backend)));
     let hibernating = async {
@@ -82,12 +83,12 @@ pub(crate) async fn exchange(
     let why = tokio::select! {
         biased; // all branches are polled on every message, so a random order would cost time for nothing
         () = up => End::Client,
-        (prologue, ()) = async {
-            tokio::join!(deliver(&mut link, &to_client, &filter, &mut unsent, (&*route, notices)), watching)
-        } => End::Backend(prologue),
-        never = acknowledge => match never {},
-        never = hibernating => match never {},
-        () = away.notified() => End::Away,
+        ended = async { tokio::try_join!(async { Ok(deliver.await) }, watching) } => match ended {
+            Ok((prologue, ())) => End::Backend(prologue),
+            Err(Away) => End::Away,
+        },
+        never = acknowledge, if !is_plain => match never {},
+        never = hibernating, if idle.is_some() => match never {},
     };
     let why = if matches!(why, End::Client) && session.is_leaving() { End::Leaves } else { why };
     if !matches!(why, End::Leaves) {
@@ -214,15 +215,7 @@ async fn forward(
 }
 
 /// Acknowledges to a `mainstay.v1` client what the backend confirmed, for as long as it is polled.
-async fn acknowledge(
-    to_client: &ToClient,
-    to_backend: &Sender,
-    is_plain: bool,
-    confirmed: &mut u64,
-) -> Infallible {
-    if is_plain {
-        return std::future::pending().await;
-    }
+async fn acknowledge(to_client: &ToClient, to_backend: &Sender, confirmed: &mut u64) -> Infallible {
     loop {
         let settled = to_backend.settled(*confirmed).await;
         to_client.ack_oldest(settled - *confirmed);
@@ -327,54 +320,40 @@ async fn finish(mut link: Link, close: Option<PeerClose>, filter: &MessageFilter
     }
 }
 
-/// What `watch` needs to know when the backend was away for too long, and whom it notifies.
+/// The backend was away for too long.
+struct Away;
+
+/// What `watch` needs to know when the backend was away for too long.
 struct Down<'a> {
     /// How long a plain client is kept.
     wait: Option<Duration>,
-    away: &'a Notify,
     notices: Option<&'a Notices>,
     to_backend: &'a Sender,
 }
 
-/// Observes the link's events; notifies `away` when the backend was away for too long. Completes when the link has ended, and
-/// `end` says how.
+/// Observes the link's events. Completes when the link has ended, and `end` says how, or when the backend was away for too long.
 async fn watch(
     events: Events,
     route: &Route,
     monitor: &mut LinkMonitor,
     down: Down<'_>,
     end: &mut BackendEnd,
-) {
+) -> Result<(), Away> {
     let mut patience = Patience::new(&route.when_down);
     loop {
         let now = Instant::now();
-        let too_long = async {
-            match patience.poll_timeout(now.into_std()) {
-                Some(at) => sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        let sent = down.notices.map(|notices| Box::pin(notices.sent.notified()));
-        let sent = async {
-            match sent {
-                Some(sent) => sent.await,
-                None => std::future::pending().await,
-            }
-        };
+        let until = patience.poll_timeout(now.into_std());
+        // A branch whose condition is false is not polled: all are on every message.
         let event = tokio::select! {
             biased;
             event = events.next() => event,
-            () = sent => {
+            () = message_of_client(down.notices), if down.notices.is_some() => {
                 patience.handle_message(Instant::now().into_std());
                 continue;
             }
-            () = too_long => {
-                down.away.notify_one();
-                patience.handle_gave_up();
-                continue;
-            }
+            () = sleep_until(until.map_or(now, Instant::from_std)), if until.is_some() => return Err(Away),
         };
-        let Some(event) = event else { return };
+        let Some(event) = event else { return Ok(()) };
         monitor.observe(&event);
         limits::handle_event(&event, &route.server);
         match &event {
@@ -389,7 +368,14 @@ async fn watch(
             _ => {}
         }
         if end.handle_event(event) {
-            return;
+            return Ok(());
         }
+    }
+}
+
+async fn message_of_client(notices: Option<&Notices>) {
+    if let Some(notices) = notices {
+        // Boxed: few exchanges have it.
+        Box::pin(notices.sent.notified()).await;
     }
 }

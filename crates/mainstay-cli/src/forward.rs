@@ -137,6 +137,16 @@ impl Forwarding {
         fields
     }
 
+    /// Removes what a client says about itself and only a trusted proxy may say.
+    pub(crate) fn remove_claims(&self, asked: &mut HeaderMap, peer: Option<SocketAddr>) {
+        if self.proxies.trusts_peer(peer.map(|peer| peer.ip().to_canonical())) {
+            return;
+        }
+        let is_claim = |name: &&HeaderName| describes_client(name) || is_disguised(name);
+        let claims: Vec<HeaderName> = asked.keys().filter(is_claim).cloned().collect();
+        claims.iter().for_each(|name| drop(asked.remove(name)));
+    }
+
     fn own_host(&self) -> Option<HeaderValue> {
         self.upstream.authority().and_then(|authority| HeaderValue::try_from(authority.as_str()).ok())
     }
@@ -260,7 +270,8 @@ pub(crate) fn copied(fields: &HeaderMap) -> HeaderMap {
 /// Returns whether a field describes the client; only a trusted proxy may send it.
 pub(crate) fn describes_client(name: &HeaderName) -> bool {
     let name = name.as_str();
-    matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
+    matches!(name, "client-cert" | "client-cert-chain" | "forwarded" | "x-real-ip")
+        || name.starts_with("x-forwarded-")
 }
 
 /// Returns whether a field is one of these with `_` for `-`, which CGI treats as the same. No proxy writes it that way.
@@ -360,7 +371,10 @@ mod tests {
 
     const OURS: [&str; 3] =
         ["x-forwarded-for: 192.0.2.7", "x-forwarded-host: example.com", "x-forwarded-proto: ws"];
-    const CLAIMED: [(&str, &str); 8] = [
+    const CLAIMED: [(&str, &str); 11] = [
+        ("client-cert", ":Zm9yZ2Vk:"),
+        ("client-cert-chain", ":Zm9yZ2Vk:"),
+        ("client_cert", ":Zm9yZ2Vk:"),
         ("x-forwarded-for", "10.0.0.1"),
         ("x-forwarded-for", "10.0.0.2"),
         ("x-forwarded-host", "bank.example"),
@@ -393,6 +407,8 @@ mod tests {
     #[test]
     fn the_fields_of_a_trusted_proxy_are_forwarded_and_its_address_is_added() {
         let expected = [
+            "client-cert-chain: :Zm9yZ2Vk:",
+            "client-cert: :Zm9yZ2Vk:",
             "forwarded: for=10.0.0.1",
             "x-forwarded-for: 10.0.0.1, 10.0.0.2, 192.0.2.7",
             "x-forwarded-host: bank.example",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use http::uri::Scheme;
-use http::{Request, StatusCode, Uri};
+use http::{Request, Response, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -67,13 +67,13 @@ impl HttpClient {
         request: Request<Body>,
         most: usize,
         limit: Duration,
-    ) -> Result<(StatusCode, Bytes), String> {
+    ) -> Result<Response<Bytes>, String> {
         let exchange = async {
             let response = self.0.request(request).await.map_err(|error| in_words(&error))?;
-            let status = response.status();
-            let body = to_bytes(Body::new(response.into_body()), most).await;
+            let (head, body) = response.into_parts();
+            let body = to_bytes(Body::new(body), most).await;
             let body = body.map_err(|_| format!("no whole response of at most {most} bytes"))?;
-            Ok((status, body))
+            Ok(Response::from_parts(head, body))
         };
         timeout(limit, exchange).await.unwrap_or_else(|_| Err(format!("no response within {limit:?}")))
     }

@@ -1,7 +1,7 @@
 //! The rule of a route: which requests it takes, by their host and their path.
 //!
 //! The rule with the most specific host wins (a name before a wildcard, a wildcard before any host); among those an exact path
-//! wins, then the longest prefix.
+//! wins, then the longest prefix. `rank` defines this, and tests hold [`Lookup`](crate::lookup::Lookup) against it.
 
 use std::borrow::Cow;
 
@@ -65,6 +65,7 @@ impl HostPattern {
     }
 
     /// Returns whether a host matches, and how specific the pattern is.
+    #[cfg(test)]
     fn rank(&self, host: &str) -> Option<usize> {
         match self {
             Self::Exact(name) => name.eq_ignore_ascii_case(host).then_some(usize::MAX),
@@ -78,6 +79,7 @@ impl HostPattern {
 
 impl PathPattern {
     /// Returns whether a path matches, and how specific the pattern is.
+    #[cfg(test)]
     fn rank(&self, path: &str) -> Option<usize> {
         match self {
             Self::Exact(own) => (**own == *path).then_some(usize::MAX),
@@ -98,6 +100,7 @@ impl MatchRule {
     }
 
     /// Returns how specific the match is, host before path; `None`: the rule does not take the request.
+    #[cfg(test)]
     pub(crate) fn rank(&self, host: &str, path: &str) -> Option<(usize, usize)> {
         let host = match self.hosts.as_slice() {
             [] => Some(0),

@@ -284,13 +284,21 @@ impl Snapshot {
         let refused =
             figures.refused.iter().map(|(reason, count)| (format!("{{outcome=\"{reason}\"}}"), *count));
         let accepted = ("{outcome=\"accepted\"}".to_owned(), figures.accepted);
-        let judged: Vec<_> = std::iter::once(accepted).chain(refused).collect();
+        let anonymous = ("{outcome=\"anonymous\"}".to_owned(), figures.anonymous);
+        let judged: Vec<_> = [accepted, anonymous].into_iter().chain(refused).collect();
         to.labelled("credentials_judged_total", "counter", "Credentials judged, by outcome.", &judged);
         to.family(
             "credentials_expired_total",
             "counter",
             "Connections whose credentials expired: their clients were asked for others, or ended.",
             &[("{outcome=\"asked\"}", s.credentials_expired), ("{outcome=\"ended\"}", s.left_unauthorized)],
+        );
+        let (expired, revoked) = figures.ended_responses;
+        to.family(
+            "credentials_responses_ended_total",
+            "counter",
+            "Responses that broke off because the credentials of their client ended.",
+            &[("{reason=\"expired\"}", expired), ("{reason=\"revoked\"}", revoked)],
         );
         to.gauge("revocations", "Revoked subjects that are remembered.", figures.revoked);
         if figures.issuers.is_empty() {
@@ -313,6 +321,9 @@ impl Snapshot {
         );
         let ages = of(&|issuer| issuer.age, "");
         to.labelled("jwks_age_seconds", "gauge", "Age of the keys of an issuer.", &ages);
+        let stale = of(&|issuer| issuer.stale, "");
+        let help = "1 while newer keys of an issuer should have been fetched and are not.";
+        to.labelled("jwks_stale", "gauge", help, &stale);
     }
 
     fn connections(&self, to: &mut Families) {
@@ -785,7 +796,13 @@ mod tests {
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             credentials: CredentialFigures {
                 refused: vec![("expired", 9)],
-                issuers: vec![IssuerFigures { route: "chat".into(), fetched: 8, failed: 0, age: Some(1) }],
+                issuers: vec![IssuerFigures {
+                    route: "chat".into(),
+                    fetched: 8,
+                    failed: 0,
+                    age: Some(1),
+                    stale: Some(0),
+                }],
                 ..CredentialFigures::default()
             },
             ..Snapshot::default()

@@ -1,6 +1,6 @@
 //! The configuration while the process runs: read again at SIGHUP, and when its file or a file that it names changes.
 //!
-//! A new configuration is built as a whole before anything changes. A wrong one changes nothing: the one in force stays, the
+//! A new configuration is built as a whole, by a thread that serves nothing, before anything changes. A wrong one changes nothing: the one in force stays, the
 //! log has one line for each mistake, and a metric shows it until a reload succeeds. Requests that come after a reload find
 //! the new table of routes. What is open keeps the route that it came by, so a reload closes nothing.
 //!
@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use mainstay::Server;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::client_tls::{ClientTls, Prepared};
 use crate::config::{Loaded, Problem, Sources};
+use crate::route::Route;
 use crate::routes::Routes;
 use crate::{supervisor, table};
 
@@ -49,8 +50,8 @@ impl Live {
         self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
         self.server.set_proxies(loaded.config.proxies.proxies());
         table::stop_probing(&before, &routes);
+        tokio::spawn(probe_soon(routes.iter().map(Arc::downgrade).collect()));
         self.routes.replace(routes, loaded.names_routes);
-        tokio::spawn(probe_soon(Arc::clone(&self.routes)));
         tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
     }
@@ -69,11 +70,11 @@ impl Live {
     }
 }
 
-/// Probes the backends of a new table, those of a few routes at a time: all at once would be a burst of connections.
-async fn probe_soon(routes: Arc<Routes>) {
-    let table = routes.all();
+/// Probes the backends of a new table, those of a few routes at a time: all at once would be a burst of connections. The next
+/// reload does not wait for the end, so nothing here keeps the table.
+async fn probe_soon(table: Vec<Weak<Route>>) {
     for some in table.chunks(PROBED_AT_A_TIME) {
-        table::start_probing(some);
+        some.iter().filter_map(Weak::upgrade).for_each(|route| route.start_probing());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -87,7 +88,7 @@ struct Changes {
 }
 
 impl Changes {
-    fn between(before: &[Arc<crate::route::Route>], after: &[Arc<crate::route::Route>]) -> Self {
+    fn between(before: &[Arc<Route>], after: &[Arc<Route>]) -> Self {
         let mut changes = Self::default();
         let names: HashMap<&str, _> = before.iter().map(|route| (&*route.name, route)).collect();
         for route in after {
@@ -238,4 +239,69 @@ async fn stamps(files: Vec<PathBuf>) -> Stamps {
     };
     let read = move || files.into_iter().map(|file| (file.clone(), stamp(&file))).collect();
     tokio::task::spawn_blocking(read).await.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    const ROUTES: usize = 20;
+
+    /// Routes to backends that do not exist: each version has other ones.
+    fn version(file: &std::path::Path, version: usize) -> Loaded {
+        let mut text = String::new();
+        for number in 0..ROUTES {
+            write!(
+                text,
+                "[routes.r{number}]\npath = \"/r{number}\"\n\
+                 upstream.addresses = [\"ws://127.0.0.1:1/{version}\"]\n"
+            )
+            .unwrap();
+        }
+        std::fs::write(file, text).unwrap();
+        let sources = Sources { file: Some(file.to_owned()), ..Sources::default() };
+        sources.load().unwrap()
+    }
+
+    #[tokio::test]
+    async fn fifty_reloads_leave_nothing_but_the_table_and_the_routes_that_are_in_use() {
+        let file = std::env::temp_dir().join(format!("mainstay-reloads-{}.toml", std::process::id()));
+        let live = Live {
+            server: Server::new(mainstay::server::Config::new()),
+            routes: Arc::default(),
+            most: 100,
+            tls: None,
+            status: String::new(),
+        };
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        let (mut built, mut in_use) = (Vec::new(), Vec::new());
+        for number in 0..50 {
+            live.apply(&version(&file, number)).unwrap();
+            built.extend(live.routes.all().iter().map(Arc::downgrade));
+            if number % 10 == 0 {
+                in_use.extend(live.routes.find("x", "/r3/below"));
+            }
+        }
+        let alive = || built.iter().filter(|route| route.strong_count() > 0).count();
+        assert_eq!((built.len(), alive(), in_use.len()), (50 * ROUTES, ROUTES + 5, 5));
+        assert_eq!(
+            live.routes.links().len(),
+            ROUTES,
+            "a route and those that it replaced have one set of figures"
+        );
+        in_use.clear();
+        assert_eq!(alive(), ROUTES);
+        // One probe for each backend of the table. Those of the earlier ones end as soon as the runtime sees it.
+        let waiting = async {
+            while tasks() != before + ROUTES {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        assert!(ended.is_ok(), "{} tasks instead of {}", tasks(), before + ROUTES);
+        std::fs::remove_file(file).unwrap();
+    }
 }

@@ -3,6 +3,7 @@
 //! Each request, link and session holds the route that it came by. After a reload the next requests find another table of
 //! routes, and what is open goes on as it began.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,15 +79,25 @@ pub(crate) struct Inputs {
     files: Vec<Option<[u8; 32]>>,
 }
 
+/// The hashes of files that routes are built from. One file may be that of many routes, and is read once.
+#[derive(Default)]
+pub(crate) struct Hashes(HashMap<PathBuf, Option<[u8; 32]>>);
+
 impl Inputs {
     /// Returns what the route of a section is built from.
-    pub(crate) fn of(section: &RouteSection, config: &Config) -> Self {
-        let hash = |file: PathBuf| std::fs::read(file).ok().map(|content| Sha256::digest(content).into());
+    pub(crate) fn of(section: &RouteSection, config: &Config, hashes: &mut Hashes) -> Self {
         Self {
             section: section.clone(),
             proxies: config.proxies.proxies(),
-            files: section.files().into_iter().map(hash).collect(),
+            files: section.files().into_iter().map(|file| hashes.of(file)).collect(),
         }
+    }
+}
+
+impl Hashes {
+    fn of(&mut self, file: PathBuf) -> Option<[u8; 32]> {
+        let read = |file: &PathBuf| Some(Sha256::digest(std::fs::read(file).ok()?).into());
+        *self.0.entry(file).or_insert_with_key(read)
     }
 }
 

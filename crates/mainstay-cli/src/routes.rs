@@ -1,14 +1,17 @@
 //! The table of routes: which route takes a request.
 //!
-//! Not here: how a rule matches (`match_rule`), and how a route is built (`table`).
+//! A reload replaces the table while requests look routes up: everything is built before, and what is left of the old table is
+//! dropped after, so that a request waits at most for the exchange itself.
+//!
+//! Not here: how a rule matches (`match_rule`), how one is found among many (`lookup`), and how a route is built (`table`).
 
-use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::credentials::Access;
 use crate::links::Links;
+use crate::lookup::Lookup;
 use crate::match_rule::{self, MatchRule};
 use crate::reload_figures::ReloadFigures;
 use crate::route::Route;
@@ -16,7 +19,8 @@ use crate::route::Route;
 /// The table in force. A reload replaces it as a whole.
 #[derive(Default)]
 pub(crate) struct Routes {
-    table: RwLock<Arc<[Arc<Route>]>>,
+    /// Held for a look-up or an exchange, and never while a route is built or dropped.
+    table: RwLock<Table>,
     /// The links of earlier routes that may still be open.
     former: Mutex<Vec<Weak<Route>>>,
     /// A file or a variable names the routes.
@@ -28,30 +32,36 @@ pub(crate) struct Routes {
     pub(crate) access: Arc<Access>,
 }
 
+#[derive(Default)]
+struct Table {
+    /// In the order of the configuration.
+    routes: Arc<[Arc<Route>]>,
+    lookup: Lookup,
+    /// One route takes every request, whatever its path.
+    takes_all: bool,
+}
+
 impl Routes {
     /// Returns the route of a request. `host` may have a port. The first of two equal rules wins.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
-        let (host, table) = (match_rule::without_port(host), self.all());
-        if let [only] = &*table
-            && only.rule == MatchRule::default()
-        {
-            return Some(Arc::clone(only));
-        }
-        let path = match_rule::canonical(path)?;
-        let path = path.as_ref();
-        let ranked = table.iter().filter_map(|route| Some((route.rule.rank(host, path)?, route)));
-        ranked.min_by_key(|(rank, _)| Reverse(*rank)).map(|(_, route)| Arc::clone(route))
+        self.read().find(match_rule::without_port(host), path)
     }
 
-    /// Replaces the table. `are_named`: metrics have the names of the routes.
+    /// Replaces the table. `are_named`: metrics have the names of the routes. Drops the routes that no request has any more, so
+    /// a thread that serves must not call it with many routes in the table.
     pub(crate) fn replace(&self, routes: Vec<Arc<Route>>, are_named: bool) {
-        self.are_named.store(are_named, Relaxed);
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *table, routes.into());
+        let stays: HashSet<*const Route> = routes.iter().map(Arc::as_ptr).collect();
+        let next = Table::new(routes);
+        // Locked first: `links` must find each route in the table or here.
         let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        self.are_named.store(are_named, Relaxed);
+        let before =
+            std::mem::replace(&mut *self.table.write().unwrap_or_else(PoisonError::into_inner), next);
         former.retain(|route| route.strong_count() > 0);
-        let is_gone = |old: &&Arc<Route>| !table.iter().any(|route| Arc::ptr_eq(route, old));
-        former.extend(before.iter().filter(is_gone).map(Arc::downgrade));
+        let gone = before.routes.iter().filter(|old| !stays.contains(&Arc::as_ptr(old)));
+        former.extend(gone.map(Arc::downgrade));
+        drop(former);
+        // `before` ends here, without a lock.
     }
 
     /// Returns whether metrics have the names of the routes.
@@ -71,6 +81,26 @@ impl Routes {
 
     /// Returns all routes, in the order of the configuration.
     pub(crate) fn all(&self) -> Arc<[Arc<Route>]> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.read().routes)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn new(routes: Vec<Arc<Route>>) -> Self {
+        let takes_all = matches!(routes.as_slice(), [only] if only.rule == MatchRule::default());
+        let lookup = Lookup::new(routes.iter().map(|route| &route.rule));
+        Self { routes: routes.into(), lookup, takes_all }
+    }
+
+    fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
+        let number = match self.takes_all {
+            true => 0,
+            false => self.lookup.find(host, &match_rule::canonical(path)?)?,
+        };
+        self.routes.get(number).cloned()
     }
 }

@@ -230,8 +230,8 @@ impl Checked {
     }
 }
 
-/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names it
-/// is the same for all, so that nodes can get another table one after the other.
+/// Returns what this node's clients are forwarded to. Nodes with another purpose are another cluster. With routes by names the
+/// name of the cluster states that alone, so that nodes can get another table one after the other.
 fn purpose(loaded: &Loaded) -> String {
     if loaded.names_routes {
         return "routes".to_owned();

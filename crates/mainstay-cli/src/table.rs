@@ -7,9 +7,9 @@ use mainstay::Server;
 
 use crate::config::{Loaded, Problem};
 use crate::credentials::{Access, Credentials};
-use crate::route::{Inputs, Route};
+use crate::route::{Hashes, Inputs, Route};
 
-/// Builds the routes. One whose section and files are as in the table `before` stays the same route.
+/// Builds the routes, without a lock that requests wait for. One whose section and files are as in the table `before` stays the same route.
 ///
 /// # Errors
 /// A file that a section names has become unusable.
@@ -20,8 +20,9 @@ pub(crate) fn build(
     before: &[Arc<Route>],
 ) -> Result<Vec<Arc<Route>>, Problem> {
     let before: HashMap<&str, &Arc<Route>> = before.iter().map(|route| (&*route.name, route)).collect();
+    let mut hashes = Hashes::default();
     let build = |(name, section)| {
-        let inputs = Inputs::of(section, &loaded.config);
+        let inputs = Inputs::of(section, &loaded.config, &mut hashes);
         let name: &String = name;
         match before.get(name.as_str()) {
             Some(same) if same.inputs == inputs => Ok(Arc::clone(same)),

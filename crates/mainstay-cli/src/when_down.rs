@@ -67,6 +67,11 @@ impl<'a> Patience<'a> {
         Self { when_down, waits_since: None, is_lost: false, is_down: false, give_up: None }
     }
 
+    /// A new client waits for the first connection, and what it sends waits with it.
+    pub(crate) fn handle_opening(&mut self, now: Instant) {
+        (self.is_lost, self.waits_since) = (true, Some(now));
+    }
+
     /// The connection to the backend was lost. `has_unconfirmed`: messages wait already. `wait`: how long a plain client is kept.
     pub(crate) fn handle_lost(&mut self, now: Instant, has_unconfirmed: bool, wait: Option<Duration>) {
         self.is_lost = true;
@@ -100,11 +105,6 @@ impl<'a> Patience<'a> {
             Policy::Close => self.is_down.then_some(now),
         };
         [by_policy, self.give_up].into_iter().flatten().min()
-    }
-
-    /// The client was closed: no other timeout follows.
-    pub(crate) fn handle_gave_up(&mut self) {
-        *self = Self::new(self.when_down);
     }
 }
 
@@ -147,8 +147,25 @@ mod tests {
         assert_eq!(patience.poll_timeout(now), None);
         patience.handle_lost(now + 4 * SECOND, true, None);
         assert_eq!(patience.poll_timeout(now), Some(now + 9 * SECOND), "what was not confirmed waits, too");
-        patience.handle_gave_up();
-        assert_eq!(patience.poll_timeout(now), None);
+    }
+
+    #[test]
+    fn a_new_client_waits_no_longer_than_the_age_of_the_queue_and_without_one_until_no_address_was_reached() {
+        let now = Instant::now();
+        for (policy, age, at_once, once_down) in [
+            (Policy::Queue, Some(5), Some(5), Some(5)),
+            (Policy::Queue, None, None, None),
+            (Policy::Reject, None, None, Some(0)),
+            (Policy::Close, None, None, Some(0)),
+        ] {
+            let when_down = when_down(policy, age);
+            let mut patience = Patience::new(&when_down);
+            patience.handle_opening(now);
+            let in_seconds = |seconds: Option<u32>| seconds.map(|seconds| now + seconds * SECOND);
+            assert_eq!(patience.poll_timeout(now), in_seconds(at_once), "{policy:?}");
+            patience.handle_down();
+            assert_eq!(patience.poll_timeout(now), in_seconds(once_down), "{policy:?}");
+        }
     }
 
     #[test]

@@ -49,6 +49,7 @@ mod config;
 use std::time::{Duration, Instant};
 
 pub use self::config::{Confirm, ConfirmConfig, Guarantee, WhenFull};
+use crate::due::earliest;
 use crate::queue::{ByteQueue, Counted};
 
 /// How much may be written and not confirmed.
@@ -269,7 +270,7 @@ impl<M> Confirmer<M> {
         if asked.is_none() && self.line.unpinged.is_none() {
             return None;
         }
-        let due = [asked, self.unpinged_due()].into_iter().flatten().min()?;
+        let due = earliest([asked, self.unpinged_due()])?;
         Some(last_ping.map_or(due, |last| due.max(last + self.config.min_ping_interval)))
     }
 

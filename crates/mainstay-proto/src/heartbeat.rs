@@ -351,17 +351,18 @@ impl Heartbeat {
     /// Returns when the open probes count as unanswered, if nothing else happens. A probe that cannot leave has the
     /// long deadline, requested or not: a slow link may accept no bytes for a while.
     fn dead_at(&self) -> Option<u32> {
+        if !self.is_open() {
+            return None;
+        }
         let is_short = self.urgent && self.left;
         let deadline = millis(if is_short { self.srtt.probe_deadline() } else { self.srtt.deadline() });
         let sign_of_life = self.bytes.max(self.progress);
-        self.is_open().then(|| {
-            if self.left {
-                let cap = self.bytes.saturating_add(deadline * HARD_CAP);
-                sign_of_life.saturating_add(deadline).min(cap)
-            } else {
-                let cap = self.progress.saturating_add(deadline * STALL_CAP);
-                sign_of_life.saturating_add(deadline * HARD_CAP).min(cap)
-            }
+        Some(if self.left {
+            let cap = self.bytes.saturating_add(deadline * HARD_CAP);
+            sign_of_life.saturating_add(deadline).min(cap)
+        } else {
+            let cap = self.progress.saturating_add(deadline * STALL_CAP);
+            sign_of_life.saturating_add(deadline * HARD_CAP).min(cap)
         })
     }
 

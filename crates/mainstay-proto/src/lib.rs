@@ -27,6 +27,7 @@ pub mod budget;
 pub mod cluster;
 pub mod confirm;
 pub mod connect;
+mod due;
 pub mod endpoint;
 pub mod failure;
 mod forward;

@@ -50,11 +50,18 @@ impl Transport {
     }
 
     /// Registers a TCP socket with the worker, or adds what the worker reports of it.
+    #[inline]
     pub(crate) fn register(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
-        if let Self::Own(_, known) = self {
-            known.merge(context.readiness);
-            return Ok(());
+        match self {
+            Self::Own(_, known) => {
+                known.merge(context.readiness);
+                Ok(())
+            }
+            _ => self.register_other(context),
         }
+    }
+
+    fn register_other(&mut self, context: &TaskContext<'_>) -> io::Result<()> {
         #[cfg(feature = "tls")]
         if let Self::Tls(tls) = self {
             return tls.socket.register(context);
@@ -174,6 +181,18 @@ impl Transport {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, queue: &impl Buf) -> Poll<io::Result<usize>> {
+        let first = queue.chunk();
+        match self {
+            // Small messages on a socket of the worker, as most are.
+            Self::Own(stream, readiness) if first.len() == queue.remaining() => {
+                write_if_ready(readiness, || stream.write(first))
+            }
+            _ => self.poll_write_vectored(cx, queue),
+        }
+    }
+
+    #[inline(never)] // Its 32 slices in one function with the above would make that slower.
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, queue: &impl Buf) -> Poll<io::Result<usize>> {
         let mut slices = [io::IoSlice::new(&[]); 32];
         let count = queue.chunks_vectored(&mut slices);
         self.poll_write_slices(cx, slices.get(..count).unwrap_or_default())
@@ -185,17 +204,10 @@ impl Transport {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Own(stream, readiness) => {
-                if !readiness.writable {
-                    return Poll::Pending;
-                }
-                let written = without_waiting(|| match slices {
-                    [one] => stream.write(one), // cheaper than a vector of one
-                    many => stream.write_vectored(many),
-                });
-                readiness.writable = written.is_ready();
-                written
-            }
+            Self::Own(stream, readiness) => write_if_ready(readiness, || match slices {
+                [one] => stream.write(one), // cheaper than a vector of one
+                many => stream.write_vectored(many),
+            }),
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.poll_write(cx, slices),
@@ -299,6 +311,19 @@ fn poll_read(
 ) -> Poll<io::Result<usize>> {
     let mut buffer = ReadBuf::new(buffer);
     stream.poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len())
+}
+
+/// Writes to a socket that the worker watches, unless the worker has yet to report that it accepts bytes again.
+fn write_if_ready(
+    readiness: &mut Readiness,
+    write: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    if !readiness.writable {
+        return Poll::Pending;
+    }
+    let written = without_waiting(write);
+    readiness.writable = written.is_ready();
+    written
 }
 
 /// Repeats a call of a non-blocking socket while a signal interrupts it.

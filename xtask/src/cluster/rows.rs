@@ -81,10 +81,9 @@ pub(super) fn row(name: &str, count: u64, must: Must) -> Row {
 
 /// Prints a round. An error names each count that is not as it must be.
 pub(super) fn judge(round: &str, rows: &[Row]) -> Result<()> {
-    println!("--- {round}");
-    for row in rows {
-        println!("    {:48} {:>8}{}", row.name, row.count, row.mark());
-    }
+    // At once: another round may print, too.
+    let lines = rows.iter().map(|row| format!("    {:48} {:>8}{}\n", row.name, row.count, row.mark()));
+    print!("--- {round}\n{}", lines.collect::<String>());
     let wrong: Vec<String> = rows.iter().filter_map(Row::failure).collect();
     if wrong.is_empty() { Ok(()) } else { Err(format!("{round}: {}", wrong.join("; ")).into()) }
 }

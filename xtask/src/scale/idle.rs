@@ -10,9 +10,9 @@ use super::machine::{self, Memory};
 use super::{SCRATCH, tied};
 use crate::Result;
 use crate::metrics::{self, metric};
+use crate::programs::MAINSTAY;
 use crate::run::Background;
 
-pub(super) const MAINSTAY: &str = "target/release/mainstay";
 const START: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long connections may take to open without any progress.

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::idle::{self, Found, Load, generator_words, server_words};
+use super::idle::{Found, Load, generator_words, server_words};
 use super::{MILLIONS_INTERVAL, nodes, relay, storm};
 use crate::Result;
 use crate::bench::machine;
+use crate::programs::MAINSTAY;
 
 type Column = (&'static str, fn(&Found) -> String);
 
@@ -126,9 +127,9 @@ fn commands(page: &mut String, load: &Load) -> Result<()> {
          ```text\n{} --listen ADDRESS --record FILE\n{} --url ws://ADDRESS/ --clients COUNT --every SECONDS --fates FILE\n\
          ss -K --tcp --numeric state established sport = :PORT\n```\n",
         grouped(load.rate.into()),
-        idle::MAINSTAY,
+        MAINSTAY,
         serve.join(" "),
-        idle::MAINSTAY,
+        MAINSTAY,
         bench.join(" "),
         storm::SERVER,
         storm::CLIENT,

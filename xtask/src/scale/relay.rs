@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::idle::MAINSTAY;
 use super::nodes::{Column, Table};
 use super::{SCRATCH, machine, tied};
 use crate::Result;
 use crate::engines::{Brand, Program};
 use crate::install;
+use crate::programs::MAINSTAY;
 use crate::run::{Background, free_address, output};
 
 pub(super) const CLIENT: &str = "target/release/relay_client";

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Operated;
 use super::query::{Query, Wrong, bad};
 use super::words::{Calendar, object, reconnects};
+use crate::client_identity::subject_of;
 
 /// The reason that a client gets if the operator names none.
 const REASON: &str = "ended by an operator";
@@ -55,27 +56,6 @@ fn mentions(client: &ClientInfo, search: &str) -> bool {
 /// Returns who a client is by its credentials, as text.
 fn subject(client: &ClientInfo) -> Option<String> {
     subject_of(&client.peer().principal)
-}
-
-/// Returns the subject in a principal: the whole of it, or what follows its own length where cookies and headers are bound
-/// too. Those alone are a hash, of which the beginning tells clients apart.
-fn subject_of(principal: &[u8]) -> Option<String> {
-    let readable = |bytes| {
-        let text = std::str::from_utf8(bytes).ok()?;
-        (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
-    };
-    let with_length = || {
-        let (length, rest) = principal.split_first_chunk()?;
-        readable(rest.get(..usize::try_from(u64::from_be_bytes(*length)).ok()?)?)
-    };
-    let hash = || {
-        let digits: String = principal.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        format!("hash-{digits}")
-    };
-    if principal.is_empty() {
-        return None;
-    }
-    readable(principal).or_else(with_length).or_else(|| Some(hash()))
 }
 
 /// Returns the route and the path of a client, as its handshake listed them. The demonstration has no routes.
@@ -201,23 +181,5 @@ pub(super) fn answer(found: Result<Value, Wrong>) -> Response {
     match found {
         Ok(value) => ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response(),
         Err(wrong) => wrong.into_response(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_subject_is_shown_as_text_and_a_hash_by_its_beginning() {
-        let check = |principal: &[u8], expected: Option<&str>| {
-            assert_eq!(subject_of(principal).as_deref(), expected, "{principal:?}");
-        };
-        check(b"", None);
-        check(b"alice", Some("alice"));
-        check(&[&5_u64.to_be_bytes(), &b"alice"[..], &[0xff; 32]].concat(), Some("alice"));
-        check(&[0xab; 32], Some("hash-abababababababab"));
-        check(&[&99_u64.to_be_bytes(), &b"alice"[..]].concat(), Some("hash-0000000000000063"));
-        check(b"alice\n", Some("hash-616c6963650a"));
     }
 }

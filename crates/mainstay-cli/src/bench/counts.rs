@@ -18,6 +18,8 @@ pub(super) struct Counts {
     pub(super) windows: Vec<u64>,
     /// Open connections that ended unexpectedly.
     pub(super) lost: u64,
+    /// Messages that wait for an answer when the measurement ends, although none came for seconds.
+    pub(super) unanswered: u64,
     /// Openings that failed.
     pub(super) failed: u64,
     /// Received messages that the generator did not send.
@@ -42,6 +44,7 @@ impl Counts {
             pings: 0,
             windows: Vec::new(),
             lost: 0,
+            unanswered: 0,
             failed: 0,
             foreign: 0,
             resumed: 0,
@@ -59,6 +62,7 @@ impl Counts {
         self.windows.resize(self.windows.len().max(other.windows.len()), 0);
         self.windows.iter_mut().zip(other.windows).for_each(|(sum, count)| *sum += count);
         self.lost += other.lost;
+        self.unanswered += other.unanswered;
         self.failed += other.failed;
         self.foreign += other.foreign;
         self.resumed += other.resumed;

@@ -22,12 +22,17 @@ use super::stamp;
 /// EINPROGRESS, the result of a non-blocking connect. The standard library has no stable name for it.
 const IN_PROGRESS: i32 = if cfg!(target_os = "linux") { 115 } else { 36 };
 
+/// A message whose answer takes longer is reported as one without an answer, in nanoseconds.
+const NO_ANSWER: u64 = 2_000_000_000;
+
 pub(super) struct Peer {
     connection: Option<Connection>,
     session: Option<Box<ClientSession>>,
     /// The number of connections so far; identifies the current one to the session.
     connections: u64,
     in_flight: u32,
+    /// When the latest answer came, or the first message was sent that waits for one.
+    waits_since: u64,
     /// When the next message is due, if the run has a rate.
     pub(super) due: Option<u64>,
     /// When the opening of the current connection was due.
@@ -64,7 +69,7 @@ type Flow = Result<(), End>;
 impl Peer {
     pub(super) fn new(plan: &Plan, seed: [u8; 32]) -> Self {
         let session = plan.session.then(|| Box::new(ClientSession::new(ClientConfig::default(), seed)));
-        Self { connection: None, session, connections: 0, in_flight: 0, due: None, began: 0 }
+        Self { connection: None, session, connections: 0, in_flight: 0, waits_since: 0, due: None, began: 0 }
     }
 
     /// Opens a connection and returns its stream, for registration.
@@ -96,6 +101,12 @@ impl Peer {
 
     pub(super) fn is_open(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| matches!(connection.stage, Stage::Open))
+    }
+
+    /// Returns how many messages wait while no answer came for [`NO_ANSWER`].
+    pub(super) fn unanswered(&self, now: u64) -> u32 {
+        let is_silent = self.is_open() && now.saturating_sub(self.waits_since) >= NO_ANSWER;
+        if is_silent { self.in_flight } else { 0 }
     }
 
     /// Drops the connection; returns whether it was open.
@@ -275,6 +286,7 @@ impl Peer {
         }
         if load == Load::Echo {
             self.in_flight = self.in_flight.saturating_sub(1);
+            self.waits_since = cx.now;
             self.pump(cx);
         }
     }
@@ -289,6 +301,9 @@ impl Peer {
                 Some(due) => std::mem::replace(due, *due + cx.period),
             };
             self.send(sent, cx);
+            if self.in_flight == 0 {
+                self.waits_since = cx.now;
+            }
             self.in_flight += 1;
         }
     }

@@ -218,6 +218,7 @@ impl Report {
         let failed = if storm { 0 } else { counts.failed };
         for (count, key, what) in [
             (counts.lost, "lost", "connections were lost"),
+            (counts.unanswered, "unanswered", "messages were not answered"),
             (failed, "failed", "openings failed"),
             (counts.foreign, "foreign", "messages were not sent by this generator"),
         ] {

@@ -283,6 +283,7 @@ impl Worker {
                 }
             }
             Phase::Close => {
+                self.count_unanswered();
                 self.result = Some(mem::replace(&mut self.cx.counts, Counts::new()));
                 self.leave_by = self.cx.now + CLOSE_TIMEOUT;
                 let in_order = self.cx.plan.load != Load::Handshake;
@@ -295,6 +296,16 @@ impl Worker {
                 }
             }
             Phase::Open | Phase::Abort => {}
+        }
+    }
+
+    /// Counts the messages whose answers do not come. Such a connection sends nothing more, and no latency shows it.
+    fn count_unanswered(&mut self) {
+        let cx = &mut self.cx;
+        let waiting = self.peers.iter().map(|peer| u64::from(peer.unanswered(cx.now)));
+        cx.counts.unanswered = waiting.sum();
+        if cx.counts.unanswered > 0 {
+            cx.counts.problem("no answer for 2s or longer".to_owned());
         }
     }
 

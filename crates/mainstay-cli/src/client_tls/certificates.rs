@@ -131,13 +131,6 @@ fn describe(certificate: &CertificateDer<'_>) -> Option<(Vec<String>, i64)> {
     Some((names.collect(), parsed.validity().not_after.timestamp()))
 }
 
-/// Returns the subject of a certificate, as `CN=alice, O=Example`.
-#[allow(dead_code)]
-pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.subject().to_string().into())
-}
-
 #[cfg(test)]
 mod tests {
     use mainstay::server::rustls::crypto::ring;

@@ -16,7 +16,8 @@ pub(crate) struct Section {
     /// redis+sentinel://HOST:26379/NAME or redis+cluster://HOST:6379. Any node then resumes the sessions of any other.
     /// Default: none.
     pub(crate) engine: Option<Text<Engine>>,
-    /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
+    /// The cluster's name in the engine: nodes with the same name serve each other's sessions. Required together with engine
+    /// where routes have names.
     pub(crate) name: String,
     /// Address to accept other nodes on. Without tls it must be reachable for them and for nobody else. Default: a free port at
     /// the address by which this node reaches the engine.

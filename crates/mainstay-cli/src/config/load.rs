@@ -1,6 +1,7 @@
 //! Reading the configuration from its sources: file, environment, flags.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
@@ -204,7 +205,8 @@ impl Loaded {
 
     /// Returns the keys of settings that differ from those in force and need a restart.
     pub(crate) fn changed_for_restart(&self, in_force: &Self) -> Vec<String> {
-        let values = |loaded: &Self| serde_json::to_value(&loaded.config).unwrap_or_default();
+        // Without the routes, none of which needs one: there may be thousands.
+        let values = |loaded: &Self| serde_json::to_value(loaded.config.without_routes()).unwrap_or_default();
         let (new, old) = (values(self), values(in_force));
         let of =
             |value: &Value, key: &[&str]| key.iter().try_fold(value, |value, name| value.get(name)).cloned();
@@ -233,12 +235,21 @@ impl Loaded {
                         once, and a session in a file would wait for this node; remove one of them";
             wrong.push(self.problem_at("state-dir", what));
         }
+        if self.names_routes && config.cluster.engine.is_some() && !self.is_set("cluster.name") {
+            let what = "is required where routes have names: gateways with the same name continue each other's sessions, and \
+                        others must have another; write for example \"chat\"";
+            wrong.push(self.problem_at("cluster.name", what));
+        }
         for (name, route) in &config.routes {
             let problem =
                 |key: &str, what: &str| self.problem(flags::in_route(&format!("routes.*.{key}"), name), what);
             if has_backend && route.upstream.addresses.is_empty() {
                 let what = "is missing; name a backend, for example [\"ws://127.0.0.1:3000\"]";
                 wrong.push(problem("upstream.addresses", what));
+            }
+            if route.credentials.client_certificate.is_some() && config.tls.client_ca.is_none() {
+                let what = "requires <tls.client-ca>, the authorities that issue the certificates of clients";
+                wrong.push(problem("credentials.client-certificate", what));
             }
             wrong.extend(self.cannot_move(route, has_backend).map(|what| problem("session.movable", what)));
         }
@@ -267,11 +278,17 @@ impl Loaded {
 
     /// Returns the routes that take exactly what another one takes.
     fn same_rules(&self) -> Vec<Problem> {
-        let mut seen = BTreeSet::new();
+        let mut seen: HashMap<String, &str> = HashMap::new();
         let routes = self.config.routes.iter();
         let again = routes.filter_map(|(name, route)| {
-            let same = route.rules().into_iter().find(|rule| !seen.insert(rule.clone()))?;
-            let other = self.config.routes.iter().find(|(_, other)| other.rules().contains(&same))?.0;
+            let known = |rule: String| match seen.entry(rule) {
+                Entry::Occupied(other) => Some((other.key().clone(), *other.get())),
+                Entry::Vacant(place) => {
+                    place.insert(name);
+                    None
+                }
+            };
+            let (same, other) = route.rules().into_iter().find_map(known)?;
             let what =
                 format!("takes {same}, and so does routes.{other}; give one of them another host or path");
             Some(self.problem(vec!["routes".to_owned(), name.clone()], &what))

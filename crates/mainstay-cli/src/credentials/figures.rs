@@ -11,10 +11,14 @@ use super::refusal::Reason;
 pub(crate) struct CredentialFigures {
     /// Clients that were admitted, and credentials that were renewed.
     pub(crate) accepted: u64,
+    /// Clients that were admitted without a token.
+    pub(crate) anonymous: u64,
     /// Refusals by the label of their reason.
     pub(crate) refused: Vec<(&'static str, u64)>,
     /// Revocations that are remembered.
     pub(crate) revoked: u64,
+    /// Responses that broke off because their credentials had expired, and were revoked.
+    pub(crate) ended_responses: (u64, u64),
     pub(crate) issuers: Vec<IssuerFigures>,
 }
 
@@ -24,8 +28,10 @@ pub(crate) struct IssuerFigures {
     pub(crate) route: Box<str>,
     pub(crate) fetched: u64,
     pub(crate) failed: u64,
-    /// The age of the keys in seconds; `None` before the first fetch.
+    /// The age of the keys in use in seconds; `None` without any.
     pub(crate) age: Option<u64>,
+    /// 1: they should have been replaced by newer ones. `None` before the first fetch.
+    pub(crate) stale: Option<u64>,
 }
 
 impl Access {
@@ -39,12 +45,15 @@ impl Access {
                 fetched: jwks.fetched.load(Relaxed),
                 failed: jwks.failed.load(Relaxed),
                 age: jwks.age().map(|age| age.as_secs()),
+                stale: jwks.is_stale().map(u64::from),
             })
         });
         CredentialFigures {
             accepted: self.figures.accepted.load(Relaxed),
+            anonymous: self.figures.anonymous.load(Relaxed),
             refused: Reason::ALL.iter().map(|reason| (reason.label(), self.figures.count(*reason))).collect(),
             revoked: self.subjects.revoked() as u64,
+            ended_responses: (self.responses.expired.load(Relaxed), self.responses.revoked.load(Relaxed)),
             issuers: issuers.collect(),
         }
     }

@@ -154,7 +154,9 @@ impl Hook {
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.settings.url.clone());
         request.headers_mut().extend(self.settings.headers.iter().cloned());
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.client.send(request, MAX_ANSWER, deadline.saturating_duration_since(Instant::now())).await
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (head, body) = self.client.send(request, MAX_ANSWER, left).await?.into_parts();
+        Ok((head.status, body))
     }
 
     /// Reads an answer. The outer error says why it decides nothing.

@@ -3,97 +3,41 @@
 //! An issuer changes its keys at any time. A token that names an unknown key therefore has the keys fetched anew, but no
 //! sooner than 10 s after the fetch before: anyone may send such tokens. A token that comes in between is not refused for
 //! good; its client is asked to come back.
+//!
+//! `schedule` decides when, and for how long keys are used; `freshness` reads what the issuer says about that.
+
+mod freshness;
+mod schedule;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use http::header::{ACCEPT, HeaderValue};
+use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{Request, StatusCode, Uri};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+pub(crate) use self::schedule::Lives;
+use self::schedule::{Asked, Due, Schedule};
 use super::keys::{KeySet, Signing};
 use crate::http_client::HttpClient;
 
-/// The least time between two fetches.
-const PAUSE: Duration = Duration::from_secs(10);
-/// The wait after the first failure; it doubles up to [`LONGEST_WAIT`].
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How long a fetch may take, and how large the set may be.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_SET: usize = 1 << 20;
 /// How long a client waits for the keys. Less than the opening deadline.
 const CLIENT_WAIT: Duration = Duration::from_secs(3);
 
-/// When the keys are fetched.
-#[derive(Debug)]
-struct Schedule {
-    every: Duration,
-    next: Instant,
-    failures: u32,
-    /// When the last fetch began.
-    began: Option<Instant>,
-    is_fetching: bool,
-}
-
-/// What becomes of a token that names an unknown key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    /// The keys are fetched for it.
-    Begins,
-    /// They are being fetched, since before it came.
-    UnderWay,
-    /// They were fetched just now.
-    TooSoon,
-}
-
-impl Schedule {
-    fn new(now: Instant, every: Duration) -> Self {
-        Self { every, next: now, failures: 0, began: None, is_fetching: false }
-    }
-
-    /// A token names an unknown key.
-    fn handle_unknown_key(&mut self, now: Instant) -> Asked {
-        if self.is_fetching {
-            return Asked::UnderWay;
-        }
-        if self.began.is_some_and(|began| now < began + PAUSE) {
-            return Asked::TooSoon;
-        }
-        self.next = now;
-        Asked::Begins
-    }
-
-    fn handle_begun(&mut self, now: Instant) {
-        (self.began, self.is_fetching) = (Some(now), true);
-    }
-
-    fn handle_fetched(&mut self, now: Instant, succeeded: bool) {
-        self.is_fetching = false;
-        self.failures = if succeeded { 0 } else { self.failures + 1 };
-        let wait = match self.failures {
-            0 => self.every,
-            failures => {
-                (FIRST_WAIT * 2_u32.saturating_pow(failures - 1).min(1024)).min(LONGEST_WAIT).min(self.every)
-            }
-        };
-        self.next = now + wait;
-    }
-
-    fn poll_timeout(&self) -> Instant {
-        self.next
-    }
-}
-
 /// What the last fetches brought.
 #[derive(Clone, Default)]
 struct State {
     keys: Option<Arc<KeySet>>,
-    /// When `keys` were fetched.
+    /// When the issuer last said that `keys` are its own.
     since: Option<Instant>,
+    /// The version of `keys`, by which the issuer need not send them again.
+    tag: Option<HeaderValue>,
     /// The last fetch failed.
     has_failed: bool,
 }
@@ -103,6 +47,7 @@ pub(crate) struct Jwks {
     url: Uri,
     client: HttpClient,
     allowed: Vec<Signing>,
+    lives: Lives,
     state: watch::Sender<State>,
     schedule: Mutex<Schedule>,
     wake: Arc<Notify>,
@@ -119,23 +64,49 @@ pub(crate) enum Undecided {
     NotNow,
 }
 
+/// What the issuer answered.
+enum Answer {
+    Keys(KeySet, Option<HeaderValue>),
+    /// The keys are those that are known.
+    Unchanged,
+}
+
 impl Jwks {
-    pub(crate) fn new(url: Uri, client: HttpClient, allowed: &[Signing], every: Duration) -> Arc<Self> {
+    pub(crate) fn new(url: Uri, client: HttpClient, allowed: &[Signing], lives: Lives) -> Arc<Self> {
         Arc::new(Self {
             url,
             client,
             allowed: allowed.to_vec(),
+            lives,
             state: watch::Sender::default(),
-            schedule: Mutex::new(Schedule::new(Instant::now(), every)),
+            schedule: Mutex::new(Schedule::new(Instant::now(), lives)),
             wake: Arc::default(),
             fetched: AtomicU64::new(0),
             failed: AtomicU64::new(0),
         })
     }
 
-    /// Fetches the keys from now on, until the last holder is gone.
+    /// Goes on with the keys of `before`, where both are those of one URL, so that a reload while the issuer is away refuses
+    /// no client. Call it before [`start`](Self::start).
+    pub(crate) fn continues(&self, before: &Self) {
+        if self.url != before.url || self.allowed != before.allowed {
+            return;
+        }
+        *self.schedule() = Schedule::continuing(Instant::now(), self.lives, &before.schedule());
+        self.state.send_replace(before.state.borrow().clone());
+        self.fetched.store(before.fetched.load(Relaxed), Relaxed);
+        self.failed.store(before.failed.load(Relaxed), Relaxed);
+    }
+
+    /// Fetches the keys from now on, until the last holder is gone or others take their place.
     pub(crate) fn start(self: &Arc<Self>) {
         tokio::spawn(run(Arc::downgrade(self), Arc::clone(&self.wake)));
+    }
+
+    /// Fetches nothing any more: others have taken the place of these keys.
+    pub(crate) fn stop(&self) {
+        self.schedule().handle_replaced();
+        self.wake.notify_one();
     }
 
     /// Returns the keys; waits for the first ones, for a while.
@@ -174,48 +145,85 @@ impl Jwks {
         }
     }
 
-    /// Returns how old the keys are; `None` before the first fetch.
+    /// Returns how old the keys in use are; `None` without any.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.state.borrow().since.map(|since| since.elapsed())
     }
 
-    async fn fetch(&self) {
-        self.schedule().handle_begun(Instant::now());
-        let outcome = self.request().await;
-        self.schedule().handle_fetched(Instant::now(), outcome.is_ok());
-        self.note(outcome);
+    /// Whether the keys should have been replaced by newer ones; `None` before the first fetch.
+    pub(crate) fn is_stale(&self) -> Option<bool> {
+        self.schedule().is_stale(Instant::now())
     }
 
-    async fn request(&self) -> Result<KeySet, String> {
+    async fn handle_timeout(&self) {
+        let due = self.schedule().handle_timeout(Instant::now());
+        match due {
+            Due::Fetch => {
+                let outcome = self.request().await;
+                let fresh_for = outcome.as_ref().ok().map(|(_, fresh_for)| *fresh_for);
+                self.schedule().handle_fetched(Instant::now(), fresh_for);
+                self.note(outcome.map(|(answer, _)| answer));
+            }
+            Due::Forget => {
+                tracing::error!(
+                    url = %self.url,
+                    "the issuer's keys are too old and not used any more; clients are asked to come back until they can be fetched"
+                );
+                self.state.send_modify(|state| {
+                    (state.keys, state.since, state.tag) = (None, None, None);
+                });
+            }
+            Due::Nothing => {}
+        }
+    }
+
+    /// Asks the issuer. Returns for how long it says that its keys are fresh.
+    async fn request(&self) -> Result<(Answer, Option<Duration>), String> {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = self.url.clone();
-        request
-            .headers_mut()
-            .insert(ACCEPT, HeaderValue::from_static("application/jwk-set+json, application/json"));
-        let (status, body) = self.client.send(request, MAX_SET, FETCH_TIMEOUT).await?;
-        if status != StatusCode::OK {
-            return Err(format!("the issuer answered with status {}", status.as_u16()));
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/jwk-set+json, application/json"));
+        let known = self.state.borrow().tag.clone();
+        headers.extend(known.iter().map(|tag| (IF_NONE_MATCH, tag.clone())));
+        let (head, body) = self.client.send(request, MAX_SET, FETCH_TIMEOUT).await?.into_parts();
+        let fresh_for = freshness::of(&head.headers, SystemTime::now());
+        match head.status {
+            StatusCode::OK => {
+                let keys = KeySet::of_url(&body, &self.allowed)?;
+                Ok((Answer::Keys(keys, head.headers.get(ETAG).cloned()), fresh_for))
+            }
+            StatusCode::NOT_MODIFIED if known.is_some() => Ok((Answer::Unchanged, fresh_for)),
+            status if status.is_redirection() => Err(format!(
+                "the issuer answered with status {}, and redirects are not followed: write the final URL",
+                status.as_u16()
+            )),
+            status => Err(format!("the issuer answered with status {}", status.as_u16())),
         }
-        KeySet::of_url(&body, &self.allowed)
     }
 
-    fn note(&self, outcome: Result<KeySet, String>) {
+    fn note(&self, outcome: Result<Answer, String>) {
         let url = &self.url;
         let has_failed = self.state.borrow().has_failed;
         match outcome {
-            Ok(keys) => {
+            Ok(answer) => {
                 self.fetched.fetch_add(1, Relaxed);
+                self.state.send_modify(|state| {
+                    if let Answer::Keys(keys, tag) = answer {
+                        (state.keys, state.tag) = (Some(Arc::new(keys)), tag);
+                    }
+                    (state.since, state.has_failed) = (Some(Instant::now()), false);
+                });
                 if has_failed {
-                    tracing::info!(%url, keys = keys.len(), "the issuer's keys are fetched again");
+                    let keys = self.state.borrow().keys.as_ref().map_or(0, |keys| keys.len());
+                    tracing::info!(%url, keys, "the issuer's keys are fetched again");
                 }
-                let (keys, since) = (Some(Arc::new(keys)), Some(Instant::now()));
-                self.state.send_replace(State { keys, since, has_failed: false });
             }
             Err(error) => {
                 self.failed.fetch_add(1, Relaxed);
                 if !has_failed {
                     let kept = self.state.borrow().keys.as_ref().map_or(0, |keys| keys.len());
-                    tracing::warn!(%url, error, kept, "the issuer's keys cannot be fetched; those known before stay in use");
+                    let at_most_stale_for = self.lives.stale;
+                    tracing::warn!(%url, error, kept, ?at_most_stale_for, "the issuer's keys cannot be fetched; those known before stay in use");
                 }
                 self.state.send_modify(|state| state.has_failed = true);
             }
@@ -229,11 +237,12 @@ impl Jwks {
 
 async fn run(jwks: Weak<Jwks>, wake: Arc<Notify>) {
     loop {
-        let Some(next) = jwks.upgrade().map(|jwks| jwks.schedule().poll_timeout()) else { return };
+        let next = jwks.upgrade().and_then(|jwks| jwks.schedule().poll_timeout());
+        let Some(next) = next else { return };
         tokio::select! {
             () = sleep_until(next) => {
                 let Some(jwks) = jwks.upgrade() else { return };
-                jwks.fetch().await;
+                jwks.handle_timeout().await;
             }
             // The time has changed.
             () = wake.notified() => {}
@@ -244,55 +253,5 @@ async fn run(jwks: Weak<Jwks>, wake: Arc<Notify>) {
 impl Drop for Jwks {
     fn drop(&mut self) {
         self.wake.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn keys_are_fetched_at_once_and_then_in_regular_intervals() {
-        let start = Instant::now();
-        let mut schedule = Schedule::new(start, 600 * SECOND);
-        assert_eq!(schedule.poll_timeout(), start);
-        schedule.handle_begun(start);
-        schedule.handle_fetched(start + SECOND, true);
-        assert_eq!(schedule.poll_timeout(), start + 601 * SECOND);
-    }
-
-    #[test]
-    fn an_unknown_key_has_them_fetched_at_most_every_ten_seconds() {
-        let start = Instant::now();
-        let mut schedule = Schedule::new(start, 600 * SECOND);
-        schedule.handle_begun(start);
-        schedule.handle_fetched(start, true);
-        assert_eq!(schedule.handle_unknown_key(start + 9 * SECOND), Asked::TooSoon);
-        assert_eq!(schedule.poll_timeout(), start + 600 * SECOND);
-        assert_eq!(schedule.handle_unknown_key(start + 10 * SECOND), Asked::Begins);
-        assert_eq!(schedule.poll_timeout(), start + 10 * SECOND);
-        schedule.handle_begun(start + 10 * SECOND);
-        assert_eq!(schedule.handle_unknown_key(start + 11 * SECOND), Asked::UnderWay);
-        schedule.handle_fetched(start + 12 * SECOND, true);
-        assert_eq!(schedule.handle_unknown_key(start + 12 * SECOND), Asked::TooSoon);
-    }
-
-    #[test]
-    fn a_failure_is_repeated_after_doubling_waits_of_at_most_a_minute() {
-        let start = Instant::now();
-        let mut schedule = Schedule::new(start, 600 * SECOND);
-        let mut waits = Vec::new();
-        for _ in 0..9 {
-            schedule.handle_fetched(start, false);
-            waits.push((schedule.poll_timeout() - start).as_secs());
-        }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        schedule.handle_fetched(start, true);
-        assert_eq!(schedule.poll_timeout(), start + 600 * SECOND);
-        let mut often = Schedule::new(start, 10 * SECOND);
-        (0..40).for_each(|_| often.handle_fetched(start, false));
-        assert_eq!(often.poll_timeout(), start + 10 * SECOND, "never later than without a failure");
     }
 }

@@ -25,15 +25,12 @@ impl KeySource {
     /// Returns the keys.
     ///
     /// # Errors
-    /// The issuer never answered.
+    /// The issuer never answered, or has not for too long.
     pub(crate) async fn keys(&self) -> Result<Arc<KeySet>, Refusal> {
         match self {
             Self::File(keys) => Ok(Arc::clone(keys)),
             Self::Url(jwks) => jwks.keys().await.ok_or_else(|| {
-                Refusal::new(
-                    Reason::KeysUnavailable,
-                    "the issuer's keys were never fetched; the log says why",
-                )
+                Refusal::new(Reason::KeysUnavailable, "no keys of the issuer are known; the log says why")
             }),
         }
     }

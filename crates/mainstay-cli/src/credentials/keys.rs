@@ -4,7 +4,7 @@
 //! would verify whatever the attacker signs with it. Therefore the algorithm follows from the key, and the token's must
 //! be the same.
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +172,19 @@ impl KeySet {
         }
         let mut found = Vec::new();
         for key in keys {
+            // Only the issuer may have a private key, and symmetric ones have no `d`.
+            if key.get("d").is_some() {
+                return Err(match origin {
+                    Origin::Url => {
+                        "the set has a private key (`d`), and everyone can read it: tell the issuer"
+                            .to_owned()
+                    }
+                    Origin::File => {
+                        "this is a private key (`d`), which only the issuer may have; write its public key"
+                            .to_owned()
+                    }
+                });
+            }
             // One that this program does not know is for something else.
             let Some(key) = serde_json::from_value(key).ok().and_then(|jwk: Jwk| of_jwk(&jwk)) else {
                 continue;
@@ -237,9 +250,10 @@ fn of_jwk(jwk: &Jwk) -> Option<Key> {
         AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Signing::EdDSA,
         _ => return None,
     };
-    let stated = jwk.common.key_algorithm;
-    if stated.is_some_and(|stated| stated != signing.in_jwk())
-        || matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption))
+    let common = &jwk.common;
+    if common.key_algorithm.is_some_and(|stated| stated != signing.in_jwk())
+        || !matches!(common.public_key_use, None | Some(PublicKeyUse::Signature))
+        || common.key_operations.as_ref().is_some_and(|uses| !uses.contains(&KeyOperations::Verify))
     {
         return None;
     }
@@ -290,6 +304,7 @@ mod tests {
             ("{", "no JSON Web Key set"),
             ("{}", "no key for the algorithms"),
             (r#"{"keys": 1}"#, "must be a list"),
+            (r#"{"kty": "OKP", "d": "hunter2"}"#, "private key"),
             (&short, "no key for the algorithms"),
             (&many, "more than 100 keys"),
         ] {
@@ -315,8 +330,12 @@ mod tests {
             KeySet::of_url(body.as_bytes(), &Signing::ALL).map(|keys| keys.len())
         };
         assert_eq!(of_url(&[with(&[]), with(&[("alg", "RS256")])]), Ok(2));
+        let mut to_encrypt = with(&[]);
+        to_encrypt["key_ops"] = json!(["encrypt"]);
         let others = [
+            to_encrypt,
             with(&[("use", "enc")]),
+            with(&[("use", "other")]),
             with(&[("alg", "PS256")]),
             with(&[("alg", "HS256")]),
             with(&[("n", "AQAB")]),
@@ -328,6 +347,8 @@ mod tests {
         assert!(of_url(&others).unwrap_err().contains("no key"));
         assert_eq!(of_url(&[&others[..], &[Signer::ec().jwk("2")]].concat()), Ok(1));
         assert!(of_url(&[Signer::ec().jwk("1"), Signer::secret().jwk("2")]).unwrap_err().contains("secret"));
+        let private = of_url(&[Signer::ec().jwk("1"), with(&[("d", "AQAB")])]).unwrap_err();
+        assert!(private.contains("private key") && !private.contains("AQAB"), "{private}");
         assert!(
             KeySet::of_url(Signer::ec().jwk("1").to_string().as_bytes(), &Signing::ALL).is_err(),
             "no set"

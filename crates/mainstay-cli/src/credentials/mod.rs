@@ -1,19 +1,22 @@
-//! The clients that may use a route: those with a valid token, or that the operator's connect hook admits.
+//! The clients that may use a route: those with a client certificate or a valid token, or that the operator's connect hook
+//! admits.
 //!
 //! A client that speaks `mainstay.v1` is judged by its HELLO, at every attach, and again when it presents other credentials
 //! on the live session; the library ends the session once they have expired. Any other client is judged by its request, before
 //! the backend hears of it. What was proved becomes the session's principal and headers for the backend, which no client can
 //! forge: its own headers of these names are removed first, also where `_` stands for `-`, which CGI treats as the same.
 //!
-//! `jwt` checks a token, `hook` asks a backend, `token` finds the token in a request, `subjects` has what is open by subject,
-//! and `refusal` what is said about clients that are not admitted.
+//! `certificate` reads a client certificate, `jwt` checks a token, `hook` asks a backend, `token` finds the token in a request,
+//! `subjects` has what is open by subject, `open_response` ends plain responses, and `refusal` has what is said about clients that are not admitted.
 
+mod certificate;
 mod figures;
 mod hook;
 mod jwks;
 mod jwt;
 mod key_source;
 mod keys;
+mod open_response;
 mod refusal;
 mod ring_provider;
 mod section;
@@ -32,20 +35,24 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Uri};
+use http::{Method, StatusCode, Uri};
+use mainstay::server::rustls::pki_types::CertificateDer;
 use mainstay::server::{AuthError, Identity};
 use mainstay::{CloseCode, Session};
 
+use self::certificate::Certified;
 pub(crate) use self::figures::{CredentialFigures, IssuerFigures};
 use self::hook::{Hook, Question};
 use self::jwks::Jwks;
 use self::jwt::{Proof, Rules};
 use self::key_source::KeySource;
+use self::open_response::{EndedResponses, Ends};
 use self::refusal::{Figures, Reason, Refusal};
 pub(crate) use self::section::Section;
 pub(crate) use self::subjects::Subjects;
 use self::token::{Found, Place, Token};
 use crate::client_identity::{ClientAddress, Subject};
+use crate::{client_tls, forward};
 
 /// What the credentials of all routes share.
 #[derive(Default)]
@@ -53,6 +60,7 @@ pub(crate) struct Access {
     /// What is open by subject, and what was revoked.
     pub(crate) subjects: Arc<Subjects>,
     figures: Figures,
+    responses: Arc<EndedResponses>,
     /// The issuers of routes, for metrics.
     issuers: Mutex<Vec<(Box<str>, Weak<Jwks>)>>,
 }
@@ -61,9 +69,12 @@ pub(crate) struct Access {
 pub(crate) struct Credentials {
     route: Box<str>,
     places: Vec<Place>,
+    /// Whether a client must present a token.
+    required: bool,
     check_http: bool,
     forward_token: bool,
     grace: Duration,
+    certificate: Option<certificate::Rules>,
     jwt: Option<(Rules, KeySource)>,
     hook: Option<Hook>,
     /// The headers for the backend that credentials set.
@@ -77,6 +88,8 @@ pub(crate) struct Credentials {
 #[derive(Debug, Clone)]
 pub(crate) struct Admitted {
     pub(crate) subject: Option<Subject>,
+    /// The name in the certificate of a client whose token names another subject. Both must be the same for a resume.
+    certified: Option<Subject>,
     /// When the credentials were issued, in seconds since 1970.
     issued: Option<u64>,
     /// For how long; `None`: for as long as the connection.
@@ -89,6 +102,7 @@ pub(crate) struct Admitted {
 /// A request without what its credentials set and prove, and what was taken out of it.
 pub(crate) struct Presented {
     found: Option<Found>,
+    certificate: Option<CertificateDer<'static>>,
     client: Option<IpAddr>,
     /// For the hook.
     request: Option<Box<Asked>>,
@@ -119,19 +133,29 @@ impl Credentials {
             return Ok(None);
         }
         ring_provider::install();
+        let certificate = section.client_certificate.as_ref().map(section::ClientCertificate::rules);
+        let certificate = certificate.transpose().map_err(|error| format!("client-certificate.{error}"))?;
         let jwt = section.jwt.as_ref().map(|jwt| Ok((jwt.rules()?, jwt.keys()?))).transpose();
         let jwt = jwt.map_err(|error: String| format!("jwt.{error}"))?;
+        if let (Some((_, KeySource::Url(jwks))), Some((_, KeySource::Url(earlier)))) =
+            (&jwt, before.and_then(|before| before.jwt.as_ref()))
+        {
+            jwks.continues(earlier);
+        }
         let hook = section.connect_hook.as_ref().map(section::ConnectHook::hook).transpose();
         let hook = hook.map_err(|error| format!("connect-hook.{error}"))?;
+        let certified = certificate.iter().flat_map(certificate::Rules::field_names);
         let claimed = jwt.iter().flat_map(|(rules, _)| rules.field_names());
         let set = hook.iter().flat_map(Hook::field_names);
         let credentials = Self {
             route: route.into(),
             places: section.places(),
+            required: section.required,
             check_http: section.check_http,
             forward_token: section.forward_token,
             grace: section.grace,
-            names: claimed.chain(set).cloned().collect(),
+            names: certified.chain(claimed).chain(set).cloned().collect(),
+            certificate,
             jwt,
             hook,
             access: Arc::clone(access),
@@ -147,11 +171,17 @@ impl Credentials {
         if std::ptr::eq(current.as_ptr(), Arc::as_ptr(self)) {
             return;
         }
+        if let Some((_, KeySource::Url(replaced))) =
+            current.upgrade().as_ref().and_then(|before| before.jwt.as_ref())
+        {
+            replaced.stop();
+        }
         *current = Arc::downgrade(self);
         if let Some((_, KeySource::Url(jwks))) = &self.jwt {
             jwks.start();
             let mut issuers = self.access.issuers.lock().unwrap_or_else(PoisonError::into_inner);
-            issuers.retain(|(_, jwks)| jwks.strong_count() > 0);
+            // Sessions may still hold the keys that these replace.
+            issuers.retain(|(route, jwks)| *route != self.route && jwks.strong_count() > 0);
             issuers.push((self.route.clone(), Arc::downgrade(jwks)));
         }
     }
@@ -215,7 +245,8 @@ impl Credentials {
         let request = self.hook.is_some().then(|| Box::new(Asked::of(head)));
         // Without a token to check, all of the request is the backend's and the hook's.
         let found = if self.jwt.is_some() { token::take(&self.places, head)? } else { None };
-        Ok(Presented { found, client: client_of(head), request })
+        let certificate = self.certificate.as_ref().and(client_tls::client_certificate(&head.extensions));
+        Ok(Presented { found, certificate: certificate.cloned(), client: client_of(head), request })
     }
 
     /// Counts and logs a client that is not admitted.
@@ -232,29 +263,34 @@ impl Credentials {
         credentials: Option<&[u8]>,
         presented: &Presented,
     ) -> Result<Admitted, Refusal> {
-        let mut admitted = match &self.jwt {
-            Some((rules, source)) => {
-                let found = found.ok_or(Reason::Missing)?;
+        let certified = self.certified(presented)?;
+        let is_anonymous = self.jwt.is_some() && found.is_none() && certified.is_none();
+        let mut admitted = match (&self.jwt, found) {
+            (Some((rules, source)), Some(found)) => {
                 let proof = proof(rules, source, &found.token).await?;
                 let token = self.forward_token.then_some(found);
                 let Proof { subject, issued, expires_in, fields } = proof;
-                Admitted { subject: Some(subject), issued, expires_in, fields, token }
+                Admitted { subject: Some(subject), certified: None, issued, expires_in, fields, token }
             }
-            // The hook decides from now on.
-            None => Admitted {
+            // Without a token a client may begin, but not renew.
+            (Some(_), None) if self.required || event != "connect" => return Err(Reason::Missing.into()),
+            // The hook decides from now on, if there is one.
+            _ => Admitted {
                 subject: None,
+                certified: None,
                 issued: seconds_since_1970(SystemTime::now()),
                 expires_in: None,
                 fields: Vec::new(),
                 token: None,
             },
         };
+        admitted.add_certified(certified);
         let is_revoked = |admitted: &Admitted| {
             let subject = admitted.subject.as_ref();
             subject.is_some_and(|subject| self.access.subjects.is_revoked(&subject.0, admitted.issued))
         };
         if is_revoked(&admitted) {
-            return Err(Reason::Revoked.into());
+            return Err(self.revoked());
         }
         if let (Some(hook), Some(request)) = (&self.hook, &presented.request) {
             let question = request.question(event, &self.route, presented.client);
@@ -262,8 +298,25 @@ impl Credentials {
             let question = Question { subject, ..question }.with_credentials(credentials);
             admitted.add(hook.ask(&question).await?);
         }
-        self.access.figures.accepted.fetch_add(1, Relaxed);
+        let figures = &self.access.figures;
+        let count = if is_anonymous { &figures.anonymous } else { &figures.accepted };
+        count.fetch_add(1, Relaxed);
         Ok(admitted)
+    }
+
+    /// Returns what the client's certificate proves; `None`: the route asks for none.
+    fn certified(&self, presented: &Presented) -> Result<Option<Certified>, Refusal> {
+        let certificate = presented.certificate.as_ref();
+        self.certificate.as_ref().map(|rules| rules.check(certificate, SystemTime::now())).transpose()
+    }
+
+    fn revoked(&self) -> Refusal {
+        let refusal = Refusal::from(Reason::Revoked);
+        match &self.jwt {
+            // Another token would be accepted.
+            Some(_) => refusal,
+            None => Refusal { status: StatusCode::FORBIDDEN, ..refusal },
+        }
     }
 
     /// Returns what judges the credentials of a session's client: those in HELLO, or what its request presented, and then
@@ -284,13 +337,15 @@ impl Credentials {
 
     /// Returns what the library is told about an admitted client.
     pub(crate) fn identity(&self, admitted: &Admitted, own_principal: &[u8]) -> Identity {
-        let principal = match (&admitted.subject, own_principal) {
-            (None, own) => own.to_vec(),
-            (Some(subject), []) => subject.0.as_bytes().to_vec(),
-            (Some(subject), own) => {
-                // With its length, so that no subject ends where another credential begins.
-                let length = (subject.0.len() as u64).to_be_bytes();
-                [&length, subject.0.as_bytes(), own].concat()
+        let names = [admitted.subject.as_ref(), admitted.certified.as_ref()];
+        let principal = match (names, own_principal) {
+            ([Some(subject), None], []) => subject.0.as_bytes().to_vec(),
+            (names, own) => {
+                // Each with its length, so that none ends where another begins.
+                let with_length =
+                    |name: &Subject| [&(name.0.len() as u64).to_be_bytes(), name.0.as_bytes()].concat();
+                let names = names.into_iter().flatten().flat_map(with_length);
+                names.chain(own.iter().copied()).collect()
             }
         };
         let identity = Identity::new(principal).grace(self.grace);
@@ -298,6 +353,33 @@ impl Credentials {
             Some(time) => identity.expires_in(time),
             None => identity,
         }
+    }
+
+    /// Waits for the response to an admitted client. It ends once the credentials do.
+    pub(crate) async fn respond(
+        &self,
+        admitted: &Admitted,
+        client: Option<IpAddr>,
+        response: impl Future<Output = Response>,
+    ) -> Response {
+        let revoked = || self.refuse(client, &Reason::Revoked.into()).into_response();
+        let Ok(mut ends) = self.ends(admitted) else { return revoked() };
+        let response = tokio::select! {
+            biased;
+            response = response => response,
+            () = ends.revoked() => return revoked(),
+        };
+        ends.bind(response)
+    }
+
+    /// Returns what ends the response to an admitted client.
+    fn ends(&self, admitted: &Admitted) -> Result<Ends, subjects::Revoked> {
+        let Admitted { subject, issued, expires_in, .. } = admitted;
+        let subject = subject.as_ref();
+        let present =
+            subject.map(|subject| self.access.subjects.enter_response(subject, *issued)).transpose()?;
+        let expires = expires_in.and_then(|time| tokio::time::Instant::now().checked_add(time));
+        Ok(Ends { figures: Arc::clone(&self.access.responses), present, expires })
     }
 
     /// Runs the handler of an admitted client, which is listed under its subject meanwhile; closes the session if the
@@ -389,7 +471,18 @@ impl Admitted {
         }
     }
 
-    /// Adds what the hook decided. A token's subject stays; the earlier expiry counts.
+    /// Adds what a certificate proves. A token's subject stays.
+    fn add_certified(&mut self, certified: Option<Certified>) {
+        let Some(Certified { subject, issued, fields }) = certified else { return };
+        self.fields.extend(fields);
+        if self.subject.is_some() {
+            self.certified = Some(subject);
+        } else {
+            (self.subject, self.issued) = (Some(subject), issued);
+        }
+    }
+
+    /// Adds what the hook decided. The subject of a token or certificate stays; the earlier expiry counts.
     fn add(&mut self, by_hook: hook::Admission) {
         self.subject = self.subject.take().or(by_hook.subject);
         self.expires_in = [self.expires_in, by_hook.expires_in].into_iter().flatten().min();
@@ -399,13 +492,10 @@ impl Admitted {
 
 impl Asked {
     fn of(head: &Parts) -> Self {
+        let mut headers = forward::copied(&head.headers);
+        forward::describe_certificate(&head.extensions, &mut headers);
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        Self {
-            method: head.method.clone(),
-            host: host.to_owned(),
-            uri: head.uri.clone(),
-            headers: crate::forward::copied(&head.headers),
-        }
+        Self { method: head.method.clone(), host: host.to_owned(), uri: head.uri.clone(), headers }
     }
 
     fn question<'a>(&'a self, event: &'static str, route: &'a str, client: Option<IpAddr>) -> Question<'a> {
@@ -425,7 +515,8 @@ impl Asked {
     }
 }
 
-fn client_of(head: &Parts) -> Option<IpAddr> {
+/// Returns the address of a request's client.
+pub(crate) fn client_of(head: &Parts) -> Option<IpAddr> {
     let behind_proxies = head.extensions.get::<ClientAddress>().map(|client| client.0);
     let connected = || head.extensions.get::<ConnectInfo<SocketAddr>>().map(|client| client.0.ip());
     behind_proxies.or_else(connected)

@@ -71,6 +71,10 @@ reasons! {
     Revoked "revoked" "the credentials were revoked",
     /// A refresh on a live session proves another subject.
     OtherSubject "other_subject" "the token is of another subject",
+    /// The route requires a certificate, and the client presented none.
+    NoCertificate "no_certificate" "a client certificate is required",
+    /// The certificate is not valid now, or does not name the user as the settings require.
+    Certificate "certificate" "the client certificate is not accepted",
     /// The connect hook refused.
     Hook "hook" "the connection is refused",
     /// The issuer's keys are not known now.
@@ -100,8 +104,12 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        let status =
-            if reason.is_temporary() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNAUTHORIZED };
+        let status = match reason {
+            _ if reason.is_temporary() => StatusCode::SERVICE_UNAVAILABLE,
+            // No challenge of HTTP asks for a certificate (RFC 9110 section 15.5.2).
+            Reason::NoCertificate | Reason::Certificate => StatusCode::FORBIDDEN,
+            _ => StatusCode::UNAUTHORIZED,
+        };
         Self { reason, detail: detail.into(), words: None, status }
     }
 }
@@ -145,6 +153,8 @@ impl IntoResponse for &Refusal {
 #[derive(Default)]
 pub(crate) struct Figures {
     pub(crate) accepted: AtomicU64,
+    /// Those that were admitted without a token.
+    pub(crate) anonymous: AtomicU64,
     refused: [AtomicU64; Reason::ALL.len()],
     logged: Mutex<[Logged; Reason::ALL.len()]>,
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use http::header::{HeaderName, HeaderValue};
 use mainstay::client::Place;
 
+use super::certificate::{self, Part};
 use super::hook;
-use super::jwks::Jwks;
+use super::jwks::{Jwks, Lives};
 use super::jwt::{RuleBook, Rules};
 use super::key_source::KeySource;
 use super::keys::Signing;
@@ -18,11 +19,13 @@ use crate::config::text::{Expected, Text, Written};
 use crate::http_client::HttpClient;
 use crate::{forward, values};
 
-/// The clients that may use a route: those whose token is valid, or that the connect hook admits. With both, the token is
-/// checked first.
+/// The clients that may use a route: those with a client certificate, those whose token is valid, or that the connect hook
+/// admits. With several, all of them must agree, in this order.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct Section {
+    /// Requires a certificate of <tls.client-ca>, also where TLS does not. Default: none is required.
+    pub(crate) client_certificate: Option<ClientCertificate>,
     /// Requires a JSON Web Token. Default: none is required.
     pub(crate) jwt: Option<Jwt>,
     /// Asks a backend of yours about each opening. Default: none is asked.
@@ -31,6 +34,9 @@ pub(crate) struct Section {
     /// `header:NAME` (behind `Bearer`), `cookie:NAME`, `query:NAME`. A query appears in the logs of proxies on the way; the
     /// gateway removes it from the request. Default: `session` and `header:Authorization`.
     pub(crate) from: Vec<Text<TokenPlace>>,
+    /// Whether a client must present a token. `false`: one without a token is admitted without a subject and without the headers
+    /// of claims; a token that is presented must be valid all the same. Belongs to `jwt`. Default: true.
+    pub(crate) required: bool,
     /// Requires credentials of plain HTTP requests, too. `false`: they pass without the headers that credentials set, for a
     /// route that also serves pages. Default: true.
     pub(crate) check_http: bool,
@@ -44,6 +50,19 @@ pub(crate) struct Section {
     pub(crate) grace: Duration,
 }
 
+/// What is made of the certificate of a client.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct ClientCertificate {
+    /// The part that names the user: sessions belong to it, and limits and revocations go by it, unless a token names the
+    /// user. `subject` (the whole distinguished name), `common-name`, `uri`, `dns`, `email` (of the alternative names), or
+    /// `fingerprint` (SHA-256). A certificate that does not have exactly one is refused. Default: subject.
+    pub(crate) subject: Part,
+    /// The headers that the backend gets, each with the part that it holds. A client's own headers of these names are
+    /// removed. The whole certificate is in `Client-Cert` in any case. Default: none.
+    pub(crate) parts_as_headers: BTreeMap<String, Part>,
+}
+
 /// Which tokens are valid.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -52,15 +71,29 @@ pub(crate) struct Jwt {
     /// least 32 bytes. Read again at each reload. Default: none; this or `jwks-url` is required.
     pub(crate) keys_file: Option<PathBuf>,
     /// The https:// URL of the issuer's keys (JWKS); http:// only on this machine. While the issuer is away, the keys known
-    /// before stay in use. Default: none.
+    /// before stay in use for `jwks-max-stale`. Redirects are not followed. Default: none.
     pub(crate) jwks_url: Option<String>,
     /// Trusts the certificates in this file (PEM) for `jwks-url` instead of the system's. Default: the system's.
     pub(crate) jwks_ca_file: Option<PathBuf>,
-    /// How often the keys are fetched. A token of an unknown key has them fetched at once, at most every 10 s.
-    /// Default: 10m. Range: 10s to 1day.
+    /// How long the keys are fresh where the issuer does not say so by `Cache-Control` or `Expires`. They are fetched again a
+    /// little before; a token of an unknown key has them fetched at once, at most every 10 s. Default: 10m. Range: 10s to 1day.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub(crate) jwks_refresh: Duration,
+    /// How long the keys are fresh at least, whatever the issuer says. Default: 1m. Range: 10s to 1day.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_min_refresh: Duration,
+    /// How long the keys are fresh at most, whatever the issuer says: a key that it withdraws is accepted for this long.
+    /// Default: 1h. Range: `jwks-min-refresh` to 30days.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_max_refresh: Duration,
+    /// How long keys that are no longer fresh stay in use while the issuer is away. After that clients get 503, sessions 4414,
+    /// until the keys can be fetched. Default: 1day. Range: 0s to 30days.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub(crate) jwks_max_stale: Duration,
     /// How tokens may be signed: HS256, RS256, ES256, EdDSA. A key is used for its own algorithm only. Default: all four.
     pub(crate) algorithms: Vec<Signing>,
     /// The issuers that are accepted (`iss`); with one, each token must name one. Default: none, `iss` is not looked at.
@@ -110,16 +143,24 @@ pub(crate) struct ConnectHook {
 impl Default for Section {
     fn default() -> Self {
         Self {
+            client_certificate: None,
             jwt: None,
             connect_hook: None,
             from: ["session", "header:Authorization"]
                 .iter()
                 .filter_map(|place| Text::new(place).ok())
                 .collect(),
+            required: true,
             check_http: true,
             forward_token: true,
             grace: Duration::from_secs(30),
         }
+    }
+}
+
+impl Default for ClientCertificate {
+    fn default() -> Self {
+        Self { subject: Part::Subject, parts_as_headers: BTreeMap::new() }
     }
 }
 
@@ -130,6 +171,9 @@ impl Default for Jwt {
             jwks_url: None,
             jwks_ca_file: None,
             jwks_refresh: Duration::from_secs(600),
+            jwks_min_refresh: Duration::from_secs(60),
+            jwks_max_refresh: Duration::from_secs(3600),
+            jwks_max_stale: DAY,
             algorithms: Signing::ALL.to_vec(),
             issuer: Vec::new(),
             audience: Vec::new(),
@@ -157,11 +201,12 @@ impl Default for ConnectHook {
 
 /// The longest grace and leeway.
 const TEN_MINUTES: Duration = Duration::from_secs(600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Section {
     /// Whether the route asks for credentials at all.
     pub(crate) fn is_active(&self) -> bool {
-        self.jwt.is_some() || self.connect_hook.is_some()
+        self.client_certificate.is_some() || self.jwt.is_some() || self.connect_hook.is_some()
     }
 
     /// Checks every field, and the files that they name.
@@ -172,8 +217,14 @@ impl Section {
         if self.from.is_empty() && self.jwt.is_some() {
             return Err("from: must name a place of the token, write for example [\"session\"]".into());
         }
+        if !self.required && self.jwt.is_none() {
+            return Err("required: belongs to jwt, and a connect-hook decides itself; remove it".into());
+        }
         if self.grace > TEN_MINUTES {
             return Err("grace: must be at most 10m, write for example \"30s\"".into());
+        }
+        if let Some(certificate) = &self.client_certificate {
+            certificate.rules().map_err(|error| format!("client-certificate.{error}"))?;
         }
         if let Some(jwt) = &self.jwt {
             jwt.check().and_then(|()| jwt.keys()).map_err(|error| format!("jwt.{error}"))?;
@@ -200,6 +251,17 @@ impl Section {
     }
 }
 
+impl ClientCertificate {
+    pub(super) fn rules(&self) -> Result<certificate::Rules, String> {
+        let field = |(name, part): (&String, &Part)| {
+            let name = backend_header(name).map_err(|error| format!("parts-as-headers: {error}"))?;
+            Ok((name, *part))
+        };
+        let fields = self.parts_as_headers.iter().map(field).collect::<Result<_, String>>()?;
+        Ok(certificate::Rules { subject: self.subject, fields })
+    }
+}
+
 impl Jwt {
     fn check(&self) -> Result<(), String> {
         match (&self.keys_file, &self.jwks_url) {
@@ -218,9 +280,7 @@ impl Jwt {
             }
             (Some(_), None) => {}
         }
-        if !(Duration::from_secs(10)..=Duration::from_secs(24 * 3600)).contains(&self.jwks_refresh) {
-            return Err("jwks-refresh: must be between 10s and 1day, write for example \"10m\"".into());
-        }
+        self.check_lives()?;
         if self.algorithms.is_empty() {
             return Err("algorithms: must name at least one of HS256, RS256, ES256, EdDSA".into());
         }
@@ -240,6 +300,26 @@ impl Jwt {
             return Err("subject-claim: must name a claim, write for example \"sub\"".into());
         }
         self.fields().map(drop)
+    }
+
+    fn check_lives(&self) -> Result<(), String> {
+        let often = Duration::from_secs(10)..=DAY;
+        if !often.contains(&self.jwks_refresh) {
+            return Err("jwks-refresh: must be between 10s and 1day, write for example \"10m\"".into());
+        }
+        if !often.contains(&self.jwks_min_refresh) {
+            return Err("jwks-min-refresh: must be between 10s and 1day, write for example \"1m\"".into());
+        }
+        if !(self.jwks_min_refresh..=30 * DAY).contains(&self.jwks_max_refresh) {
+            return Err(
+                "jwks-max-refresh: must be between jwks-min-refresh and 30days, write for example \"1h\""
+                    .into(),
+            );
+        }
+        if self.jwks_max_stale > 30 * DAY {
+            return Err("jwks-max-stale: must be at most 30days, write for example \"1day\"".into());
+        }
+        Ok(())
     }
 
     pub(super) fn rules(&self) -> Result<Rules, String> {
@@ -289,7 +369,13 @@ impl Jwt {
         }
         let (url, client) = HttpClient::to(&self.url()?, self.jwks_ca_file.as_deref())
             .map_err(|error| format!("jwks-{error}"))?;
-        Ok(KeySource::Url(Jwks::new(url, client, &self.algorithms, self.jwks_refresh)))
+        let lives = Lives {
+            unsaid: self.jwks_refresh,
+            least: self.jwks_min_refresh,
+            most: self.jwks_max_refresh,
+            stale: self.jwks_max_stale,
+        };
+        Ok(KeySource::Url(Jwks::new(url, client, &self.algorithms, lives)))
     }
 }
 

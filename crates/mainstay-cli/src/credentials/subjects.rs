@@ -1,4 +1,4 @@
-//! The open sessions and plain connections of each subject, and the subjects whose credentials were revoked.
+//! The open sessions, plain connections and responses of each subject, and the subjects whose credentials were revoked.
 //!
 //! A revocation ends what is open and refuses every token that was issued before it. It is remembered until newer ones take
 //! its place, and so outlives the tokens that it is about. Nothing of it survives the process.
@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mainstay::CloseCode;
 use mainstay::server::Sender as ToClient;
 use slab::Slab;
+use tokio::sync::oneshot;
 
 use crate::client_identity::Subject;
 
@@ -24,11 +25,19 @@ pub(crate) struct Subjects(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    open: HashMap<Arc<str>, Slab<ToClient>>,
+    open: HashMap<Arc<str>, Slab<Open>>,
     revoked: HashMap<Arc<str>, Revocation>,
     /// The revoked subjects by their place in `revoked`, the oldest first.
     order: BTreeMap<u64, Arc<str>>,
     next: u64,
+}
+
+/// What is open, by what ends it.
+enum Open {
+    /// A session or a plain connection.
+    Client(ToClient),
+    /// A response under way; `None` once it was ended.
+    Response(Option<oneshot::Sender<()>>),
 }
 
 struct Revocation {
@@ -37,7 +46,7 @@ struct Revocation {
     place: u64,
 }
 
-/// An open session or connection of a subject; dropped, it is no more.
+/// An open session, connection or response of a subject; dropped, it is no more.
 pub(crate) struct Present {
     subjects: Arc<Subjects>,
     subject: Subject,
@@ -59,19 +68,30 @@ impl Subjects {
         issued: Option<u64>,
         client: ToClient,
     ) -> Result<Present, Revoked> {
+        self.add(subject, issued, Open::Client(client))
+    }
+
+    /// As [`enter`](Self::enter), for a response under way. The receiver gets a message once the credentials are revoked.
+    ///
+    /// # Errors
+    /// They were revoked since they were judged.
+    pub(crate) fn enter_response(
+        self: &Arc<Self>,
+        subject: &Subject,
+        issued: Option<u64>,
+    ) -> Result<(Present, oneshot::Receiver<()>), Revoked> {
+        let (revoke, revoked) = oneshot::channel();
+        Ok((self.add(subject, issued, Open::Response(Some(revoke)))?, revoked))
+    }
+
+    fn add(self: &Arc<Self>, subject: &Subject, issued: Option<u64>, open: Open) -> Result<Present, Revoked> {
         let mut table = self.table();
         if table.is_revoked(&subject.0, issued) {
             return Err(Revoked);
         }
-        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(client);
+        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(open);
         drop(table);
         Ok(Present { subjects: Arc::clone(self), subject: subject.clone(), slot })
-    }
-
-    /// Returns how many sessions and plain connections of a subject are open, parked sessions included.
-    #[allow(dead_code)] // The limits ask for it.
-    pub(crate) fn open(&self, subject: &str) -> usize {
-        self.table().open.get(subject).map_or(0, Slab::len)
     }
 
     /// Whether credentials of a subject that were issued at `issued`, in seconds since 1970, were revoked. `None`, not known,
@@ -85,14 +105,21 @@ impl Subjects {
         self.table().revoked.len()
     }
 
-    /// Ends all sessions and plain connections of a subject with 4501, and from now on refuses its credentials that were
+    /// Ends all sessions and plain connections of a subject with 4501, breaks its responses off, and from now on refuses its credentials that were
     /// issued before `now` or in the same second. Returns how many it ended. This process only.
     pub(crate) fn revoke(&self, subject: &str, now: SystemTime) -> usize {
         let at = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut table = self.table();
         let forgets = table.note_revoked(subject, at);
-        let open = table.open.get(subject);
-        let clients: Vec<_> = open.into_iter().flatten().map(|(_, client)| client.clone()).collect();
+        let (mut clients, mut responses) = (Vec::new(), 0);
+        for (_, open) in table.open.get_mut(subject).into_iter().flatten() {
+            match open {
+                Open::Client(client) => clients.push(client.clone()),
+                Open::Response(response) => {
+                    responses += usize::from(response.take().is_some_and(|revoke| revoke.send(()).is_ok()));
+                }
+            }
+        }
         drop(table);
         for client in &clients {
             client.abort(CloseCode::UNAUTHORIZED, REVOKED);
@@ -103,8 +130,9 @@ impl Subjects {
                 "too many revocations: the oldest is forgotten, and tokens of its subject are accepted again"
             );
         }
-        tracing::info!(subject, ended = clients.len(), "credentials revoked");
-        clients.len()
+        let ended = clients.len() + responses;
+        tracing::info!(subject, ended, "credentials revoked");
+        ended
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

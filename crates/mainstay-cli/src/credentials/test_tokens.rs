@@ -1,5 +1,5 @@
 //! Tokens for tests, made by ring alone: what the gateway checks them with made none of them.
-#![allow(dead_code, clippy::unwrap_used)] // Two crates of tests use it, each a part.
+#![allow(clippy::unwrap_used)] // Two crates of tests use it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -3,7 +3,12 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
+use axum::Router;
+use mainstay::{Session, SessionUpgrade};
 use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::support::backend;
 
 const MAINSTAY: &str = env!("CARGO_BIN_EXE_mainstay");
 
@@ -98,6 +103,33 @@ fn a_failure_is_one_line_and_an_exit_code() {
         assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
         assert!(error.contains(line) && error.lines().count() == 1, "{words:?}: {error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_without_an_answer_are_counted_although_they_have_no_latency() {
+    let answers_three = async |upgrade: SessionUpgrade| {
+        upgrade.on_session(async |mut session: Session| {
+            for number in 0.. {
+                let Some(message) = session.recv().await else { return };
+                if number < 3 && session.send(message).await.is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    backend(listener, Router::new().fallback(answers_three)).await;
+    let bench = move || {
+        let words = ["echo", &url, "--connections", "10", "--warm-up", "0s", "--duration", "8s", "--json"];
+        Command::new(MAINSTAY).arg("bench").args(words).output().unwrap()
+    };
+    let output = tokio::task::spawn_blocking(bench).await.unwrap();
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((number(&found, "messages"), number(&found, "unanswered")), (30.0, 10.0), "{found}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("10 messages were not answered: no answer for 2s or longer"), "{error}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 struct Server {

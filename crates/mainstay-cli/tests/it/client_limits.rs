@@ -1,8 +1,7 @@
-//! Limits by address, subject and route, behind nginx too; clients that send too fast; clients that take too little.
+//! Limits by address, subject and route; clients that send too fast; clients that take too little.
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -31,7 +30,7 @@ fn gateway(file: &Path) -> Gateway {
 }
 
 /// A gateway in front of an echo, with these sections.
-async fn limited(folder: &Folder, route: &str, others: &str) -> Gateway {
+pub(crate) async fn limited(folder: &Folder, route: &str, others: &str) -> Gateway {
     let backend = serving(Router::new().fallback(any(echo))).await;
     gateway(&folder.write("mainstay.toml", &settings(backend, route, others)))
 }
@@ -41,80 +40,11 @@ fn settings(backend: SocketAddr, route: &str, others: &str) -> String {
 }
 
 /// Opens a WebSocket from this local address, with further headers. Returns the status too.
-async fn open_from(local: &str, to: SocketAddr, headers: &str) -> (String, String, Frames) {
+pub(crate) async fn open_from(local: &str, to: SocketAddr, headers: &str) -> (String, String, Frames) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{local}:0").parse().unwrap()).unwrap();
     let (head, frames) = Frames::connect_over(socket.connect(to).await.unwrap(), "/", headers).await;
     (head[9..12].to_owned(), head.to_ascii_lowercase(), frames)
-}
-
-/// nginx on a free port, which forwards WebSockets and reports its clients.
-struct Nginx {
-    process: Child,
-    address: SocketAddr,
-}
-
-impl Nginx {
-    /// `None` where nginx is not installed.
-    async fn before(gateway: SocketAddr, folder: &Folder) -> Option<Self> {
-        let program =
-            ["/usr/sbin/nginx", "/usr/bin/nginx"].into_iter().find(|path| Path::new(path).exists())?;
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let configuration = folder.write(
-            "nginx.conf",
-            &format!(
-                "daemon off; master_process off; worker_processes 1; error_log stderr; pid /dev/null;\n\
-                 events {{}}\n\
-                 http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f;\n\
-                 uwsgi_temp_path u; scgi_temp_path s;\n\
-                 server {{ listen {address}; location / {{ proxy_pass http://{gateway}; proxy_http_version 1.1;\n\
-                 proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;\n\
-                 proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }} }}\n"
-            ),
-        );
-        let place = configuration.parent().unwrap();
-        let process = Command::new(program)
-            .args(["-p", place.to_str().unwrap(), "-c", configuration.to_str().unwrap()])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let nginx = Self { process, address };
-        until("nginx accepts", || std::net::TcpStream::connect(address).is_ok()).await;
-        Some(nginx)
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[tokio::test]
-async fn behind_nginx_each_client_has_the_limit_of_its_own_address() {
-    let folder = Folder::new("nginx");
-    let others = "[limits]\nconnections-per-address = 1\n[proxies]\ntrusted = [\"127.0.0.1\"]";
-    let gateway = limited(&folder, "", others).await;
-    let Some(nginx) = Nginx::before(gateway.address(), &folder).await else {
-        return eprintln!("nginx is not installed: this test needs it");
-    };
-    let (status, _, mut first) = open_from("127.0.0.2", nginx.address, "").await;
-    assert_eq!(status, "101");
-    let (status, _, mut other) = open_from("127.0.0.3", nginx.address, "").await;
-    assert_eq!(status, "101", "another client of the same proxy");
-    for claimed in ["", "X-Forwarded-For: 203.0.113.9\r\n"] {
-        let (status, head, _) = open_from("127.0.0.2", nginx.address, claimed).await;
-        assert!(status == "429" && head.contains("retry-after: "), "{claimed}: {head}");
-    }
-    for client in [&mut first, &mut other] {
-        client.write(TEXT, b"x").await;
-        assert_eq!(client.text().await.as_deref(), Some("x"));
-    }
-    assert_eq!(gateway.metric("refused_total{reason=\"address\"}"), 2.0);
-    until("it is logged", || gateway.log().contains("clients are refused by a limit")).await;
 }
 
 #[tokio::test]

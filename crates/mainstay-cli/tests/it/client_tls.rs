@@ -15,7 +15,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use crate::listeners::Folder;
 use crate::support::{Gateway, mainstay, run, until};
 
-type Issued = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Issued = CertifiedIssuer<'static, KeyPair>;
 
 /// A self-signed certificate for a name.
 pub(crate) fn certificate(name: &str) -> Issued {
@@ -24,7 +24,7 @@ pub(crate) fn certificate(name: &str) -> Issued {
 }
 
 /// Writes a certificate and its key to the files that the flags name.
-fn write(folder: &Folder, own: &Issued) -> [String; 2] {
+pub(crate) fn write(folder: &Folder, own: &Issued) -> [String; 2] {
     let (chain, key) = (folder.path("chain.pem"), folder.path("key.pem"));
     std::fs::write(&chain, own.pem()).unwrap();
     std::fs::write(&key, own.key().serialize_pem()).unwrap();

@@ -120,6 +120,10 @@ fn a_mistake_in_a_file_is_one_line_with_the_line_the_key_and_what_to_write() {
         ],
     );
     check(&with("upstream.tls.ca = \"/x\""), &["mainstay.toml:3: ", "routes.chat.upstream.tls", "wss://"]);
+    check(
+        &with("[cluster]\nengine = \"redis://h\""),
+        &["mainstay.toml", "cluster.name", "is required where routes have names"],
+    );
     check("[cluster]\nurl = \"ws://h\"\n", &["mainstay.toml:2: cluster.url", "needs cluster.engine"]);
     check(
         &with("[routes.more]\nupstream.addresses = [\"ws://h\"]"),
@@ -239,7 +243,7 @@ fn a_flag_about_a_route_is_refused_where_the_file_has_several() {
 #[test]
 fn secrets_are_not_shown() {
     let file = format!(
-        "{ROUTE}upstream.headers = [\"Authorization: Bearer geheim\"]\n[cluster]\nengine = \"redis://u:geheim@h:1\"\n\
+        "{ROUTE}upstream.headers = [\"Authorization: Bearer geheim\"]\n[cluster]\nname = \"a\"\nengine = \"redis://u:geheim@h:1\"\n\
          [routes.chat.credentials.connect-hook]\nurl = \"http://127.0.0.1:1\"\nheaders = {{ X-Key = \"geheim:geheim\" }}\n"
     );
     let shown = is_accepted(&file, &[]);
@@ -253,7 +257,7 @@ fn secrets_are_not_shown() {
         |key: &str| json.as_array().unwrap().iter().find(|setting| setting["key"] == key).unwrap().clone();
     assert_eq!(of("drain")["value"], "5s");
     assert_eq!(of("drain")["from"], "default");
-    assert!(of("cluster.engine")["from"].as_str().unwrap().ends_with("mainstay.toml:5"));
+    assert!(of("cluster.engine")["from"].as_str().unwrap().ends_with("mainstay.toml:6"));
 }
 
 #[test]

@@ -1,192 +1,26 @@
 //! The credentials of a route, with real tokens: which clients are admitted, what the backend learns, and what happens when they expire.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::Request;
 use axum::response::IntoResponse;
-use axum::routing::{any, get, post};
+use axum::routing::post;
 use http::StatusCode;
-use mainstay::client::{EndCause, Request as Attempt};
-use mainstay::{Client, Server, SessionUpgrade};
+use mainstay::Client;
+use mainstay::client::Request as Attempt;
 use mainstay_proto::session::message::{Resume, ResumeToken, Welcome};
 use mainstay_proto::session::{Control, Credentials, Frame, Message};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::frames::{BINARY, CLOSE, Frames, PING, encoded, hello};
+use crate::guarded::{Folder, Guarded, bearer, configuration, ended, serve, telling_backend, text, told};
 use crate::operator::{INTENT, ask};
-use crate::support::{Gateway, backend, mainstay, until};
+use crate::support::until;
 use crate::tokens::{SECRET, Signer, claims_of, in_seconds};
-
-/// A backend that first says what it learned of its client, and then repeats every message. `/page` says it over HTTP.
-async fn telling_backend() -> std::net::SocketAddr {
-    let told = |request: &Request| {
-        let headers: BTreeMap<_, _> = request
-            .headers()
-            .iter()
-            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
-            .collect();
-        json!({"headers": headers, "target": request.uri().to_string()}).to_string()
-    };
-    let app = Router::new()
-        .route(
-            "/chat",
-            any(move |request: Request| async move {
-                let (parts, _) = request.into_parts();
-                let told = told(&Request::from_parts(parts.clone(), axum::body::Body::empty()));
-                let mut parts = parts;
-                let server: Server = parts.extensions.get::<Server>().unwrap().clone();
-                match <SessionUpgrade as axum::extract::FromRequestParts<Server>>::from_request_parts(
-                    &mut parts, &server,
-                )
-                .await
-                {
-                    Ok(upgrade) => upgrade.on_session(|mut session| async move {
-                        session.send(told).await.ok();
-                        while let Some(message) = session.recv().await {
-                            session.send(message).await.ok();
-                        }
-                    }),
-                    Err(rejection) => rejection.into_response(),
-                }
-            }),
-        )
-        .route("/page", get(move |request: Request| async move { told(&request) }));
-    serve(app).await
-}
-
-async fn serve(app: Router<Server>) -> std::net::SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    backend(listener, app).await;
-    address
-}
-
-/// A folder of a test, removed at its end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("mainstay-credentials-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn write(&self, name: &str, content: &str) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, content).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A gateway whose route `chat` has these credentials.
-struct Guarded {
-    gateway: Gateway,
-    folder: Folder,
-}
-
-impl Guarded {
-    fn start(backend: std::net::SocketAddr, folder: Folder, credentials: &str) -> Self {
-        Self::with_log(backend, folder, credentials, "info")
-    }
-
-    fn with_log(backend: std::net::SocketAddr, folder: Folder, credentials: &str, log: &str) -> Self {
-        let file = folder.write("mainstay.toml", &configuration(backend, credentials));
-        let mut command = mainstay(&["serve", "--config", &file]);
-        command.env("MAINSTAY_LOG", log);
-        Self { gateway: Gateway::begin(command), folder }
-    }
-
-    /// As [`start`](Self::start), with the secret of HS256 and these further settings of `jwt` and of the route.
-    async fn with_secret(jwt: &str, credentials: &str) -> Self {
-        let folder = Folder::new();
-        let keys = folder.write("secret", SECRET);
-        let settings = format!("{credentials}\n[routes.chat.credentials.jwt]\nkeys-file = {keys:?}\n{jwt}");
-        Self::start(telling_backend().await, folder, &settings)
-    }
-
-    /// Opens a plain WebSocket with these headers. Returns the head of the response, and what the backend told.
-    async fn plain(&self, path: &str, headers: &str) -> (String, Frames) {
-        Frames::connect(self.gateway.address(), path, headers).await
-    }
-
-    /// As [`plain`](Self::plain), admitted: returns what the backend told.
-    async fn told(&self, path: &str, headers: &str) -> (Value, Frames) {
-        let (head, mut frames) = self.plain(path, headers).await;
-        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-        (serde_json::from_str(&frames.text().await.unwrap()).unwrap(), frames)
-    }
-
-    /// Requests a page; returns the whole response.
-    async fn http(&self, path: &str, headers: &str) -> String {
-        let mut stream = TcpStream::connect(self.gateway.address()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).await.unwrap();
-        response
-    }
-
-    fn judged(&self, outcome: &str) -> f64 {
-        self.gateway.metric(&format!("credentials_judged_total{{outcome=\"{outcome}\"}}"))
-    }
-
-    fn client(&self, token: &str) -> Client {
-        Client::builder(&format!("{}/chat", self.gateway.url))
-            .unwrap()
-            .credentials(token.to_owned())
-            .connect()
-    }
-
-    fn url(&self) -> String {
-        format!("{}/chat", self.gateway.url)
-    }
-}
-
-fn configuration(backend: std::net::SocketAddr, credentials: &str) -> String {
-    format!(
-        "listen = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [routes.chat.upstream]\naddresses = [\"ws://{backend}\"]\n\
-         [routes.chat.credentials]\n{credentials}\n"
-    )
-}
-
-fn bearer(token: &str) -> String {
-    format!("Authorization: Bearer {token}\r\n")
-}
-
-fn text(message: &mainstay::Message) -> String {
-    String::from_utf8(message.payload().to_vec()).unwrap()
-}
-
-/// What the backend told a client, as the first message.
-async fn told(client: &mut Client) -> Value {
-    serde_json::from_str(&text(&client.recv().await.unwrap())).unwrap()
-}
-
-async fn ended(client: &mut Client) -> (EndCause, Option<u64>) {
-    let all = async {
-        while client.recv().await.is_some() {}
-        client.end().unwrap()
-    };
-    let end = tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
-    (end.cause, end.code.map(|code| code.get()))
-}
 
 #[tokio::test]
 async fn a_plain_client_is_admitted_by_a_valid_token_and_gets_401_with_a_challenge_otherwise() {
@@ -396,11 +230,23 @@ async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with
 
 /// Opens or resumes a session with these credentials; returns the server's answer.
 async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<ResumeToken>) -> Control {
-    let (head, mut client) =
-        Frames::connect(guarded.gateway.address(), "/chat", "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+    answer_on(guarded.gateway.address(), "/chat", "", number, token, resume).await
+}
+
+/// As [`answer`], at this address and path, with further headers. Without a token there are no credentials.
+pub(crate) async fn answer_on(
+    to: std::net::SocketAddr,
+    path: &str,
+    headers: &str,
+    number: u64,
+    token: &str,
+    resume: Option<ResumeToken>,
+) -> Control {
+    let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
+    let (head, mut client) = Frames::connect(to, path, &headers).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
-    let credentials = Some(Credentials(token.to_owned().into()));
+    let credentials = (!token.is_empty()).then(|| Credentials(token.to_owned().into()));
     client
         .write(
             BINARY,
@@ -418,7 +264,7 @@ async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<Resu
     }
 }
 
-fn welcome(answer: Control) -> Welcome {
+pub(crate) fn welcome(answer: Control) -> Welcome {
     match answer {
         Control::Welcome(welcome) => *welcome,
         other => panic!("{other:?}"),
@@ -478,115 +324,6 @@ async fn a_revocation_ends_what_is_open_and_refuses_the_tokens_that_were_issued_
     bob.send("still here").await.unwrap();
     assert_eq!(text(&bob.recv().await.unwrap()), "still here");
     assert_eq!(revoke("nobody").1.trim(), r#"{"ended":0}"#);
-}
-
-/// A JWKS server whose answer a test changes.
-#[derive(Clone, Default)]
-struct Issuer {
-    keys: Arc<Mutex<Option<Value>>>,
-    fetches: Arc<AtomicUsize>,
-}
-
-impl Issuer {
-    fn router(&self) -> Router<Server> {
-        let issuer = self.clone();
-        Router::new().route(
-            "/jwks",
-            get(move || {
-                let issuer = issuer.clone();
-                async move {
-                    issuer.fetches.fetch_add(1, Relaxed);
-                    let keys = issuer.keys.lock().unwrap().clone();
-                    keys.map_or(StatusCode::INTERNAL_SERVER_ERROR.into_response(), |keys| {
-                        keys.to_string().into_response()
-                    })
-                }
-            }),
-        )
-    }
-
-    fn publish(&self, keys: &[Value]) {
-        *self.keys.lock().unwrap() = Some(json!({"keys": keys}));
-    }
-
-    fn fail(&self) {
-        *self.keys.lock().unwrap() = None;
-    }
-}
-
-#[tokio::test]
-async fn keys_of_a_url_rotate_by_unknown_names_and_stay_in_use_while_the_issuer_is_away() {
-    let (issuer, old, new) = (Issuer::default(), Signer::ec(), Signer::ed());
-    let address = serve(issuer.router()).await;
-    let settings = format!(
-        "[routes.chat.credentials.jwt]\njwks-url = \"http://{address}/jwks\"\njwks-refresh = \"10s\"\nalgorithms = [\"ES256\", \"EdDSA\"]"
-    );
-    // The issuer answers nothing yet: it is not the client's fault.
-    let guarded = Guarded::start(telling_backend().await, Folder::new(), &settings);
-    until("it was asked", || issuer.fetches.load(Relaxed) > 0).await;
-    let of_old = bearer(&old.token_of("old", &claims_of("alice")));
-    issuer.publish(&[old.jwk("old")]);
-    // It waits for the keys, which are fetched again after a second.
-    let (_, _first) = guarded.told("/chat", &of_old).await;
-    let of_new = bearer(&new.token_of("new", &claims_of("alice")));
-    issuer.publish(&[old.jwk("old"), new.jwk("new")]);
-    let waiting = async {
-        loop {
-            let (head, _) = guarded.plain("/chat", &of_new).await;
-            if head.starts_with("HTTP/1.1 101") {
-                return;
-            }
-            // Fetched less than ten seconds ago: not for good.
-            assert!(
-                head.starts_with("HTTP/1.1 503") && head.to_lowercase().contains("retry-after: "),
-                "{head}"
-            );
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
-    let before = issuer.fetches.load(Relaxed);
-    for number in 0..20 {
-        let unknown = bearer(&new.token_of(&format!("unknown-{number}"), &claims_of("mallory")));
-        let (head, _) = guarded.plain("/chat", &unknown).await;
-        assert!(head.starts_with("HTTP/1.1 503") || head.starts_with("HTTP/1.1 401"), "{head}");
-    }
-    assert!(issuer.fetches.load(Relaxed) <= before + 1, "anyone may send such tokens");
-    issuer.fail();
-    until("it is away", || {
-        guarded.gateway.metric("jwks_fetches_total{route=\"chat\",outcome=\"failed\"}") >= 2.0
-    })
-    .await;
-    let (_, _second) = guarded.told("/chat", &of_old).await;
-    let log = guarded.gateway.log();
-    assert_eq!(
-        log.matches("the issuer's keys cannot be fetched; those").count(),
-        2,
-        "one line each time it goes: {log}"
-    );
-    issuer.publish(&[new.jwk("new")]);
-    until("it is back", || guarded.gateway.log().matches("the issuer's keys are fetched again").count() == 2)
-        .await;
-    let (head, _) = guarded.plain("/chat", &of_old).await;
-    assert!(
-        head.starts_with("HTTP/1.1 401") || head.starts_with("HTTP/1.1 503"),
-        "the old key is gone: {head}"
-    );
-}
-
-#[tokio::test]
-async fn keys_come_over_tls_from_an_issuer_whose_certificate_a_file_trusts() {
-    let (issuer, signer) = (Issuer::default(), Signer::rsa());
-    issuer.publish(&[signer.jwk("1")]);
-    let folder = Folder::new();
-    let certificate = crate::tls::self_signed("localhost", false);
-    let port = crate::tls::tls_in_front_of(serve(issuer.router()).await, &certificate, None).await;
-    let ca = folder.write("ca.pem", &certificate.pem());
-    let settings = format!(
-        "[routes.chat.credentials.jwt]\njwks-url = \"https://localhost:{port}/jwks\"\njwks-ca-file = {ca:?}"
-    );
-    let guarded = Guarded::start(telling_backend().await, folder, &settings);
-    let (_, _frames) = guarded.told("/chat", &bearer(&signer.token_of("1", &claims_of("alice")))).await;
 }
 
 /// A hook that answers as a test says, and keeps what it was asked.
@@ -776,7 +513,7 @@ fn the_settings_of_the_guide_are_right() {
     let page = include_str!("../../../../docs/guides/credentials.md");
     let blocks: Vec<_> =
         page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 3);
+    assert_eq!(blocks.len(), 4);
     for block in blocks {
         let here = block.replace("/etc/mainstay", folder.0.to_str().unwrap());
         let file = folder.write("mainstay.toml", &here);
@@ -791,17 +528,17 @@ fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write(
     let key = folder.write("key", SECRET);
     let private = folder.write("private", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n");
     let jwt = |more: &str| format!("jwt = {{ keys-file = {key:?}, {more} }}");
+    let jwks = |more: &str| format!("jwt = {{ jwks-url = \"https://a/\", {more} }}");
     let hook = |more: &str| format!("connect-hook = {{ url = \"http://127.0.0.1:1/\", {more} }}");
     for (settings, field, part) in [
         ("jwt = {}".to_owned(), "jwt.keys-file", "jwks-url is required"),
         (jwt("jwks-url = \"https://a/\""), "jwt.jwks-url", "remove one"),
         (jwt("jwks-ca-file = \"x\""), "jwt.jwks-ca-file", "belongs to jwks-url"),
         ("jwt = { jwks-url = \"http://issuer.example/\" }".into(), "jwt.jwks-url", "must be https://"),
-        (
-            "jwt = { jwks-url = \"https://a/\", jwks-refresh = \"1s\" }".into(),
-            "jwt.jwks-refresh",
-            "between 10s and 1day",
-        ),
+        (jwks("jwks-refresh = \"1s\""), "jwt.jwks-refresh", "between 10s and 1day"),
+        (jwks("jwks-min-refresh = \"9s\""), "jwt.jwks-min-refresh", "between 10s and 1day"),
+        (jwks("jwks-max-refresh = \"59s\""), "jwt.jwks-max-refresh", "between jwks-min-refresh and 30days"),
+        (jwks("jwks-max-stale = \"31days\""), "jwt.jwks-max-stale", "at most 30days"),
         ("jwt = { keys-file = \"/nowhere\" }".into(), "jwt.keys-file", "name a readable file"),
         (format!("jwt = {{ keys-file = {private:?} }}"), "jwt.keys-file", "openssl pkey -pubout"),
         (jwt("algorithms = [\"none\"]"), "jwt.algorithms", "HS256"),

@@ -44,9 +44,15 @@ impl Frames {
         Self::connect_over(socket.connect(address).await.unwrap(), path, "").await
     }
 
+    /// The connection under it.
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
     pub(crate) async fn connect_over(mut stream: TcpStream, path: &str, headers: &str) -> (String, Self) {
+        let host = if headers.contains("Host: ") { "" } else { "Host: x\r\n" };
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            "GET {path} HTTP/1.1\r\n{host}Upgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
         );
         stream.set_nodelay(true).unwrap();

@@ -182,17 +182,17 @@ fn each_figure_of_the_dashboard_and_of_the_alerts_is_one_that_the_program_has() 
 
 #[test]
 fn each_alert_names_a_section_that_exists() {
-    let (alerts, operating) = (file("deploy/alerts.yaml"), file("docs/OPERATING.md"));
+    let (alerts, operating) = (file("deploy/alerts.yaml"), file("docs/OPERATIONS.md"));
     let runbooks: Vec<&str> = alerts
         .lines()
         .filter_map(|line| Some(line.trim().strip_prefix("runbook: \"")?.trim_end_matches('"')))
         .collect();
     assert_eq!(runbooks.len(), alerts.matches("- alert:").count());
-    for section in runbooks.iter().filter_map(|runbook| runbook.strip_prefix("docs/OPERATING.md: ")) {
+    for section in runbooks.iter().filter_map(|runbook| runbook.strip_prefix("docs/OPERATIONS.md: ")) {
         let is_there = operating
             .lines()
             .any(|line| line.trim_start_matches('#').trim() == section && line.starts_with('#'));
-        assert!(is_there, "docs/OPERATING.md has no section {section:?}");
+        assert!(is_there, "docs/OPERATIONS.md has no section {section:?}");
     }
 }
 
@@ -205,6 +205,7 @@ fn the_files_to_deploy_are_valid_yaml_and_json() {
         "deploy/prometheus.yaml",
         "deploy/proxies/envoy.yaml",
         "deploy/proxies/traefik.yaml",
+        "deploy/proxies/traefik-routes.yaml",
         "packaging/compose.yaml",
     ] {
         let text = file(path);

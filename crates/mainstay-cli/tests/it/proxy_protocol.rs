@@ -1,11 +1,9 @@
-//! PROXY headers of trusted proxies, from our own bytes and from a real proxy.
+//! PROXY headers of trusted proxies, from our own bytes. `real_proxies` has those of real ones.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::listeners::Folder;
 use crate::support::{Gateway, until};
 
 /// A backend that answers each request with what it says about the client.
@@ -36,7 +34,7 @@ fn backend() -> SocketAddr {
     address
 }
 
-fn gateway(versions: &str, arguments: &[&str]) -> Gateway {
+pub(crate) fn gateway(versions: &str, arguments: &[&str]) -> Gateway {
     let mut command =
         crate::support::mainstay(&["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command
@@ -47,7 +45,7 @@ fn gateway(versions: &str, arguments: &[&str]) -> Gateway {
 }
 
 /// Sends bytes and returns everything that comes back.
-fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
+pub(crate) fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(to).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.write_all(bytes).unwrap();
@@ -56,7 +54,7 @@ fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 #[test]
 fn the_address_of_the_header_takes_the_place_of_the_proxys() {
@@ -123,82 +121,4 @@ fn limits_by_address_hold_for_the_clients_behind_the_proxy() {
     let third = open("192.0.2.1");
     assert_eq!((first.1.as_str(), second.1.as_str()), ("200", "200"));
     assert!(["429", "503"].contains(&third.1.as_str()), "{}", third.1);
-}
-
-/// A proxy that was started for a test.
-struct Proxy(Child);
-
-impl Proxy {
-    /// Starts a program with this configuration; `None`, with a line, where it is not installed or lacks a part.
-    fn start(program: &str, check: &[&str], run: &[&str]) -> Option<Self> {
-        let command = |arguments: &[&str]| {
-            let mut command = Command::new(program);
-            command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-            command
-        };
-        if !command(check).status().is_ok_and(|status| status.success()) {
-            eprintln!("left out: {program} is not installed, or cannot forward TCP");
-            return None;
-        }
-        Some(Self(command(run).spawn().unwrap()))
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-async fn is_forwarded(at: SocketAddr) {
-    until("the proxy listens", || TcpStream::connect(at).is_ok()).await;
-    let answer = exchange(at, REQUEST);
-    assert!(answer.contains("x-forwarded-for: 127.0.0.1"), "{answer}");
-}
-
-#[tokio::test]
-async fn nginx_forwards_tcp_with_its_header_over_tcp_and_over_a_unix_socket() {
-    let folder = Folder::new("proxy-nginx");
-    let socket = folder.path("a.sock");
-    let gateway = gateway("v1", &["--listen", &format!("unix:{socket}?mode=666")]);
-    let (over_tcp, over_unix) = (free(), free());
-    let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-    let load =
-        if std::path::Path::new(module).exists() { format!("load_module {module};") } else { String::new() };
-    let (to, pid, file) = (gateway.address(), folder.path("pid"), folder.path("nginx.conf"));
-    let configuration = format!(
-        "{load} daemon off; master_process off; pid {pid}; error_log stderr; events {{}}
-         stream {{
-            server {{ listen {over_tcp}; proxy_pass {to}; proxy_protocol on; }}
-            server {{ listen {over_unix}; proxy_pass unix:{socket}; proxy_protocol on; }}
-         }}"
-    );
-    std::fs::write(&file, configuration).unwrap();
-    let Some(_nginx) = Proxy::start("nginx", &["-t", "-c", &file], &["-c", &file]) else { return };
-    is_forwarded(over_tcp).await;
-    is_forwarded(over_unix).await;
-    assert_eq!(gateway.metric("proxy_headers_refused_total"), 0.0);
-}
-
-#[tokio::test]
-async fn haproxy_forwards_tcp_with_either_header_and_its_checks_are_not_counted() {
-    let folder = Folder::new("proxy-haproxy");
-    let gateway = gateway("any", &[]);
-    let (one, two, to, file) = (free(), free(), gateway.address(), folder.path("haproxy.cfg"));
-    let configuration = format!(
-        "defaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
-         listen one\n bind {one}\n server a {to} send-proxy check inter 100ms\n\
-         listen two\n bind {two}\n server a {to} send-proxy-v2 check inter 100ms\n"
-    );
-    std::fs::write(&file, configuration).unwrap();
-    let check = ["-c", "-f", &file];
-    let Some(_haproxy) = Proxy::start("haproxy", &check, &["-db", "-f", &file]) else { return };
-    is_forwarded(one).await;
-    is_forwarded(two).await;
-    assert_eq!(gateway.metric("proxy_headers_refused_total"), 0.0);
 }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
-use mainstay::{Client, Message, SessionUpgrade};
+use mainstay::{Client, Link, Message, SessionUpgrade};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::credentials::{answer_on, welcome};
 use crate::frames::{Frames, PING, PONG, TEXT};
 use crate::support::{Gateway, backend, echo, mainstay, until};
 
@@ -360,15 +361,14 @@ impl Requests {
     }
 }
 
-/// A file with this many routes to two backends, which change with each version. Clients of this test answer no probe while
-/// they wait.
+/// A file with this many routes to two backends, which change with each version.
 fn many(count: usize, backends: [SocketAddr; 2], version: usize) -> String {
     (0..count).fold(String::new(), |mut text, number| {
         let address = backends[(number + version) % 2];
         write!(
             text,
             "[routes.r{number}]\npath = \"/r{number}\"\nupstream.addresses = [\"ws://{address}\"]\n\
-             heartbeat.interval = \"1h\"\n[routes.r{number}.session]\nresume-window = \"{}s\"\n",
+             [routes.r{number}.session]\nresume-window = \"{}s\"\n",
             60 + version
         )
         .unwrap();
@@ -387,8 +387,10 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
     let mut open = Vec::new();
     for number in 0..50 {
         let path = format!("/r{}/x", number * 19 % ROUTES);
-        let session = Client::builder(&format!("{}{path}", gateway.url)).unwrap().connect();
-        open.push((Frames::connect(address, &path, "").await.1, session));
+        let url = format!("{}{path}", gateway.url);
+        // It answers Pings, and ends with its connection.
+        let plain = Link::builder(&url).unwrap().connect_once().await.unwrap();
+        open.push((plain, Client::builder(&url).unwrap().connect()));
     }
     let calm = Requests::start(address, 4, ROUTES);
     calm.go_on(500).await;
@@ -399,8 +401,14 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
         folder.write("mainstay.toml", &many(ROUTES, backends, version));
         gateway.signal("HUP");
         gateway.wait_for_metric("config_reloads_total{outcome=\"done\"}", version as f64).await;
+        if version == 2 {
+            folder.write("mainstay.toml", &(many(ROUTES, backends, 3) + "paht = \"/\"\n"));
+            gateway.signal("HUP");
+            gateway.wait_for_metric("config_reloads_total{outcome=\"refused\"}", 1.0).await;
+        }
         for (plain, session) in &mut open {
-            is_echoed(plain, "plain").await;
+            plain.send("plain").await.unwrap();
+            assert_eq!(plain.recv().await, Some(Message::text("plain")));
             session.send("session").await.unwrap();
             assert_eq!(session.recv().await, Some(Message::text("session")));
         }
@@ -410,10 +418,35 @@ async fn a_reload_of_1000_routes_under_load_drops_no_request_no_connection_and_n
     let millis =
         gateway.log().lines().filter_map(|line| line.split("millis=").nth(1)).collect::<Vec<_>>().join(", ");
     println!(
-        "3 reloads of {ROUTES} routes: nothing lost; 99 % of requests within {loaded_99:?} (without a reload \
+        "3 reloads of {ROUTES} routes and a wrong file: nothing lost; 99 % of requests within {loaded_99:?} (without a reload \
          {calm_99:?}), all within {loaded_most:?} ({calm_most:?}); a reload took {millis} ms"
     );
+    assert_eq!(gateway.metric("connections_opened_total"), 100.0, "no session has connected again");
     let metrics = gateway.get("/metrics", "");
     let lost = metrics.lines().filter(|line| line.starts_with("mainstay_links_lost_total"));
     assert!(lost.map(|line| line.rsplit(' ').next().unwrap()).all(|count| count == "0"));
+}
+
+#[tokio::test]
+async fn a_session_is_resumed_at_its_route_alone_also_where_another_has_the_same_path() {
+    let (folder, backend) = (Folder::new("bound"), named("one").await);
+    let route = |name: &str| {
+        format!("[routes.{name}]\nhosts = [\"{name}.example\"]\nupstream.addresses = [\"ws://{backend}\"]\n")
+    };
+    let file = folder.write("mainstay.toml", &(route("a") + &route("b")));
+    let gateway = gateway(&file);
+    let at = async |host: &str, number, resume| {
+        let headers = format!("Host: {host}.example\r\n");
+        welcome(answer_on(gateway.address(), "/chat", &headers, number, "", resume).await)
+    };
+    let opened = at("a", 1, None).await;
+    let elsewhere = at("b", 2, Some(opened.token.clone())).await;
+    assert!(!elsewhere.resumed && elsewhere.account.is_none(), "{elsewhere:?}");
+    let resumed = at("a", 3, Some(opened.token)).await;
+    assert!(resumed.resumed, "{resumed:?}");
+    // Its settings change, and it is the same route.
+    folder.write("mainstay.toml", &(route("a") + "session.deflate = true\n" + &route("b")));
+    gateway.signal("HUP");
+    gateway.wait_for_metric("config_reloads_total{outcome=\"done\"}", 1.0).await;
+    assert!(at("a", 4, Some(resumed.token)).await.resumed);
 }

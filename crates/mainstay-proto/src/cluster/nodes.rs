@@ -28,6 +28,7 @@ use super::records::{LocalRecord, Records};
 use super::releases::{ReleaseOutcome, Releases};
 use super::request::{EngineEvent, Request, RequestId, Response};
 use super::table::{Change, Found, Table};
+use crate::due::earliest;
 use crate::forward::Forward;
 use crate::session::message::SessionId;
 use crate::session::{NodeId, Record};
@@ -506,7 +507,7 @@ impl Nodes {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let engine = self.engine.is_connected.then(|| self.engine_timeout()).flatten();
-        [engine, self.claims.timeout(), self.records.timeout()].into_iter().flatten().min()
+        earliest([engine, self.claims.timeout(), self.records.timeout()])
     }
 
     fn engine_timeout(&self) -> Option<Instant> {
@@ -515,7 +516,7 @@ impl Nodes {
         let silent =
             self.engine.waiting_since.filter(|_| self.engine.is_up).map(|since| since + SILENT_AFTER);
         let oldest = self.open.values().next().map(|open| open.sent + OPEN_FOR);
-        [beat, silent, oldest, self.releases.timeout()].into_iter().flatten().min()
+        earliest([beat, silent, oldest, self.releases.timeout()])
     }
 
     /// Does what is due.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::peer::Peer;
 use super::{Client, Closing, Command, Dial, EndCause, HEARTBEAT_PING, Lost, Pulse, REPLACE_AFTER};
+use crate::due::earliest;
 use crate::heartbeat::Action;
 use crate::session::{ConnectionId, Transmit};
 
@@ -181,6 +182,6 @@ impl Client {
         let owed = self.peer.poll_timeout();
         let closing = self.closing.as_ref().map(|closing| closing.until);
         let (unproven, quiet) = (self.unproven_at(), self.quiet_at());
-        [dial, pulse, pings, replace, owed, closing, unproven, quiet].into_iter().flatten().min()
+        earliest([dial, pulse, pings, replace, owed, closing, unproven, quiet])
     }
 }

@@ -191,6 +191,8 @@ pub struct ClientSession {
     key: ClientKey,
     /// When the key was first sent.
     key_sent: Option<Instant>,
+    /// A HELLO with this key was answered by no REFUSE.
+    key_may_name: bool,
     token: Option<ResumeToken>,
     fresh: Option<Fresh>,
     current: Option<Current>,
@@ -269,6 +271,7 @@ impl ClientSession {
             attempt: 0,
             key,
             key_sent: None,
+            key_may_name: false,
             token: None,
             fresh: None,
             current: None,

@@ -13,6 +13,7 @@ use rand::{Rng, RngExt};
 
 use super::message::Delay;
 use crate::ConfigError;
+use crate::due::earliest;
 
 /// How long a connection may be idle, and how long it may live.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -174,8 +175,7 @@ impl Lifetime {
 
     /// Returns when the next thing is due.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let times = [self.idle_at(), self.old_at, self.expires_at, self.unauthorized_at];
-        times.into_iter().flatten().min()
+        earliest([self.idle_at(), self.old_at, self.expires_at, self.unauthorized_at])
     }
 
     fn idle_at(&self) -> Option<Instant> {

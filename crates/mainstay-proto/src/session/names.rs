@@ -16,13 +16,14 @@ use sha2::{Digest, Sha256};
 use super::message::{ClientKey, Instance, ResumeToken, SessionId};
 use super::route::Route;
 
-/// The principal that presents a secret, and the path. A session opens only to the principal that opened it, at the
-/// path where it was opened: another path may admit other clients.
+/// The principal that presents a secret, and the place. A session opens only to the principal that opened it, at the
+/// place where it was opened: another place may admit other clients.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Presenter<'a> {
     /// The authenticated principal; empty: none.
     pub principal: &'a [u8],
-    /// The path of the opening request, without its query, because tokens in a query change.
+    /// The path of the opening request, without its query, because tokens in a query change; or the server's own name for
+    /// the place, such as a route and the path.
     pub path: &'a str,
 }
 

@@ -18,6 +18,7 @@ use super::server::ServerConfig;
 use super::transmit::Transmit;
 use super::{ABORT_TIMEOUT, CLOSE_TIMEOUT};
 use crate::budget::{Held, held};
+use crate::due::earliest;
 use crate::heartbeat::{Action, Heartbeat};
 use crate::queue::ByteQueue;
 use crate::ws::CloseCode;
@@ -392,9 +393,14 @@ impl PlainSession {
     /// Returns when to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let until = match &self.end {
+            End::Closed(_) => return None,
+            End::Closing(closing) => Some(closing.until),
+            End::Open | End::Dead(_) => None,
+        };
+        let beat = self.heartbeat.poll_timeout();
         let leave = self.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
-        let beat = (!self.is_closed()).then(|| self.heartbeat.poll_timeout());
-        [leave.filter(|_| beat.is_some()), beat, self.closes_at()].into_iter().flatten().min()
+        earliest([Some(beat), until, leave])
     }
 
     /// `why`: the verdict in words, used if this end had not begun to close.

@@ -239,6 +239,57 @@ fn a_server_without_room_puts_newcomers_off_and_lets_its_own_come_back() {
 }
 
 #[test]
+fn a_client_takes_another_key_once_every_hello_with_the_old_one_was_refused_for_now() {
+    // The answers to HELLO: a code, or none. Whether the HELLO behind each has another key.
+    for (answers, expected) in [
+        (&[Some(4413), Some(4414)][..], &[true, true][..]),
+        (&[None, Some(4413)], &[false, false]),
+        (&[Some(4413), None, Some(4413)], &[true, false, false]),
+        // A session of this key was there.
+        (&[Some(4410), Some(4413)], &[false, false]),
+    ] {
+        let mut pair = Pair::new(ClientConfig::default(), server_config(), RegistryConfig::default());
+        let mut connection = pair.open();
+        for (answer, is_new) in answers.iter().zip(expected) {
+            let before = pair.hello_under_way(connection);
+            if let Some(code) = *answer {
+                let refuse =
+                    Control::Refuse { code, temporary: true, delay: Delay::default(), account: None };
+                pair.client.handle_frame(connection, Frame::Control(refuse)).unwrap();
+            }
+            pair.cut(connection);
+            pair.now += SECOND;
+            connection = pair.open();
+            let next = pair.hello_under_way(connection);
+            let found = (next.key != before.key, next.key_age.is_zero());
+            assert_eq!(found, (*is_new, *is_new), "{answers:?}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_had_no_room_at_a_young_server_gets_a_session_once_there_is_room() {
+    let mut pair = Pair::new(
+        ClientConfig::default(),
+        server_config(),
+        RegistryConfig { sessions: 1, ..RegistryConfig::default() },
+    );
+    let other = pair.wire();
+    assert!(matches!(pair.hello(other, &stranger(1)), Answer::Attached { created: true, .. }));
+    pair.client_sends("a");
+    let first = pair.connect();
+    pair.cut(first);
+    pair.cut(other);
+    let session = pair.server.sessions.get(0);
+    session.evict();
+    pair.now += SECOND;
+    pair.connect();
+    assert_eq!(pair.server.refusals, [RefuseReason::NoRoom]);
+    assert_eq!((pair.attaches(), pair.gaps()), (vec![(1, false)], vec![]));
+    assert_eq!(pair.server.got.get(&1).map(Vec::as_slice), Some(&["a".to_owned()][..]));
+}
+
+#[test]
 fn an_acknowledgement_that_the_connection_does_not_accept_sets_no_timer() {
     let mut pair = Pair::default();
     let first = pair.connect();

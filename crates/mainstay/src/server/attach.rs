@@ -24,8 +24,6 @@ use crate::driver::Wire;
 pub(super) struct SessionOptions {
     /// The path where the session is opened, and may be resumed.
     pub(super) path: Box<str>,
-    /// What lists show as its path, if that is something else.
-    pub(super) label: Option<Box<str>>,
     /// What the request proves; used without `authenticate`.
     pub(super) identity: Identity,
     pub(super) authenticate: Option<Authenticate>,
@@ -140,11 +138,6 @@ impl Opened {
 }
 
 impl SessionOptions {
-    /// What lists show as its path.
-    pub(super) fn label(&self) -> &str {
-        self.label.as_deref().unwrap_or(&self.path)
-    }
-
     pub(super) async fn identity(
         &self,
         credentials: Option<Bytes>,

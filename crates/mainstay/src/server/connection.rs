@@ -82,25 +82,11 @@ impl HttpConnection {
         I: Stream + 'static,
         S: Service<Request, Response: IntoResponse, Error = Infallible> + Clone,
     {
-        let shared = &self.server.shared;
-        let deadline = shared.config.opening_deadline;
         let service = service_fn(|request| self.answer(app.clone(), request));
         let io = TokioIo::new(WriteTimeout::new(stream));
         let mut served = http.serve_connection(io, service).with_upgrades();
-        let silent = async {
-            tokio::time::sleep_until(self.accepted + deadline).await;
-            if self.has_requested.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-        };
-        let leave = async {
-            leave.cancelled().await;
-            if !self.has_requested.load(Ordering::Relaxed) {
-                // A request may be in flight, or here and not read: if the connection ended now, the client would see a reset.
-                tokio::time::sleep(LAST_REQUEST).await;
-            }
-        };
-        let (mut silent, mut leave, mut leaving) = (pin!(silent), pin!(leave), false);
+        let (mut silent, mut leave) = (pin!(self.stayed_silent()), pin!(self.must_leave(&leave)));
+        let mut leaving = false;
         loop {
             tokio::select! {
                 result = &mut served => {
@@ -119,8 +105,30 @@ impl HttpConnection {
                 }
             }
         }
+        self.note_silence();
+    }
+
+    /// Waits until the opening deadline has passed without a request.
+    pub(super) async fn stayed_silent(&self) {
+        tokio::time::sleep_until(self.accepted + self.server.shared.config.opening_deadline).await;
+        if self.has_requested.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until the connection has to end because the server goes away.
+    pub(super) async fn must_leave(&self, leave: &CancellationToken) {
+        leave.cancelled().await;
         if !self.has_requested.load(Ordering::Relaxed) {
-            Counters::add(&shared.stats.openings_failed, 1);
+            // A request may be in flight, or here and not read: if the connection ended now, the client would see a reset.
+            tokio::time::sleep(LAST_REQUEST).await;
+        }
+    }
+
+    /// Counts a connection that ended without a request.
+    pub(super) fn note_silence(&self) {
+        if !self.has_requested.load(Ordering::Relaxed) {
+            Counters::add(&self.server.shared.stats.openings_failed, 1);
             tracing::debug!(address = ?self.address, "no request within the opening deadline");
         }
     }

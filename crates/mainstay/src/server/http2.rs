@@ -21,8 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
-use super::connection::{HttpConnection, LAST_REQUEST};
-use super::stats::Counters;
+use super::connection::HttpConnection;
 use super::write_timeout::WriteTimeout;
 use crate::transport::Stream;
 
@@ -68,14 +67,7 @@ pub(super) async fn serve<I, S>(
         answer(Arc::clone(&each), app.clone(), request)
     });
     let served = builder(&limits).serve_connection(TokioIo::new(WriteTimeout::new(stream)), service);
-    let has_requested = || connection.has_requested.load(Ordering::Relaxed);
-    let silent = async {
-        tokio::time::sleep_until(connection.accepted + connection.server.shared.config.opening_deadline)
-            .await;
-        if has_requested() {
-            std::future::pending::<()>().await;
-        }
-    };
+    let silent = connection.stayed_silent();
     let leave = async {
         let idle = async {
             while since.swap(false, Ordering::Relaxed) {
@@ -84,9 +76,7 @@ pub(super) async fn serve<I, S>(
         };
         tokio::select! {
             () = idle => {}
-            () = leave.cancelled() => if !has_requested() {
-                tokio::time::sleep(LAST_REQUEST).await;
-            },
+            () = connection.must_leave(&leave) => {}
         }
     };
     let (mut served, mut silent, mut leave, mut leaving) = (pin!(served), pin!(silent), pin!(leave), false);
@@ -105,10 +95,7 @@ pub(super) async fn serve<I, S>(
             }
         }
     }
-    if !has_requested() {
-        Counters::add(&connection.server.shared.stats.openings_failed, 1);
-        tracing::debug!(address = ?connection.address, "no request within the opening deadline");
-    }
+    connection.note_silence();
 }
 
 fn builder(limits: &Limits) -> http2::Builder<TokioExecutor> {

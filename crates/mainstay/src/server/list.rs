@@ -77,7 +77,7 @@ impl ClientInfo {
         self.core.info.address
     }
 
-    /// The path that its session was opened at, or what [`SessionUpgrade::listed_as`](crate::SessionUpgrade::listed_as) set
+    /// The path that its session was opened at, or what [`SessionUpgrade::opened_at`](crate::SessionUpgrade::opened_at) set
     /// in its place, cut to 256 bytes; `None` without [`Config::timeline`](super::Config::timeline).
     #[must_use]
     pub fn path(&self) -> Option<Arc<str>> {

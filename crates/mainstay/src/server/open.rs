@@ -107,8 +107,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 let mut plain = PlainSession::new(now, settings, connection.0);
                 plain.set_expiry(now, identity.expiry());
                 let peer = Peer::Plain(Box::new(plain));
-                let core =
-                    Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(options.label()));
+                let core = Core::new(Arc::clone(shared), worker::mailbox(), info, peer, Some(&options.path));
                 core.begin_epoch(None);
                 core.lock().set_throttle(options.throttle);
                 Some((connection, core, Some(wire)))
@@ -149,7 +148,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
                 return None;
             }
             let settings = Arc::clone(&options.settings);
-            let path = shared.timeline.is_on().then(|| options.label().into());
+            let path = shared.timeline.is_on().then(|| options.path.clone());
             let cores = Cores { shared: Arc::clone(shared), info, settings, path };
             let opened = Opened {
                 connection,

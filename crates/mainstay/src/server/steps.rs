@@ -6,8 +6,6 @@ use hyper::server::conn::http1;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::HttpConnection;
-#[cfg(feature = "tls")]
-use super::connection::LAST_REQUEST;
 use super::handle::Server;
 #[cfg(feature = "http2")]
 use super::http2;
@@ -42,13 +40,9 @@ impl<M> Steps<M> {
         connection.server.shared.gate.openings.handle_served(connection.accepted.elapsed());
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            let leave = async {
-                self.leave.cancelled().await;
-                tokio::time::sleep(LAST_REQUEST).await;
-            };
             let accepted = tokio::select! {
                 accepted = tls.accept(stream, &self.server.shared.stats) => accepted,
-                () = leave => None,
+                () = connection.must_leave(&self.leave) => None,
             };
             let Some(stream) = accepted else { return };
             let connection = connection.over_tls(&stream);

@@ -359,43 +359,19 @@ impl Connected {
         if let Some(asked) = poll_auth(&mut inner) {
             judge_anew(&self.core, asked);
         }
-        let lost = match (reading, closed, broken) {
-            (_, _, Some(error)) => {
-                tracing::debug!(%error, "client broke the session protocol");
-                Counters::add(&stats.session_errors, 1);
-                if let SessionError::MessageTooBig { .. } = error {
-                    self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
+        if closed.is_none() && broken.is_none() && !is_too_fast {
+            match reading {
+                Reading::Idle => return false,
+                Reading::More => {
+                    inner.wake_application();
+                    return wire.may_read();
                 }
-                wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
-                Some((Lost::Broken(error.to_string().into()), Some(Loss::Violation)))
+                Reading::Ended(_) => {}
             }
-            (_, Some(closed), None) => Some((closed, None)),
-            (Reading::Ended(lost), None, None) => {
-                let why = wire.is_closing().then_some(Loss::Violation);
-                if wire.is_closing() {
-                    Counters::add(&stats.protocol_errors, 1);
-                    inner.peer.handle_violation(&lost);
-                }
-                if let Lost::TooBig { .. } = lost {
-                    self.core.shared.log_too_big(&self.core.info, inner.peer.max_message());
-                }
-                Some((lost, why))
-            }
-            (Reading::Idle | Reading::More, None, None) if is_too_fast => {
-                wire.close(&CloseFrame { code: CloseCode::POLICY, reason: TOO_FAST.into() });
-                inner.peer.handle_too_fast();
-                Some((Lost::Broken(TOO_FAST.into()), Some(Loss::Violation)))
-            }
-            (Reading::Idle, ..) => return false,
-            (Reading::More, ..) => {
-                inner.wake_application();
-                return wire.may_read();
-            }
-        };
-        drop(inner);
-        if let Some((lost, why)) = lost {
-            self.lose(&lost, why, context, cx);
         }
+        let (lost, why) = why_lost(&self.core, &mut inner, wire, (reading, closed, broken));
+        drop(inner);
+        self.lose(&lost, why, context, cx);
         false
     }
 
@@ -563,6 +539,45 @@ impl Connected {
         }
         self.log_end();
         self.core.shared.bury(&self.core);
+    }
+}
+
+/// How the last read of a connection ended, and what came in it: the peer's Close, or what no message may be.
+type LastRead = (Reading, Option<Lost>, Option<SessionError>);
+
+/// Returns why a connection is lost that is not read any more, with the evidence where `Lost` does not say it. Notes a violation
+/// of the client, and writes the Close that answers it.
+#[cold]
+fn why_lost(core: &CoreRef, inner: &mut Inner, wire: &mut Wire, last: LastRead) -> (Lost, Option<Loss>) {
+    let stats = &core.shared.stats;
+    match last {
+        (_, _, Some(error)) => {
+            tracing::debug!(%error, "client broke the session protocol");
+            Counters::add(&stats.session_errors, 1);
+            if let SessionError::MessageTooBig { .. } = error {
+                core.shared.log_too_big(&core.info, inner.peer.max_message());
+            }
+            wire.close(&CloseFrame { code: error.close_code(), reason: error.to_string() });
+            (Lost::Broken(error.to_string().into()), Some(Loss::Violation))
+        }
+        (_, Some(closed), None) => (closed, None),
+        (Reading::Ended(lost), None, None) => {
+            let why = wire.is_closing().then_some(Loss::Violation);
+            if wire.is_closing() {
+                Counters::add(&stats.protocol_errors, 1);
+                inner.peer.handle_violation(&lost);
+            }
+            if let Lost::TooBig { .. } = lost {
+                core.shared.log_too_big(&core.info, inner.peer.max_message());
+            }
+            (lost, why)
+        }
+        // Nothing is wrong with it but that it came too fast.
+        (Reading::Idle | Reading::More, None, None) => {
+            wire.close(&CloseFrame { code: CloseCode::POLICY, reason: TOO_FAST.into() });
+            inner.peer.handle_too_fast();
+            (Lost::Broken(TOO_FAST.into()), Some(Loss::Violation))
+        }
     }
 }
 

@@ -36,6 +36,7 @@ impl Timeline {
         self.note_at(crate::clock::now(), client, event);
     }
 
+    #[cold] // no message is noted: this stays out of the code that messages run
     pub(super) fn note_at(&self, at: Instant, client: Option<ClientName>, event: Event) {
         if let Some(mut ring) = self.ring() {
             ring.note(at, client, event);

@@ -207,7 +207,6 @@ impl<S: Send + Sync + 'static> FromRequestParts<S> for SessionUpgrade {
             head_duration: parts.extensions.get::<HeadDuration>().map_or(Duration::ZERO, |head| head.0),
             options: SessionOptions {
                 path,
-                label: None,
                 identity: Identity::new(Bytes::new()),
                 authenticate: None,
                 settings,
@@ -422,10 +421,11 @@ impl SessionUpgrade {
         self
     }
 
-    /// Sets what [`ClientInfo::path`](super::ClientInfo::path) shows for this session, for example the route that a gateway
-    /// chose in front of the path. Default: the path of the request.
-    pub fn listed_as(mut self, label: impl Into<Box<str>>) -> Self {
-        self.options.label = Some(label.into());
+    /// Sets the place where the session is opened, for example the route that a gateway chose, in front of the path. A resume
+    /// token that is presented at another place is answered like one that was never issued, and
+    /// [`ClientInfo::path`](super::ClientInfo::path) shows it. Default: the path of the request.
+    pub fn opened_at(mut self, place: impl Into<Box<str>>) -> Self {
+        self.options.path = place.into();
         self
     }
 

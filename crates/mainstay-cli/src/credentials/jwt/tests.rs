@@ -301,3 +301,31 @@ fn claims_become_headers_if_they_can() {
     check("it", json!("x".repeat(4097)), Err(Reason::Claims));
     check("it", json!("x".repeat(4096)), Ok(Some(&"x".repeat(4096))));
 }
+
+/// Keys and tokens that strangers made: `others/make.mjs` with the npm package `jose`, `others/make.py` with PyJWT.
+#[test]
+fn tokens_and_key_sets_that_jose_and_pyjwt_made_are_verified() {
+    for made in [include_str!("others/jose.json"), include_str!("others/pyjwt.json")] {
+        let made: Value = serde_json::from_str(made).unwrap();
+        ring_provider::install();
+        let set = KeySet::of_url(made["jwks"].to_string().as_bytes(), &Signing::ALL).unwrap();
+        assert_eq!((set.len(), made["cases"].as_array().unwrap().len()), (3, 4));
+        for case in made["cases"].as_array().unwrap() {
+            let text = |field: &str| case[field].as_str().unwrap();
+            let of_file = keys(text("pem"));
+            let by = if text("algorithm") == "HS256" { vec![&of_file] } else { vec![&of_file, &set] };
+            for keys in by {
+                for token in [text("token"), text("unnamed")] {
+                    let proof = check(token, keys).unwrap();
+                    assert_eq!((&*proof.subject.0, proof.issued), ("alice", Some(1_700_000_000)), "{case}");
+                    let (message, _) = token.rsplit_once('.').unwrap();
+                    assert_eq!(refused(&format!("{message}.AAAA"), keys), Reason::Signature, "{case}");
+                }
+            }
+            // The set verifies nothing of the secret.
+            if text("algorithm") == "HS256" {
+                assert_eq!(refused(text("unnamed"), &set), Reason::Algorithm, "{case}");
+            }
+        }
+    }
+}

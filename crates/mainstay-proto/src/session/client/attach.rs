@@ -28,6 +28,7 @@ impl ClientSession {
             return;
         }
         self.attempt += 1;
+        self.forget_pending();
         let resume = self.token.clone().map(|token| Resume {
             token,
             acknowledged: self.flow.inbox.acknowledged(),
@@ -69,6 +70,7 @@ impl ClientSession {
     /// The connection is gone, for whatever reason.
     pub fn handle_lost(&mut self, connection: ConnectionId) {
         if let Some(pending) = self.pending.take_if(|pending| pending.connection == connection) {
+            self.key_may_name |= pending.hello.is_none();
             self.hasty += u32::from(pending.opening.is_some_and(|lane| lane.wrote > 0));
             self.present_again(connection);
             self.queue_end_if_flushed();
@@ -210,6 +212,7 @@ impl ClientSession {
         let Some(pending) = self.pending.take() else { return };
         let asked_to_resume = pending.opening.is_none();
         if temporary {
+            self.handle_key_unused(code);
             self.present_again(pending.connection);
             self.events.push_back(ClientEvent::Refused { code, temporary, delay });
             self.queue_end_if_flushed();
@@ -231,9 +234,23 @@ impl ClientSession {
         self.end(EndedBy::Refusal, code, format!("the server refused the session with code {code}"), fate);
     }
 
+    /// A HELLO gets no answer any more: a session may have its key.
+    fn forget_pending(&mut self) {
+        self.key_may_name |= self.pending.take().is_some_and(|pending| pending.hello.is_none());
+    }
+
+    /// A HELLO was refused for now. If all were that had this key, it names nothing, and another one, which has no age, serves
+    /// better: a server that has begun to remember only now would refuse the old one for its age.
+    fn handle_key_unused(&mut self, code: u64) {
+        self.key_may_name |= code == u64::from(CloseCode::STALE_ATTEMPT);
+        if !self.key_may_name {
+            self.renew_key();
+        }
+    }
+
     pub(super) fn renew_key(&mut self) {
         self.key = self.secrets.client_key();
-        self.key_sent = None;
+        (self.key_sent, self.key_may_name) = (None, false);
     }
 
     fn drop_old_connection(&mut self) {

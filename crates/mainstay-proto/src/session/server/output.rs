@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::ending::{Closed, Ending};
 use super::moving::UNCONFIRMED_LIFE;
 use super::{Auth, Life, Probe, ServerSession};
+use crate::due::earliest;
 use crate::heartbeat::Action;
 use crate::session::end::EndCause;
 use crate::session::lifetime::{self, Leave};
@@ -142,17 +143,14 @@ impl ServerSession {
     /// Returns when to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let leave = self.attached.as_ref().and_then(|attached| {
-            let due = attached.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
-            [due, attached.gone_by].into_iter().flatten().min()
-        });
-        let beat = self.attached.as_ref().map(|a| a.heartbeat.poll_timeout());
-        let acknowledge = self.attached.as_ref().and_then(|_| self.flow.inbox.acknowledge_by());
         let end = match self.life {
             Life::EndSent { until, .. } | Life::Closing { until, .. } => Some(until),
             _ => self.expires_at(),
         };
-        [leave, beat, acknowledge, end].into_iter().flatten().min()
+        let Some(attached) = &self.attached else { return end };
+        let leave = attached.lifetime.as_ref().and_then(|lifetime| lifetime.poll_timeout());
+        let (beat, acknowledge) = (attached.heartbeat.poll_timeout(), self.flow.inbox.acknowledge_by());
+        earliest([Some(beat), leave, attached.gone_by, acknowledge, end])
     }
 
     fn expires_at(&self) -> Option<Instant> {
