@@ -124,6 +124,7 @@ impl Config {
             (String::new(), self.check()),
             ("tls".to_owned(), self.tls.check()),
             ("admin".to_owned(), self.admin.check()),
+            ("admin.tls".to_owned(), self.admin.tls.check()),
             ("limits".to_owned(), self.limits.check()),
             ("log".to_owned(), self.log.check()),
             ("tracing".to_owned(), self.tracing.check()),

@@ -51,12 +51,12 @@ pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Rout
         routes.unrouted.fetch_add(1, Relaxed);
         return (StatusCode::NOT_FOUND, "no route takes this host and path\n").into_response();
     };
-    let span = spans::begin(&mut request, &route);
     if route.credentials.is_some() {
         // The connect hook gets the request as the client sent it.
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
     }
+    let span = spans::begin(&mut request, &route);
     if !asks_for_websocket(&request) {
         return span.passes(match &route.credentials {
             None => route.proxy.forward(request).await,
@@ -96,16 +96,17 @@ async fn forward_admitted(request: Request, credentials: &Credentials, route: &R
         return route.proxy.forward(Request::from_parts(head, body)).await;
     }
     let client = credentials::client_of(&head);
-    match credentials.admit(&mut head).await {
+    let admitted = match credentials.admit(&mut head).await {
         Ok(admitted) => {
             let response = route.proxy.forward(Request::from_parts(head, body));
             credentials.respond(&admitted, client, response).await
         }
-        Err(refused) => {
-            route.links.responded(refused.status());
-            refused
-        }
-    }
+        Err(refused) => Err(refused),
+    };
+    admitted.unwrap_or_else(|refused| {
+        route.links.responded(refused.status());
+        refused
+    })
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -170,7 +171,10 @@ async fn forward_handshake(
         return match &admitted {
             None => response,
             // A backend that takes no WebSocket here may respond with a stream.
-            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+            Some((credentials, client)) => {
+                let response = credentials.respond(client, address, ready(response)).await;
+                response.unwrap_or_else(|refused| refused)
+            }
         };
     }
     let accepted = match accept_response(response, &offer).await {

@@ -35,6 +35,7 @@ mod links;
 mod listen_address;
 mod listeners;
 mod log;
+mod log_text;
 mod lookup;
 mod manual;
 mod match_rule;

@@ -277,6 +277,11 @@ impl Snapshot {
             "Connections of trusted proxies closed without a valid PROXY header.",
             s.proxy_headers_refused,
         );
+        to.counter(
+            "http2_floods_total",
+            "Connections of HTTP/2 closed because their clients flooded them.",
+            s.http2_floods,
+        );
     }
 
     fn credentials(&self, to: &mut Families) {
@@ -611,6 +616,15 @@ impl Cluster {
                 ("{outcome=\"accepted\"}", figures.accepted),
                 ("{outcome=\"answered\"}", figures.answered),
                 ("{outcome=\"unanswered\"}", figures.unanswered),
+            ],
+        );
+        to.family(
+            "node_questions_total",
+            "counter",
+            "Questions of operators that this node put to other nodes, by outcome.",
+            &[
+                ("{outcome=\"answered\"}", figures.questions_answered),
+                ("{outcome=\"unanswered\"}", figures.questions_unanswered),
             ],
         );
         let help =

@@ -33,13 +33,15 @@ pub(super) fn json(loaded: &Loaded) -> String {
 fn settings(loaded: &Loaded) -> Vec<(KeyPath, Value)> {
     let tree = serde_json::to_value(&loaded.config).unwrap_or_default();
     let shown = |(key, value): (KeyPath, Value)| {
-        let is_secret =
-            |length: usize| key.get(..length).and_then(node_at).is_some_and(|node| node.is_secret());
-        let value = match key.len() {
-            length if is_secret(length) => hidden(&value),
-            // A table of secrets by their names, such as headers.
-            length if (1..length).any(is_secret) => HIDDEN.into(),
-            _ => without_password(value),
+        let is_secret = |key: &[String]| node_at(key).is_some_and(|node| node.is_secret());
+        let value = if is_secret(&key) {
+            hidden(&value)
+        } else if (1..key.len()).any(|end| is_secret(&key[..end])) {
+            // An entry of a table of secrets. The name of a file is none.
+            let is_file = value.as_str().is_some_and(|text| text.starts_with('@'));
+            if is_file { value } else { HIDDEN.into() }
+        } else {
+            without_password(value)
         };
         (key, value)
     };

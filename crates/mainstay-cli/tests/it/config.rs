@@ -248,6 +248,9 @@ fn secrets_are_not_shown() {
     );
     let shown = is_accepted(&file, &[]);
     assert!(!shown.contains("geheim") && shown.contains("Authorization: ..."), "{shown}");
+    let hook = "credentials.connect-hook.url = \"http://127.0.0.1:1/\"\ncredentials.connect-hook.headers.Authorization = \"geheim: geheim\"\n";
+    let shown = is_accepted(&format!("{ROUTE}{hook}"), &[]);
+    assert!(!shown.contains("geheim") && shown.contains("headers.Authorization = \"...\""), "{shown}");
     let folder = Folder::new("secret");
     let path = folder.write("mainstay.toml", &file);
     let output = run(&["config", "show", "--json", path.to_str().unwrap()], &[]);
