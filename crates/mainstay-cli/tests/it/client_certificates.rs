@@ -235,7 +235,7 @@ async fn a_client_without_a_certificate_is_refused_by_a_route_that_requires_one_
     let mut body = vec![0; "a client certificate is required\n".len()];
     rest.stream().read_exact(&mut body).await.unwrap();
     assert_eq!(body, b"a client certificate is required\n");
-    let refused = answer_on(nobody, "/chat", "", 1, "", None).await;
+    let refused = answer_on(nobody, "/chat", "", 1, None, None).await;
     assert!(matches!(refused, Control::Refuse { code: 4501, temporary: false, .. }), "{refused:?}");
     let nobody = certified.http2(None).await;
     assert_eq!(websocket(&nobody, "/chat").await.0, StatusCode::FORBIDDEN);
@@ -261,7 +261,7 @@ async fn a_session_is_resumed_with_any_certificate_of_its_subject_and_with_no_ot
         certified.tunnel(Some("mallory")).await,
     );
     let alice = Signer::secret().token(&claims_of("alice"));
-    for (path, token) in [("/chat", ""), ("/both/chat", alice.as_str())] {
+    for (path, token) in [("/chat", None), ("/both/chat", Some(alice.as_str()))] {
         let at = |to: SocketAddr, number, resume: Option<ResumeToken>| {
             answer_on(to, path, "", number, token, resume)
         };

@@ -80,7 +80,8 @@ impl Gateway {
             let mut words = line.split([' ', ',']);
             if let Some((_, found)) = line.split_once("listening on ") {
                 url = Some(found.to_owned());
-            } else if let Some((_, found)) = line.split_once("admin on http://") {
+            } else if let Some((_, found)) = line.split_once("admin on http") {
+                let found = found.trim_start_matches('s').trim_start_matches("://");
                 admin = found.split(": ").next().map(|address| address.parse().unwrap());
             } else if words.any(|word| word == "try:") {
                 break;

@@ -1,5 +1,6 @@
 //! Two and three servers in one process, with an engine in memory, clients of this crate, and a balancer that picks.
 
+mod ask;
 mod drain;
 mod engine;
 mod hostile;
