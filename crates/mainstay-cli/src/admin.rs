@@ -9,6 +9,7 @@
 //! them and joins their answers, `revocations` keeps what later nodes must know. `console` is the page at `/`, which asks the same.
 
 mod access;
+mod client;
 mod console;
 mod drain;
 mod everywhere;
@@ -58,7 +59,7 @@ const MAX_CONNECTIONS: usize = 32;
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who may connect to the admin listener.
+/// Decides which clients may connect to the admin listener.
 pub(crate) struct Opening {
     pub(crate) keys: Keys,
     pub(crate) tls: Option<Tls>,
