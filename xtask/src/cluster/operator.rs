@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::DEBUG;
 use super::rounds::{Cluster, NAME, Size};
 use super::rows::{self, Must, row};
 use super::stage::{self, LIMIT, Node};
@@ -129,7 +130,7 @@ impl World {
     }
 
     fn add_node(&mut self, folder: &Path) -> Result<()> {
-        let mut node = Node::start(folder, self.nodes.len() + 1, &self.upstream, &self.flags)?;
+        let mut node = Node::start(folder, self.nodes.len() + 1, DEBUG, &self.upstream, &self.flags)?;
         node.wait_ready()?;
         self.nodes.push(node);
         Ok(())
