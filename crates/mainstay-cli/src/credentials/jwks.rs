@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 pub(crate) use self::schedule::Lives;
 use self::schedule::{Asked, Due, Schedule};
-use super::http_client::HttpClient;
 use super::keys::{KeySet, Signing};
+use crate::http_client::HttpClient;
 
 /// How long a fetch may take, and how large the set may be.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -12,7 +12,6 @@
 mod certificate;
 mod figures;
 mod hook;
-mod http_client;
 mod jwks;
 mod jwt;
 mod key_source;

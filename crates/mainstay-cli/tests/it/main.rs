@@ -3,6 +3,7 @@
 
 mod addresses;
 mod admin;
+mod admin_tls;
 mod bench;
 mod client_certificates;
 mod client_limits;
@@ -37,9 +38,12 @@ mod resume;
 mod routes;
 mod secrets;
 mod smuggling;
+#[cfg(feature = "otlp")]
+mod spans;
 mod supervisor;
 mod support;
 mod tls;
 #[path = "../../src/credentials/test_tokens.rs"]
 mod tokens;
+mod trace_context;
 mod upstream;
