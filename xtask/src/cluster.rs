@@ -30,12 +30,13 @@ use clap::Args;
 
 use crate::engines::{self, Brand, Program};
 use crate::run::cargo;
-use crate::{Depth, Outcome, Result, install};
+use crate::{Depth, Outcome, Result, install, programs};
 use rounds::Size;
 
+/// The programs of most rounds, as the tests have them, and those of large ones.
+const DEBUG: &str = "target/debug";
+const RELEASE: &str = "target/release";
 const MAINSTAY: &str = "target/debug/mainstay";
-const BALANCER: &str = "target/debug/cluster_balancer";
-const CLIENT: &str = "target/debug/cluster_client";
 
 type Play = fn(&Program, &Size) -> Result<()>;
 
@@ -61,6 +62,9 @@ const ROUNDS: &[(&str, Play)] = &[
 /// What is played on Valkey, too.
 const CORE: &[&str] = &["driver", "cuts", "movable"];
 
+/// What is played at [`Size::DRAIN`], too, at full length.
+const DRAINS: &[&str] = &["deploy", "movable", "file"];
+
 #[derive(Args)]
 pub(crate) struct Options {
     /// Only these rounds, in the usual order
@@ -69,6 +73,12 @@ pub(crate) struct Options {
     /// Clients of each round
     #[arg(long, value_name = "COUNT")]
     clients: Option<u64>,
+    /// Seconds between two messages of a client, and between two of the backend to it
+    #[arg(long, value_name = "SECONDS")]
+    every: Option<f64>,
+    /// Build for release: for more clients than a thousand
+    #[arg(long)]
+    release: bool,
     /// Play on Valkey instead of Redis
     #[arg(long)]
     valkey: bool,
@@ -78,14 +88,26 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
     prepare()?;
     let size = Size::of(depth);
     play(Brand::Redis, &size, |_| true)?;
-    play(Brand::Valkey, &size, |round| CORE.contains(&round))
+    play(Brand::Valkey, &size, |round| CORE.contains(&round))?;
+    if depth == Depth::Nightly {
+        prepare_release()?;
+        // One at a time: each needs the whole machine.
+        DRAINS
+            .iter()
+            .try_for_each(|drain| play(Brand::Redis, &Size::DRAIN, |round| round == *drain).map(drop))?;
+    }
+    Ok(Outcome::Passed)
 }
 
 /// Plays single rounds.
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
     prepare()?;
     let size = Size::of(Depth::Test);
-    let size = Size { clients: options.clients.unwrap_or(size.clients), ..size };
+    let (clients, every) = (options.clients.unwrap_or(size.clients), options.every.unwrap_or(size.every));
+    if options.release {
+        prepare_release()?;
+    }
+    let size = Size { clients, every, programs: if options.release { RELEASE } else { DEBUG }, ..size };
     let is_meant = |round: &str| options.rounds.is_empty() || options.rounds.iter().any(|name| name == round);
     play(if options.valkey { Brand::Valkey } else { Brand::Redis }, &size, is_meant)
 }
@@ -94,6 +116,11 @@ fn prepare() -> Result<()> {
     install::node_packages("proof")?;
     // With the tests, as the step `test` has them: so nothing is compiled anew.
     cargo("build --workspace --tests --bin mainstay --bin cluster_balancer --bin cluster_client").map(drop)
+}
+
+fn prepare_release() -> Result<()> {
+    programs::mainstay()?;
+    programs::peers(&["cluster_balancer", "cluster_client"])
 }
 
 /// Plays two rounds at a time, since most of one is waiting; after one that fails no other begins.

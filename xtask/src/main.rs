@@ -25,6 +25,7 @@ mod path;
 mod programs;
 mod proxies;
 mod release;
+mod reload;
 mod rolling;
 mod run;
 mod scale;
@@ -57,6 +58,7 @@ const STEPS: &[Step] = &[
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("rolling", "three Fastify processes behind us, each replaced under load", |_| rolling::step()),
+    Step::new("reload", "1,000 routes replaced under load, and what that costs", reload::step),
     Step::new(
         "cluster",
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
@@ -120,6 +122,8 @@ enum Task {
     Losses(losses::Options),
     /// Hold very many idle connections, and bring thousands of clients back; writes docs/SCALE.md
     Scale(scale::Options),
+    /// Replace 1,000 routes under load at full length, and print what that costs
+    Reload,
     /// Play single rounds of the proof of clusters
     Cluster(cluster::Options),
     /// Make what users download: a tarball, a Debian package, a bill of materials, checksums
@@ -147,6 +151,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Losses(options) => losses::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Scale(options) => scale::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Reload => reload::step(Depth::Nightly).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Cluster(options) => cluster::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Release(options) => release::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
     });

@@ -13,7 +13,7 @@
 //! must keep.
 
 mod idle;
-mod machine;
+pub(crate) mod machine;
 mod nodes;
 mod page;
 mod relay;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::rows::{self, Allowed, Must, row};
 use super::stage::{self, Setup, Stage};
 use super::verdict::Verdict;
+use super::{DEBUG, RELEASE};
 use crate::engines::{Program, Server};
 use crate::run::check;
 use crate::{Depth, Result};
@@ -29,19 +30,25 @@ pub(super) struct Size {
     /// Seconds between two messages of a client, and between two of the backend to it.
     pub(super) every: f64,
     pub(super) cuts: u64,
+    /// The folder of the programs.
+    pub(super) programs: &'static str,
 }
 
 impl Size {
+    /// Drains of as many sessions as a node of middling size has. The clients send less often, or the machine and not the
+    /// drain would be measured.
+    pub(super) const DRAIN: Self = Self { clients: 5_000, every: 4.0, cuts: 0, programs: RELEASE };
+
     pub(super) fn of(depth: Depth) -> Self {
         match depth {
-            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10 },
-            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10 },
+            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10, programs: DEBUG },
+            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10, programs: DEBUG },
         }
     }
 
     pub(super) fn setup<'a>(&self, name: &'a str, nodes: usize, flags: &[&str]) -> Setup<'a> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Setup { name, nodes, flags, clients: self.clients, every: self.every }
+        Setup { name, nodes, flags, clients: self.clients, every: self.every, programs: self.programs }
     }
 }
 
@@ -154,6 +161,7 @@ pub(super) fn deploy(program: &Program, size: &Size) -> Result<()> {
     let cluster = Cluster::start(program, "deploy-engine")?;
     let mut stage = Stage::set(&size.setup("deploy", 3, &cluster.flags(&[])))?;
     replace_all(&mut stage)?;
+    let slowest = stage.slowest_drain;
     let verdict = stage.close()?;
     let allowed =
         Allowed { gaps: Must::BeAtLeast(1), gaps_of_one: 3, missed: Must::Anything, ..Allowed::NOTHING };
@@ -161,7 +169,7 @@ pub(super) fn deploy(program: &Program, size: &Size) -> Result<()> {
     let restarted = verdict.causes.get("Restarted").copied().unwrap_or(0);
     rows.push(row("gaps that name the restart as their cause", restarted, Must::Be(verdict.gaps)));
     rows.push(row("gaps: messages of the backend counted", verdict.counted_at_gaps, Must::Anything));
-    rows.push(interrupted(&verdict));
+    rows.extend(times(&verdict, slowest));
     rows::judge(&title, &rows)
 }
 
@@ -172,9 +180,10 @@ pub(super) fn deploy_movable(program: &Program, size: &Size) -> Result<()> {
     let flags = cluster.flags(&["--movable", "--on-backend-loss", "keep"]);
     let mut stage = Stage::set(&size.setup("movable", 3, &flags))?;
     replace_all(&mut stage)?;
+    let slowest = stage.slowest_drain;
     let verdict = stage.close()?;
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
-    rows.push(interrupted(&verdict));
+    rows.extend(times(&verdict, slowest));
     rows::judge(&title, &rows)
 }
 
@@ -194,10 +203,11 @@ pub(super) fn encrypted(program: &Program, size: &Size) -> Result<()> {
     let relayed =
         stage.nodes.iter().map(|node| node.metric("mainstay_relayed_total")).sum::<Result<u64>>()?;
     replace_all(&mut stage)?;
+    let slowest = stage.slowest_drain;
     let verdict = stage.close()?;
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
     rows.push(row("relayed to another node, over TLS", relayed, Must::BeAtLeast(size.clients / 2)));
-    rows.push(interrupted(&verdict));
+    rows.extend(times(&verdict, slowest));
     rows::judge(&title, &rows)
 }
 
@@ -219,8 +229,11 @@ fn replace_all(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn interrupted(verdict: &Verdict) -> rows::Row {
-    row("99 % were without a connection for at most, ms", verdict.interrupted(99), Must::Anything)
+fn times(verdict: &Verdict, slowest_drain: Duration) -> [rows::Row; 2] {
+    [
+        row("99 % were without a connection for at most, ms", verdict.interrupted(99), Must::Anything),
+        row("from SIGTERM to the end, the slowest, ms", slowest_drain.as_millis() as u64, Must::Anything),
+    ]
 }
 
 /// One node is killed: each of its sessions gets one gap, and no other session notices.
@@ -288,13 +301,14 @@ pub(super) fn restart_with_file(size: &Size) -> Result<()> {
     let mut stage = Stage::set(&size.setup("file", 1, &flags))?;
     for _ in 0..3 {
         sleep(CALM);
-        stage.take_out(0)?.drain()?;
+        stage.drain_first()?;
         stage.add_node()?;
         stage.wait_attached()?;
     }
+    let slowest = stage.slowest_drain;
     let verdict = stage.close()?;
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
-    rows.push(interrupted(&verdict));
+    rows.extend(times(&verdict, slowest));
     rows::judge("no engine: one node restarted three times, --state-dir and --movable", &rows)
 }
 

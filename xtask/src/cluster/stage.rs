@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::verdict::Verdict;
+use crate::Result;
 use crate::metrics::{self, metric};
 use crate::run::Background;
-use crate::{Result, cluster};
 
 /// How long any wait may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +32,8 @@ pub(super) struct Setup<'a> {
     pub(super) clients: u64,
     /// Seconds between two messages of a client, and between two messages of the backend to one.
     pub(super) every: f64,
+    /// The folder of the programs.
+    pub(super) programs: &'static str,
 }
 
 /// See the module.
@@ -44,7 +46,10 @@ pub(super) struct Stage {
     balancer: Balancer,
     backend: Background,
     upstream: String,
+    programs: &'static str,
     started: usize,
+    /// The longest time from SIGTERM to the end of a node.
+    pub(super) slowest_drain: Duration,
 }
 
 /// One `mainstay serve`.
@@ -81,10 +86,10 @@ impl Stage {
         node.arg(((setup.every * 1000.0) as u64).to_string());
         let mut backend = Background::start_quietly(&mut node, folder.join("backend.log"))?;
         let upstream = format!("ws://127.0.0.1:{}", backend.announced(LIMIT, "listening ")?);
-        let balancer = Balancer::start(&folder)?;
+        let balancer = Balancer::start(&folder, setup.programs)?;
         let mut nodes = Vec::new();
         for number in 1..=setup.nodes {
-            nodes.push(Node::start(&folder, number, &upstream, &setup.flags)?);
+            nodes.push(Node::start(&folder, number, setup.programs, &upstream, &setup.flags)?);
         }
         nodes.iter_mut().try_for_each(Node::wait_ready)?;
         balancer.lead_to(&nodes)?;
@@ -98,7 +103,9 @@ impl Stage {
             balancer,
             backend,
             upstream,
+            programs: setup.programs,
             started: setup.nodes,
+            slowest_drain: Duration::ZERO,
         };
         stage.wait_attached()?;
         Ok(stage)
@@ -175,7 +182,7 @@ impl Stage {
     /// Starts one more node. It is in the balancer once it is ready.
     pub(super) fn add_node(&mut self) -> Result<()> {
         self.started += 1;
-        let mut node = Node::start(&self.folder, self.started, &self.upstream, &self.flags)?;
+        let mut node = Node::start(&self.folder, self.started, self.programs, &self.upstream, &self.flags)?;
         node.wait_ready()?;
         self.put_in(node)
     }
@@ -183,8 +190,17 @@ impl Stage {
     /// Replaces the node at the first place, as a deploy does: the new one is ready before the old one is drained.
     pub(super) fn replace_first(&mut self) -> Result<()> {
         self.add_node()?;
-        self.take_out(0)?.drain()?;
+        self.drain_first()?;
         self.wait_attached().map(drop)
+    }
+
+    /// Takes the node at the first place out of the balancer, and drains it.
+    pub(super) fn drain_first(&mut self) -> Result<()> {
+        let node = self.take_out(0)?;
+        let started = Instant::now();
+        node.drain()?;
+        self.slowest_drain = self.slowest_drain.max(started.elapsed());
+        Ok(())
     }
 
     /// Lets messages pass, waits for what is under way, ends all processes in order, and judges.
@@ -208,9 +224,15 @@ impl Stage {
 }
 
 impl Node {
-    pub(super) fn start(folder: &Path, number: usize, upstream: &str, flags: &[String]) -> Result<Self> {
+    pub(super) fn start(
+        folder: &Path,
+        number: usize,
+        programs: &str,
+        upstream: &str,
+        flags: &[String],
+    ) -> Result<Self> {
         let log = folder.join(format!("node-{number}.log"));
-        let mut serve = Command::new(cluster::MAINSTAY);
+        let mut serve = Command::new(Path::new(programs).join("mainstay"));
         serve.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--upstream", upstream]);
         serve.args(flags).env("MAINSTAY_LOG", "info").env("NO_COLOR", "1");
         let mut process = Background::start_quietly(&mut serve, log.clone())?;
@@ -240,9 +262,11 @@ impl Node {
 }
 
 impl Balancer {
-    fn start(folder: &Path) -> Result<Self> {
-        let mut process =
-            Background::start_quietly(&mut Command::new(cluster::BALANCER), folder.join("balancer.log"))?;
+    fn start(folder: &Path, programs: &str) -> Result<Self> {
+        let mut process = Background::start_quietly(
+            &mut Command::new(Path::new(programs).join("cluster_balancer")),
+            folder.join("balancer.log"),
+        )?;
         let control = process.announced(LIMIT, "control ")?.parse()?;
         Ok(Self { _process: process, control })
     }
@@ -250,7 +274,7 @@ impl Balancer {
     fn start_clients(&self, folder: &Path, setup: &Setup<'_>) -> Result<Background> {
         let log = fs::read_to_string(folder.join("balancer.log"))?;
         let address = log.split_whitespace().nth(1).ok_or("the balancer listens nowhere")?;
-        let mut client = Command::new(cluster::CLIENT);
+        let mut client = Command::new(Path::new(setup.programs).join("cluster_client"));
         client.args(["--url", &format!("ws://{address}/ws"), "--clients", &setup.clients.to_string()]);
         client.args(["--every", &setup.every.to_string(), "--status"]).arg(folder.join("status"));
         client.arg("--list").arg(folder.join("list"));

@@ -62,7 +62,7 @@ pub(super) fn wait_until_forgotten() -> Result<()> {
 }
 
 /// Memory of processes in bytes. Shared pages count once.
-pub(super) fn memory(pids: &[u32]) -> Result<u64> {
+pub(crate) fn memory(pids: &[u32]) -> Result<u64> {
     let mut sum = 0;
     for pid in pids {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
@@ -72,7 +72,7 @@ pub(super) fn memory(pids: &[u32]) -> Result<u64> {
 }
 
 /// CPU time of all threads of processes.
-pub(super) fn cpu(pids: &[u32]) -> Result<Duration> {
+pub(crate) fn cpu(pids: &[u32]) -> Result<Duration> {
     let mut sum = Duration::ZERO;
     for pid in pids {
         for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Uri};
 use opentelemetry_proto::tonic::collector::trace::v1::{
@@ -158,8 +158,8 @@ struct Collector {
 
 /// Why the collector did not take a batch.
 enum Fault {
-    /// It may take it later.
-    Away(String),
+    /// It may take it later, and asks for this pause at least.
+    Away { why: String, wait: Duration },
     /// It will never take it.
     Refused(String),
 }
@@ -203,7 +203,10 @@ impl Collector {
             match self.post(body.clone()).await {
                 Ok(refused) => return self.note_taken(count, refused.min(count)),
                 Err(Fault::Refused(why)) => return self.note_refused(count, &why),
-                Err(Fault::Away(why)) => self.note_away(&why),
+                Err(Fault::Away { why, wait }) => {
+                    self.note_away(&why);
+                    pause = pause.max(wait).min(LONGEST_PAUSE);
+                }
             }
             tokio::select! {
                 () = sleep(pause) => {}
@@ -218,13 +221,22 @@ impl Collector {
         let mut request = Request::new(Body::from(body));
         (*request.method_mut(), *request.uri_mut()) = (Method::POST, self.url.clone());
         *request.headers_mut() = self.fields.clone();
-        let answer = self.client.send(request, MAX_ANSWER, TIMEOUT).await.map_err(Fault::Away)?;
+        let away = |why: String, wait: Duration| Fault::Away { why, wait };
+        let answer = self.client.send(request, MAX_ANSWER, TIMEOUT).await;
+        let answer = answer.map_err(|why| away(why, Duration::ZERO))?;
         match answer.status() {
             status if status.is_success() => Ok(refused_in(answer.body())),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Err(Fault::Away(format!("status {}", answer.status().as_u16()))),
+            | StatusCode::GATEWAY_TIMEOUT => {
+                let asked =
+                    answer.headers().get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
+                Err(away(
+                    format!("status {}", answer.status().as_u16()),
+                    Duration::from_secs(asked.unwrap_or(0)),
+                ))
+            }
             status => Err(Fault::Refused(format!("status {}", status.as_u16()))),
         }
     }

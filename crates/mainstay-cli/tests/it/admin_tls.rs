@@ -190,7 +190,7 @@ fn wrong_settings_of_tls_for_the_admin_listener_are_named() {
     let check = |text: &str, expected: &[&str]| {
         let file = folder.path("mainstay.toml");
         std::fs::write(&file, text).unwrap();
-        let output = run(&["config", "check", "--config", &file], b"");
+        let output = run(&["config", "check", &file], b"");
         let line =
             String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(2), "{text}: {line}");

@@ -147,7 +147,7 @@ async fn secure(
     TlsConnector::from(config).connect(name, TcpStream::connect(to).await?).await
 }
 
-/// Opens a WebSocket in HTTP/2; returns its status, and what the backend said of this length.
+/// Opens a WebSocket in HTTP/2, which ends with this call; returns its status, and what the backend told.
 async fn websocket(sender: &h2::client::SendRequest<Bytes>, path: &str) -> (StatusCode, Option<Value>) {
     let request = http::Request::builder().method(Method::CONNECT).uri(format!("https://localhost{path}"));
     let request = request.header("sec-websocket-version", "13").header("x-user", "forged");
@@ -157,19 +157,20 @@ async fn websocket(sender: &h2::client::SendRequest<Bytes>, path: &str) -> (Stat
     let (response, outgoing) = sender.send_request(request, false).unwrap();
     let response = response.await.unwrap();
     let (status, mut incoming) = (response.status(), response.into_body());
+    if status != StatusCode::OK {
+        return (status, None);
+    }
     let mut bytes = Vec::new();
-    while status == StatusCode::OK {
+    loop {
         let piece = incoming.data().await.unwrap().unwrap();
         bytes.extend_from_slice(&piece);
         // A text of 126 bytes to 64 KiB: two bytes of header, two of length.
-        if let Some(text) = bytes.get(4..)
-            && let Ok(said) = serde_json::from_slice(text)
-        {
+        let text = bytes.get(4..).and_then(|text| serde_json::from_slice(text).ok());
+        if text.is_some() {
             drop(outgoing);
-            return (status, Some(said));
+            return (status, text);
         }
     }
-    (status, None)
 }
 
 const NAMED: &str = "credentials.client-certificate = { subject = \"common-name\", parts-as-headers = { X-User = \"common-name\", X-Name = \"subject\" } }";

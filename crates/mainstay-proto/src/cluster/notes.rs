@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::request::{Note, Request, RequestId};
+use crate::due::earliest;
 use crate::session::NodeId;
 
 /// The most notes of this node that it keeps, for an engine that may lose them.
@@ -148,6 +149,6 @@ impl Notes {
     pub(super) fn timeout(&self) -> Option<Instant> {
         let writes = self.write_at.filter(|_| self.writing.is_none() && self.unstored < self.own.len());
         let reads = self.read_at.filter(|_| self.is_behind && !self.is_reading && self.watching.is_some());
-        writes.into_iter().chain(reads).min()
+        earliest([writes, reads])
     }
 }

@@ -4,6 +4,8 @@ mod ask;
 mod drain;
 mod engine;
 mod hostile;
+#[path = "../../tests/it/lines.rs"]
+mod lines;
 mod movable;
 mod raw;
 mod resume;
