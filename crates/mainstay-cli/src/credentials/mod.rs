@@ -365,7 +365,7 @@ impl Credentials {
         client: Option<IpAddr>,
         response: impl Future<Output = Response>,
     ) -> Result<Response, Response> {
-        let revoked = || self.refuse(client, &Reason::Revoked.into()).into_response();
+        let revoked = || self.refuse(client, &self.revoked()).into_response();
         let Ok(mut ends) = self.ends(admitted) else { return Err(revoked()) };
         tokio::select! {
             biased;
