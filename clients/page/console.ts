@@ -7,6 +7,8 @@
 
 interface Session {
   id: string;
+  /** The node that has it; `null` without a cluster. */
+  node: string | null;
   state: string;
   epoch: number;
   age_seconds: number;
@@ -28,6 +30,15 @@ interface Status {
   last_minute: { resumes: number; gaps: number; complete: boolean };
   losses: { by: Record<string, number> };
   longest_parked: Session[];
+}
+
+interface Listing {
+  sessions: Session[];
+  next: number | string | null;
+  /** In a cluster: the nodes whose sessions are not in the list. */
+  unreachable?: { node: string; why: string }[];
+  /** `false`: there may be further nodes. */
+  table_complete?: boolean;
 }
 
 interface Detail {
@@ -98,7 +109,7 @@ function link(session: Session): HTMLButtonElement {
   const button = make("button", session.id);
   button.type = "button";
   button.className = "link";
-  button.addEventListener("click", () => void open(session.id));
+  button.addEventListener("click", () => void open(session));
   return button;
 }
 
@@ -243,10 +254,10 @@ at("login").addEventListener("submit", (event) => {
 // ---- sessions ---------------------------------------------------------------------------------------
 
 /** Where the next page of the search begins. */
-let next: number | null = null;
+let next: Listing["next"] = null;
 let found = 0;
 
-async function search(after: number | null): Promise<void> {
+async function search(after: Listing["next"]): Promise<void> {
   const wanted = new URLSearchParams({ limit: "50" });
   const text = at<HTMLInputElement>("text").value.trim();
   const state = at<HTMLSelectElement>("only").value;
@@ -254,7 +265,7 @@ async function search(after: number | null): Promise<void> {
   if (state) wanted.set("state", state);
   if (after !== null) wanted.set("after", String(after));
   try {
-    const page = await read<{ sessions: Session[]; next: number | null }>(`sessions?${wanted}`);
+    const page = await read<Listing>(`sessions?${wanted}`);
     const rows = page.sessions.map(row);
     const body = at("sessions").querySelector("tbody")!;
     if (after === null) {
@@ -265,11 +276,18 @@ async function search(after: number | null): Promise<void> {
     next = page.next;
     at("sessions").hidden = !found;
     at("more").hidden = next === null;
-    show("found", `${found} found${next === null ? "" : ", and there may be more"}`);
+    at("node").hidden = !at("sessions").querySelector("td.node");
+    show("found", `${found} found${next === null ? "" : ", and there may be more"}${missing(page)}`);
   } catch (error) {
     if (error instanceof Unauthorized) fail(error);
     else show("found", String((error as Error).message));
   }
+}
+
+/** What the list lacks, in words. */
+function missing({ unreachable = [], table_complete = true }: Listing): string {
+  if (unreachable.length) return `; without ${unreachable.map(({ node, why }) => `node ${node} (${why})`).join(", ")}`;
+  return table_complete ? "" : "; some nodes may not be known yet";
 }
 
 function row(session: Session): HTMLTableRowElement {
@@ -284,8 +302,13 @@ function row(session: Session): HTMLTableRowElement {
     address ?? "–",
     place(session),
     subject ?? "–",
-  ];
-  return make("tr", ...cells.map((cell) => make("td", cell)));
+  ].map((cell) => make("td", cell));
+  if (session.node) {
+    const node = make("td", session.node);
+    node.className = "node";
+    cells.push(node);
+  }
+  return make("tr", ...cells);
 }
 
 at("search").addEventListener("submit", (event) => {
@@ -302,25 +325,34 @@ document.addEventListener("keydown", (event) => {
 });
 
 /** The session that is shown. */
-let opened: string | undefined;
+let opened: Pick<Session, "id" | "node"> | undefined;
 
-async function open(id: string): Promise<void> {
-  opened = id;
+/** Where a session is asked for: at its node, as a list of all nodes would be walked once a second. */
+const target = ({ id, node }: Pick<Session, "id" | "node">) => `sessions/${encodeURIComponent(id)}${node ? `?node=${node}` : ""}`;
+
+async function open({ id, node }: Session): Promise<void> {
+  const session = (opened = { id, node });
   at("one").hidden = false;
   show("one-title", `Session ${id}`);
-  await detail(id).catch(fail);
+  await detail(session).catch(fail);
   at("one").focus();
 }
 
-async function detail(id: string): Promise<void> {
-  const answer = await read<Detail>(`sessions/${encodeURIComponent(id)}`).catch((error: unknown) => {
+async function detail(of: Pick<Session, "id" | "node">): Promise<void> {
+  const nothing = (error: unknown): Detail => {
     if (error instanceof Unauthorized) throw error;
-    return { session: null, reconnects: [], timeline: [] } satisfies Detail;
-  });
-  if (opened !== id) return;
+    return { session: null, reconnects: [], timeline: [] };
+  };
+  let answer = await read<Detail>(target(of)).catch(nothing);
+  // It may have moved.
+  if (!answer.session && of.node && !of.id.startsWith("plain-")) {
+    const elsewhere = await read<Detail>(target({ ...of, node: null })).catch(nothing);
+    if (elsewhere.timeline.length) answer = elsewhere;
+  }
+  if (opened !== of) return;
   const { session } = answer;
   at("end").hidden = !session;
-  show("about", session ? about(session) : "It has ended, or another node has it.");
+  show("about", session ? about(session) : "It has ended, or a node that does not answer has it.");
   const why = answer.reconnects.map((sentence) => make("li", sentence));
   at("why").replaceChildren(...(why.length ? why : [make("li", "It did not, as far as the timeline goes back.")]));
   const entries = answer.timeline.map(({ at: when, text }) => {
@@ -332,11 +364,12 @@ async function detail(id: string): Promise<void> {
 }
 
 function about(session: Session): string {
-  const { state, away_seconds, age_seconds, epoch, address, path, subject, queue_bytes } = session;
+  const { state, away_seconds, age_seconds, epoch, address, path, subject, queue_bytes, node } = session;
   const parts = [away_seconds === null ? state : `${state} for ${seconds(away_seconds)}`, `${seconds(age_seconds)} old`, `connection ${epoch}`];
   if (address) parts.push(`first from ${address}`);
   if (path) parts.push(place(session));
   if (subject) parts.push(subject);
+  if (node) parts.push(`at node ${node}`);
   parts.push(`${bytes(queue_bytes.client)} queued for the client, ${bytes(queue_bytes.backend)} for the backend`);
   return parts.join(" · ");
 }
@@ -407,15 +440,15 @@ at("drain").addEventListener("click", async () => {
 });
 
 at("end").addEventListener("click", async () => {
-  const id = opened;
-  if (!id) return;
+  const session = opened;
+  if (!session) return;
   const yes = await confirmed({
     title: "End this session?",
-    text: `Session ${id} ends now, with code 4500. Messages that were not written are lost, and its client learns which.`,
+    text: `Session ${session.id} ends now, with code 4500. Messages that were not written are lost, and its client learns which.`,
     first: "End it",
     second: "Yes, end it",
   });
-  if (yes) await change(`sessions/${encodeURIComponent(id)}`, "DELETE");
+  if (yes) await change(target(session), "DELETE");
 });
 
 void watch();

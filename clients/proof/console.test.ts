@@ -125,6 +125,51 @@ test("the operator watches a cut, finds the session, reads why it reconnected, a
   await server.kill();
 });
 
+test("in a cluster the list has the node of each session, names the nodes that did not answer, and asks the session's node", async () => {
+  const server = await start();
+  const { page } = await open(server);
+  await shows(page, "#state", /ready/);
+  assert.equal(await isShown(page, "#node"), false);
+  const asked: string[] = [];
+  const session = (id: string, node: string) => ({
+    ...{ id, node, state: "attached", epoch: 1, age_seconds: 7, away_seconds: null, rtt_seconds: null },
+    ...{ queue_bytes: { client: 0, backend: 0 }, address: null, route: null, path: "/", subject: "alice" },
+  });
+  const [one, two] = [session("00000000000000a1", "aaaaaaaaaaaaaaaa"), session("plain-7-b2", "bbbbbbbbbbbbbbbb")];
+  const unreachable = [{ node: "cccccccccccccccc", address: null, why: "it did not answer within 1 s" }];
+  const answers = (path: string, method: string) => {
+    if (method === "DELETE") return { ended: 1 };
+    if (path.startsWith("/sessions?") && !path.includes("after=")) return { sessions: [one], next: "aaaaaaaaaaaaaaaa:5", unreachable, table_complete: true };
+    if (path.startsWith("/sessions?")) return { sessions: [two], next: null, unreachable: [], table_complete: false };
+    return { session: path.includes("plain") ? two : one, reconnects: [], timeline: [] };
+  };
+  await page.setRequestInterception(true);
+  page.on("request", (request) => {
+    const { pathname, search } = new URL(request.url());
+    if (!pathname.startsWith("/sessions")) return void request.continue();
+    asked.push(`${request.method()} ${pathname}${search}`);
+    void request.respond({ contentType: "application/json", body: JSON.stringify(answers(pathname + search, request.method())) });
+  });
+  await page.focus("#text");
+  await page.keyboard.press("Enter");
+  await shows(page, "#found", /^1 found, and there may be more; without node c{16} \(it did not answer within 1 s\)$/);
+  assert.ok(await isShown(page, "#node"));
+  await page.click("#more");
+  await shows(page, "#found", /^2 found; some nodes may not be known yet$/);
+  assert.deepEqual(await page.$$eval("#sessions td.node", (cells) => cells.map((cell) => cell.textContent)), [one.node, two.node]);
+  await page.click("#sessions tr:nth-child(2) button");
+  await shows(page, "#about", /at node b{16}/);
+  await page.click("#end");
+  await yes(page);
+  await yes(page);
+  await page.waitForFunction(() => !document.querySelector<HTMLDialogElement>("#ask")!.open, BOUND);
+  assert.ok(asked.some((request) => request.includes("after=aaaaaaaaaaaaaaaa%3A5")), asked.join());
+  assert.ok(asked.includes("GET /sessions/plain-7-b2?node=bbbbbbbbbbbbbbbb"), asked.join());
+  assert.ok(asked.includes("DELETE /sessions/plain-7-b2?node=bbbbbbbbbbbbbbbb"), asked.join());
+  await page.close();
+  await server.kill();
+});
+
 test("the drain asks twice", async () => {
   const server = await start(["--drain", "1s"]);
   const { page } = await open(server);

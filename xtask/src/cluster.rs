@@ -14,6 +14,7 @@
 //! are drained and sessions may move, and every reported gap is one that docs/CLUSTER.md names.
 
 mod libraries;
+mod operator;
 mod rounds;
 mod rows;
 mod stage;
@@ -49,6 +50,7 @@ const ROUNDS: &[(&str, Play)] = &[
     ("encrypted", rounds::encrypted),
     ("kill", rounds::kill),
     ("pause", rounds::pause),
+    ("operator", operator::operator),
     ("file", |_, size| rounds::restart_with_file(size)),
     ("strangers", strangers::strangers),
     ("refused", |program, _| startup::refused(program)),

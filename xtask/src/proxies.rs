@@ -10,23 +10,25 @@ mod proxy;
 mod schemas;
 mod stage;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::run::{Background, cargo, check};
+use crate::programs::{self, MAINSTAY};
+use crate::run::{Background, check};
 use crate::{Outcome, Result, install};
 use proxy::Proxy;
 
 const SCRATCH: &str = "target/xtask/proxies";
-const MAINSTAY: &str = "target/release/mainstay";
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
     check_alerts()?;
     install::curl()?;
-    cargo("build --release --package mainstay-cli")?;
+    install::node_packages("proof")?;
+    programs::mainstay()?;
     run_tests()?;
     let mut skipped = Skipped::default();
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];
@@ -38,6 +40,9 @@ pub(crate) fn step() -> Result<Outcome> {
     if skipped.unless(install::compose_spec(), "the specification of Compose").is_some() {
         schemas::check_compose()?;
     }
+    if skipped.unless(install::systemd_analyze(), "the exposure of the unit").is_some() {
+        schemas::check_unit(&scratch()?)?;
+    }
     println!("    Images: not built here; the files that packaging/Dockerfile copies are there");
     play(&proxies)?;
     Ok(skipped.outcome())
@@ -45,8 +50,7 @@ pub(crate) fn step() -> Result<Outcome> {
 
 /// Plays all recipes and the demonstration at a time: nearly all of it is waiting.
 fn play(proxies: &[Proxy]) -> Result<()> {
-    let scratch = std::env::current_dir()?.join(SCRATCH);
-    std::fs::create_dir_all(&scratch)?;
+    let scratch = scratch()?;
     let (_echo, backend) = start_echo(&scratch)?;
     let (scratch, backend) = (&scratch, &backend);
     let failures: Vec<String> = thread::scope(|scope| {
@@ -63,16 +67,22 @@ fn play(proxies: &[Proxy]) -> Result<()> {
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ").into()) }
 }
 
+fn scratch() -> Result<PathBuf> {
+    let scratch = std::env::current_dir()?.join(SCRATCH);
+    fs::create_dir_all(&scratch)?;
+    Ok(scratch)
+}
+
 /// A failure as text, which another thread may have.
 fn text(played: Result<()>) -> std::result::Result<(), String> {
     played.map_err(|error| error.to_string())
 }
 
 /// The backend of all recipes, and its URL.
-fn start_echo(scratch: &std::path::Path) -> Result<(Background, String)> {
+fn start_echo(scratch: &Path) -> Result<(Background, String)> {
     let mut serve = Command::new("setpriv");
     serve.args(["--pdeathsig", "KILL", MAINSTAY, "serve", "--listen", "127.0.0.1:0"]);
-    let mut echo = Background::start_quietly(&mut serve, PathBuf::from(scratch).join("backend.log"))?;
+    let mut echo = Background::start_quietly(&mut serve, scratch.join("backend.log"))?;
     let at = echo.announced(LIMIT, "listening on ")?;
     Ok((echo, at))
 }

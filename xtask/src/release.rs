@@ -20,6 +20,8 @@ use crate::{Depth, Outcome, Result};
 const DIST: &str = "dist";
 /// What the tarball holds. The Debian package takes its files from here too.
 const FILES: &str = "dist/files";
+/// What the released programs have beyond the default: an operator cannot build them again, and it costs nothing while it is off.
+const FEATURES: [&str; 2] = ["--features", "mainstay-cli/otlp"];
 /// The shells, and the names under which they look for a completion script.
 const COMPLETIONS: [(&str, &str); 5] = [
     ("bash", "mainstay.bash"),
@@ -57,7 +59,7 @@ fn make(target: &str, quick: &[&str]) -> Result<Outcome> {
     can_be_built(target)?;
     let program = build(target, quick)?;
     names_no_builder(&program)?;
-    let metadata = metadata(&["--filter-platform", target])?;
+    let metadata = metadata(&["--filter-platform", target, FEATURES[0], FEATURES[1]])?;
     let packages = linked(&metadata)?;
     let version = packages.iter().find(|package| package["name"] == "mainstay-cli");
     let name = format!("mainstay-{}-{target}", text(version.ok_or("no mainstay-cli")?, "version"));
@@ -92,6 +94,7 @@ fn build(target: &str, quick: &[&str]) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .args(["build", "--locked", "--profile", "dist", "--package", "mainstay-cli", "--target", target])
+        .args(FEATURES)
         .args(quick);
     check(cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped.collect::<Vec<_>>().join("\u{1f}")))?;
     Ok(Path::new("target").join(target).join("dist/mainstay"))
@@ -180,6 +183,7 @@ fn licences(packages: &[&Value]) -> Result<String> {
         let name =
             format!("{} {} ({})", text(package, "name"), text(package, "version"), text(package, "license"));
         let folder = Path::new(text(package, "manifest_path")).with_file_name("");
+        let mut has_text = false;
         for file in fs::read_dir(folder)?.flatten() {
             let is_licence = ["LICEN", "COPYING", "NOTICE"]
                 .iter()
@@ -187,7 +191,12 @@ fn licences(packages: &[&Value]) -> Result<String> {
             if is_licence && file.path().is_file() {
                 let licence = String::from_utf8_lossy(&fs::read(file.path())?).trim().to_owned();
                 texts.entry(licence).or_default().push(name.clone());
+                has_text = true;
             }
+        }
+        if !has_text {
+            let none = "These packages have no file with the text of their licence.";
+            texts.entry(none.to_owned()).or_default().push(name);
         }
     }
     let mut all = String::from("Mainstay contains these packages, under these licences.\n");

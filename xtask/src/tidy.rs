@@ -56,6 +56,10 @@ pub(crate) fn check() -> Result<Outcome> {
             names_tests_of_clients(&text, &files, &titles, &mut complain);
             shows_every_promise(&text, &mut complain);
         }
+        if path == "docs/HOSTILE.md" {
+            names_tests(&text, &functions, &mut complain);
+            numbers_every_row(&text, &mut complain);
+        }
     }
     let circles = circles::find(&files)?;
     complaints.extend(
@@ -230,6 +234,33 @@ fn shows_every_promise(text: &str, complain: &mut Complain) {
     }
 }
 
+/// The rows of each table are numbered without a hole, and each names a test, a row that does, or the command that runs it.
+fn numbers_every_row(text: &str, complain: &mut Complain) {
+    let mut last = (String::new(), 0);
+    for (line, row) in numbered(text) {
+        let Some((name, number)) = row.strip_prefix("| ").and_then(row_number) else { continue };
+        let expected = if last.0 == name { last.1 + 1 } else { 1 };
+        if number != expected {
+            complain(line, &format!("{name}{number} in place of {name}{expected}"));
+        }
+        let shown = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let is_row = |word: &str| row_number(&format!("{word} ")).is_some();
+        let refers = shown.contains("the same") || shown.split([' ', ',']).any(is_row);
+        if !shown.contains('`') && !refers && !shown.contains("](#") {
+            complain(line, &format!("{name}{number} names no test"));
+        }
+        last = (name, number);
+    }
+}
+
+/// The letter and the number with which a row begins.
+fn row_number(row: &str) -> Option<(String, u32)> {
+    let word = row.split(' ').next()?;
+    let (name, number) = word.split_at_checked(1)?;
+    name.starts_with(|c: char| c.is_ascii_uppercase()).then_some(())?;
+    Some((name.to_owned(), number.parse().ok()?))
+}
+
 /// The number of the promise that a test is named by, as in `r4_a_peer_is_found` and `R4 a peer is found`.
 fn promise(name: &str) -> Option<u32> {
     let digits = name.strip_prefix(['r', 'R'])?;
@@ -302,6 +333,20 @@ mod tests {
         let mut all = Vec::new();
         rule(&mut |line, what| all.push(format!("{line}: {what}")));
         all
+    }
+
+    #[test]
+    fn rows_of_hostile_inputs_are_numbered_and_name_their_tests() {
+        let complaints = |text: &str| {
+            let mut found = Vec::new();
+            numbers_every_row(text, &mut |line, what| found.push(format!("{line}: {what}")));
+            found
+        };
+        let right =
+            "| | Sent | Shown by |\n| O1 | x | `a_b_c` |\n| O2 | y | the same, and A1 |\n\n| F1 | z | O1 |\n";
+        assert!(complaints(right).is_empty(), "{:?}", complaints(right));
+        assert_eq!(complaints("| O1 | x | `a_b_c` |\n| O3 | y | `a_b_c` |\n"), ["2: O3 in place of O2"]);
+        assert_eq!(complaints("| O1 | x | none |\n"), ["1: O1 names no test"]);
     }
 
     #[test]

@@ -10,10 +10,15 @@ import { Cable } from "../../proof/cable.js";
 const target = fileURLToPath(new URL("../../../target", import.meta.url));
 const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/debug/mainstay`].find((path) => path && existsSync(path));
 
-/** Runs the gateway until `stop`. The test reads only its address from the output. */
+/** Runs the gateway in front of `upstream`, until `stop`. */
 export async function gateway(upstream: string, options: string[] = []): Promise<{ port: number; stop(): Promise<void> }> {
+  return serve(["--listen", "127.0.0.1:0", "--upstream", upstream, ...options]);
+}
+
+/** Runs the gateway with these arguments until `stop`. The test reads only its address from the output. */
+export async function serve(options: string[]): Promise<{ port: number; stop(): Promise<void> }> {
   if (!program) throw new Error("the gateway is not built: cargo build -p mainstay-cli, or MAINSTAY=its path");
-  const child = spawn(program, ["serve", "--listen", "127.0.0.1:0", "--upstream", upstream, ...options], { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(program, ["serve", ...options], { stdio: ["ignore", "pipe", "inherit"] });
   const exited = once(child, "exit");
   const stop = async () => {
     child.kill("SIGKILL");

@@ -5,13 +5,17 @@
 //! and some descriptors are reserved for it.
 //!
 //! `access` decides which requests are answered. `sessions`, `status` and `drain` answer them, in objects of JSON or lines;
-//! `words` has the timeline in sentences. `console` is the page at `/`, which asks the same questions.
+//! `words` has the timeline in sentences. `question` is what concerns the sessions of all nodes of a cluster: `everywhere` asks
+//! them and joins their answers, `revocations` keeps what later nodes must know. `console` is the page at `/`, which asks the same.
 
 mod access;
 mod console;
 mod drain;
+mod everywhere;
 mod guesses;
 mod query;
+mod question;
+mod revocations;
 mod sessions;
 mod status;
 mod words;
@@ -33,13 +37,15 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mainstay::Server;
+use mainstay::server::Tls;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 
-pub(crate) use self::access::Token;
 use self::access::{Access, CameBy};
+pub(crate) use self::access::{Keys, Token};
 pub(crate) use self::drain::DrainOrder;
+use crate::client_tls::ClientTls;
 use crate::descriptors::{self, Spare};
 use crate::listen_address::Place;
 use crate::listeners::Socket;
@@ -55,6 +61,20 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The metrics of more routes than this are written by a thread that serves no clients: those of 1,000 take 12 ms.
 const FEW_ROUTES: usize = 50;
 
+/// Who may connect to the admin listener.
+pub(crate) struct Opening {
+    pub(crate) keys: Keys,
+    pub(crate) tls: Option<Tls>,
+}
+
+impl Opening {
+    pub(crate) fn new(token: Option<Token>, tls: Option<&ClientTls>, asks_for_certificates: bool) -> Self {
+        let hosts = tls.map(ClientTls::hosts).unwrap_or_default();
+        let keys = Keys { token, asks_for_certificates, hosts };
+        Self { keys, tls: tls.map(|tls| tls.tls.clone()) }
+    }
+}
+
 /// What the operator looks at and changes. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Operated {
@@ -66,17 +86,18 @@ pub(crate) struct Operated {
 
 /// Serves until the process ends. When a successor inherits the listener, this process continues on another port of the
 /// same address.
-pub(crate) async fn serve(listener: Socket, place: Place, operated: Operated, token: Option<Token>) {
+pub(crate) async fn serve(listener: Socket, place: Place, operated: Operated, opening: Opening) {
     let passed = successor::pass_listener(listener.as_fd(), place.clone(), operated.server.clone());
-    let app = router(operated, token);
+    let Opening { keys, tls } = opening;
+    let app = router(operated, keys);
     tokio::select! {
-        never = accept(listener, app.clone()) => match never {},
+        never = accept(listener, app.clone(), tls.clone()) => match never {},
         () = passed => {}
     }
     match elsewhere(&place) {
         Ok((address, listener)) => {
             tracing::info!(%address, "a successor inherited the --admin address; this process serves its metrics here until it ends");
-            match accept(Socket::Tcp(listener), app).await {}
+            match accept(Socket::Tcp(listener), app, tls).await {}
         }
         Err(error) => {
             tracing::error!(%error, "a successor inherited the --admin address, and no other port is available");
@@ -93,7 +114,7 @@ fn elsewhere(place: &Place) -> io::Result<(SocketAddr, TcpListener)> {
     Ok((listener.local_addr()?, listener))
 }
 
-async fn accept(listener: Socket, app: Router) -> std::convert::Infallible {
+async fn accept(listener: Socket, app: Router, tls: Option<Tls>) -> std::convert::Infallible {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut spare = Spare::new();
     loop {
@@ -105,7 +126,9 @@ async fn accept(listener: Socket, app: Router) -> std::convert::Infallible {
                 {
                     oldest.abort();
                 }
-                open.push_back(tokio::spawn(serve_connection(stream, app.clone())).abort_handle());
+                open.push_back(
+                    tokio::spawn(serve_connection(stream, app.clone(), tls.clone())).abort_handle(),
+                );
                 spare.refill();
             }
             // A reserved descriptor was closed for this connection.
@@ -129,14 +152,29 @@ async fn accept_one(listener: &Socket) -> io::Result<Stream> {
 }
 
 /// Serves the requests of one connection.
-async fn serve_connection(stream: Stream, app: Router) {
+async fn serve_connection(stream: Stream, app: Router, tls: Option<Tls>) {
     let served = match stream {
         Stream::Tcp(stream) => {
             let came_by = CameBy::tcp(stream.local_addr().ok(), stream.peer_addr().ok());
+            let Some(tls) = tls else {
+                return log_end(serve_requests(stream, app.layer(axum::Extension(came_by))).await);
+            };
+            let (stream, certificates) = match tls.open(stream).await {
+                Ok(opened) => opened,
+                // Not a warning: on a public address anyone makes handshakes fail.
+                Err(error) => {
+                    return tracing::debug!(%error, "a TLS handshake at the admin listener failed");
+                }
+            };
+            let came_by = if certificates.is_some() { came_by.with_certificate() } else { came_by };
             serve_requests(stream, app.layer(axum::Extension(came_by))).await
         }
         Stream::Unix(stream) => serve_requests(stream, app.layer(axum::Extension(CameBy::Unix))).await,
     };
+    log_end(served);
+}
+
+fn log_end(served: Result<(), hyper::Error>) {
     if let Err(error) = served {
         tracing::debug!(%error, "a connection of the admin listener ended with an error");
     }
@@ -153,8 +191,8 @@ async fn serve_requests(
         .await
 }
 
-fn router(operated: Operated, token: Option<Token>) -> Router {
-    let access = Access::new(token, operated.refusals.clone());
+fn router(operated: Operated, keys: Keys) -> Router {
+    let access = Access::new(keys, operated.refusals.clone());
     let page = console::Page::new();
     Router::new()
         .route("/", get(async move || page.response()))
@@ -171,6 +209,14 @@ fn router(operated: Operated, token: Option<Token>) -> Router {
         .route("/drain", post(drain::drain))
         .with_state(operated)
         .layer(middleware::from_fn_with_state(access, Access::check))
+}
+
+/// Answers the questions of other nodes, and keeps their revocations.
+pub(crate) fn join(server: &Server, routes: &Arc<Routes>) {
+    let answering = Arc::clone(routes);
+    server.answer_nodes(move |server, question| question::answer_node(server, &answering, &question));
+    let subjects = Arc::clone(&routes.access.subjects);
+    server.watch_notes(move |_, notes| revocations::learn(&subjects, &notes));
 }
 
 async fn serve_metrics(State(operated): State<Operated>, headers: HeaderMap) -> Response {

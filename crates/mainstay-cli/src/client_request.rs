@@ -21,6 +21,7 @@ use crate::profiles::BackendLoss;
 use crate::request_body::Upload;
 use crate::retry_after;
 use crate::route::Route;
+use crate::spans::LinkSpans;
 use crate::upstream::Address;
 use crate::when_down::Patience;
 
@@ -35,6 +36,8 @@ pub(crate) struct ClientRequest {
     fields: HeaderMap,
     /// The key of a client that sticks to an address.
     pub(crate) key: Option<u64>,
+    /// The spans of the link that is opened for it.
+    pub(crate) spans: LinkSpans,
 }
 
 impl ClientRequest {
@@ -52,7 +55,8 @@ impl ClientRequest {
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
         let key = route.proxy.stickiness.key(head);
-        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key })
+        let spans = LinkSpans::of(head, route, &mut fields);
+        Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key, spans })
     }
 
     /// Sets what the backend learns of a client that is admitted.
@@ -82,6 +86,7 @@ impl ClientRequest {
         if let Some(ours) = offer.extensions() {
             fields.insert(header::SEC_WEBSOCKET_EXTENSIONS, ours);
         }
+        self.spans.begin_attempt(&self.url, fields);
         request
     }
 
@@ -143,8 +148,8 @@ impl ClientRequest {
         for (name, value) in &self.fields {
             builder = builder.header(name.clone(), value.clone());
         }
-        if let Some(dialled) = dialled {
-            builder = builder.request(self.choice(route, Arc::clone(dialled)));
+        if dialled.is_some() || self.spans.are_recorded() {
+            builder = builder.request(self.each_attempt(route, dialled.cloned()));
         }
         if let Some(answers) = route.links.answers_pings() {
             builder = builder.expects_pongs(answers);
@@ -153,25 +158,32 @@ impl ClientRequest {
     }
 }
 
-type Choosing = Ready<Result<link::Request, BoxError>>;
+type Attempt = Ready<Result<link::Request, BoxError>>;
 
 impl ClientRequest {
-    /// Returns what chooses the address of each attempt.
-    fn choice(&self, route: &Route, dialled: Arc<Dialled>) -> impl Fn() -> Choosing + Send + Sync + use<> {
+    /// Returns what makes the request of each attempt: chooses the address, where there are several, and adds its trace.
+    fn each_attempt(
+        &self,
+        route: &Route,
+        dialled: Option<Arc<Dialled>>,
+    ) -> impl Fn() -> Attempt + Send + Sync + use<> {
         let (upstream, links, key) = (Arc::clone(&route.proxy.upstream), route.links.clone(), self.key);
-        let target = self.url.path_and_query().cloned();
-        move || {
+        let (target, only, spans) =
+            (self.url.path_and_query().cloned(), self.url.clone(), self.spans.clone());
+        let choose = move || -> Result<link::Request, BoxError> {
+            let Some(dialled) = &dialled else { return Ok(link::Request::default().url(only.clone())) };
             let number = dialled.begin(|tried| links.choose(key, tried));
-            ready(match upstream.address(number) {
-                None => Err("the address is gone".into()),
-                Some(Address { url, connector, .. }) => {
-                    let mut parts = url.clone().into_parts();
-                    parts.path_and_query.clone_from(&target);
-                    Uri::from_parts(parts)
-                        .map(|url| link::Request::default().url(url).connector(connector.clone()))
-                        .map_err(Into::into)
-                }
-            })
+            let Address { url, connector, .. } = upstream.address(number).ok_or("the address is gone")?;
+            let mut parts = url.clone().into_parts();
+            parts.path_and_query.clone_from(&target);
+            Ok(link::Request::default().url(Uri::from_parts(parts)?).connector(connector.clone()))
+        };
+        move || {
+            let mut chosen = choose();
+            if let Ok(link::Request { url: Some(url), headers, .. }) = &mut chosen {
+                spans.begin_attempt(url, headers);
+            }
+            ready(chosen)
         }
     }
 }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use self::certificates::Certificates;
 pub(crate) use self::certificates::Expiry;
-pub(crate) use self::reload::{ClientTls, Prepared, expiries};
+pub(crate) use self::reload::{ClientTls, Hosts, Prepared, expiries};
 use self::tickets::Tickets;
 
 /// TLS towards clients. Without a certificate every listener is plain.
@@ -148,7 +148,7 @@ impl TlsSection {
     fn load(&self, own: &Arc<dyn ProducesTickets>) -> Result<Loaded, String> {
         let provider = Arc::new(ring::default_provider());
         let certificates = Certificates::load(&self.all(), &provider)?;
-        let expiries = certificates.expiries();
+        let (expiries, hosts) = (certificates.expiries(), certificates.hosts());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| format!("{error}"))?;
@@ -176,7 +176,7 @@ impl TlsSection {
         // Tickets only: nothing is kept here for a client that may come back, and any gateway can continue.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.ticketer = self.ticketer(own)?;
-        Ok(Loaded { config: Arc::new(config), expiries })
+        Ok(Loaded { config: Arc::new(config), expiries, hosts })
     }
 
     fn ticketer(&self, own: &Arc<dyn ProducesTickets>) -> Result<Arc<dyn ProducesTickets>, String> {
@@ -232,6 +232,7 @@ const MOST_CERTIFICATES: usize = 1000;
 struct Loaded {
     config: Arc<ServerConfig>,
     expiries: Vec<Expiry>,
+    hosts: Vec<String>,
 }
 
 /// Reads the certificates of the authorities that clients are judged by.

@@ -89,6 +89,7 @@ pub(crate) fn config(
         let tls = ClusterTls::from_folder(folder);
         cluster = cluster.tls(tls.map_err(|error| ("cluster.tls", format!("<cluster.tls> {error}")))?);
     }
+    let cluster = cluster.notes_kept(section.revocations_kept).map_err(wrong("cluster.revocations-kept"))?;
     Ok(Some(cluster.mark(purpose)))
 }
 

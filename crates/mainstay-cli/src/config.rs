@@ -33,6 +33,7 @@ pub(crate) mod session;
 mod show;
 pub(crate) mod size;
 pub(crate) mod text;
+pub(crate) mod tracing;
 pub(crate) mod upstream;
 
 use std::collections::{BTreeMap, HashSet};
@@ -74,6 +75,8 @@ pub(crate) struct Config {
     pub(crate) proxies: proxies::Section,
     /// The log on standard error.
     pub(crate) log: log::Section,
+    /// Spans of requests and links for a collector of OpenTelemetry, in a build with the feature `otlp`.
+    pub(crate) tracing: tracing::Section,
     /// The engine that all nodes share, and how other nodes reach this one.
     pub(crate) cluster: cluster::Section,
     /// The routes by their names, of letters in lower case, digits and `-`. A request goes to the route with the most
@@ -93,6 +96,7 @@ impl Default for Config {
             limits: limits::Section::default(),
             proxies: proxies::Section::default(),
             log: log::Section::default(),
+            tracing: tracing::Section::default(),
             cluster: cluster::Section::default(),
             routes: BTreeMap::new(),
         }
@@ -100,12 +104,13 @@ impl Default for Config {
 }
 
 /// The sections that a restart changes and a reload does not, by the first names of their keys.
-pub(crate) const NEEDS_RESTART: [&[&str]; 9] = [
+pub(crate) const NEEDS_RESTART: [&[&str]; 10] = [
     &["listen"],
     &["state-dir"],
     &["admin"],
     &["cluster"],
     &["log"],
+    &["tracing"],
     &["limits", "sessions"],
     &["limits", "parked-per-address"],
     &["limits", "memory-budget"],
@@ -119,8 +124,10 @@ impl Config {
             (String::new(), self.check()),
             ("tls".to_owned(), self.tls.check()),
             ("admin".to_owned(), self.admin.check()),
+            ("admin.tls".to_owned(), self.admin.tls.check()),
             ("limits".to_owned(), self.limits.check()),
             ("log".to_owned(), self.log.check()),
+            ("tracing".to_owned(), self.tracing.check()),
             ("cluster".to_owned(), self.cluster.check()),
         ];
         for (name, route) in &self.routes {
@@ -163,6 +170,7 @@ impl Config {
             limits: self.limits.clone(),
             proxies: self.proxies.clone(),
             log: self.log.clone(),
+            tracing: self.tracing.clone(),
             cluster: self.cluster.clone(),
             routes: BTreeMap::new(),
         }

@@ -1,6 +1,7 @@
 //! Open files and local ports. A client uses one file descriptor; its link to the backend uses another and a local port,
 //! which stay in use while the client is away.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 
 use rustix::io::Errno;
@@ -66,9 +67,16 @@ pub(crate) fn are_exhausted(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Returns how many connections may be open to one address of a backend: each uses a local port of this range.
-pub(crate) fn local_ports() -> Option<u64> {
-    parse_ports(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
+/// Returns how many connections may be open to these addresses of backends: each uses a local port of a range that every address has
+/// for itself. An address over a Unix socket is `None`; there is no bound if all are.
+pub(crate) fn local_ports<'a>(addresses: impl Iterator<Item = Option<&'a str>>) -> Option<u64> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    ports_towards(parse_ports(&range)?, addresses)
+}
+
+fn ports_towards<'a>(of_each: u64, addresses: impl Iterator<Item = Option<&'a str>>) -> Option<u64> {
+    let tcp: BTreeSet<&str> = addresses.flatten().collect();
+    (!tcp.is_empty()).then(|| of_each.saturating_mul(tcp.len() as u64))
 }
 
 fn parse_ports(range: &str) -> Option<u64> {
@@ -130,5 +138,15 @@ mod tests {
         assert_eq!(max_sessions(Some(1 << 20), true, Some(28_232)), 24_703);
         assert_eq!(max_sessions(Some(1024), true, Some(28_232)), 448);
         assert_eq!(max_sessions(None, true, Some(1)), 1);
+    }
+
+    #[test]
+    fn each_address_of_a_backend_has_all_local_ports_for_itself_and_a_unix_socket_needs_none() {
+        let towards = |addresses: &[Option<&str>]| ports_towards(28_232, addresses.iter().copied());
+        assert_eq!(towards(&[Some("127.0.0.1:3000")]), Some(28_232));
+        assert_eq!(towards(&[Some("127.0.0.1:3000"), Some("127.0.0.2:3000")]), Some(56_464));
+        // Two routes of one backend share its ports.
+        assert_eq!(towards(&[Some("app:3000"), Some("app:3000"), None]), Some(28_232));
+        assert_eq!((towards(&[None]), towards(&[])), (None, None));
     }
 }

@@ -23,7 +23,7 @@ use http::{StatusCode, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use mainstay::client::Upgraded;
-use mainstay::{ConfigError, Server, SessionUpgrade};
+use mainstay::{ConfigError, Server, Session, SessionUpgrade};
 use mainstay_proto::ws::handshake::Offer;
 
 use crate::access_log::AccessEntry;
@@ -40,6 +40,7 @@ use crate::retry_after;
 use crate::route::Route;
 use crate::routes::Routes;
 use crate::session;
+use crate::spans::{self, LinkSpans};
 use crate::upstream::UpstreamIo;
 use crate::upstream_error::UpstreamError;
 use crate::values;
@@ -55,12 +56,13 @@ pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Rout
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
     }
+    let span = spans::begin(&mut request, &route);
     if !asks_for_websocket(&request) {
-        return match &route.credentials {
+        return span.passes(match &route.credentials {
             None => route.proxy.forward(request).await,
             // Boxed, as below.
             Some(credentials) => Box::pin(forward_admitted(request, credentials, &route)).await,
-        };
+        });
     }
     let (mut head, _) = request.into_parts();
     if head.version == Version::HTTP_2 {
@@ -76,6 +78,7 @@ pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Rout
         Err(rejection) => rejection.into_response(),
     };
     route.links.responded(response.status());
+    span.answered(&response);
     response
 }
 
@@ -93,16 +96,17 @@ async fn forward_admitted(request: Request, credentials: &Credentials, route: &R
         return route.proxy.forward(Request::from_parts(head, body)).await;
     }
     let client = credentials::client_of(&head);
-    match credentials.admit(&mut head).await {
+    let admitted = match credentials.admit(&mut head).await {
         Ok(admitted) => {
             let response = route.proxy.forward(Request::from_parts(head, body));
             credentials.respond(&admitted, client, response).await
         }
-        Err(refused) => {
-            route.links.responded(refused.status());
-            refused
-        }
-    }
+        Err(refused) => Err(refused),
+    };
+    admitted.unwrap_or_else(|refused| {
+        route.links.responded(refused.status());
+        refused
+    })
 }
 
 /// Forwards an opening handshake and exchanges messages between both ends if the backend accepts.
@@ -151,27 +155,37 @@ async fn forward_handshake(
     let wait = route.when_down.waits().then_some(route.upstream_wait);
     let (response, connection) = match upstream.upgrade(request.key, wait, asked).await {
         Ok(response) => response,
-        Err(error) if error.may_pass() || (wait.is_none() && error.is_of_address()) => {
-            route.links.refused_unreachable();
-            return backend_unreachable();
+        Err(error) => {
+            request.spans.failed(&error);
+            if error.may_pass() || (wait.is_none() && error.is_of_address()) {
+                route.links.refused_unreachable();
+                return backend_unreachable();
+            }
+            return error.into_response();
         }
-        Err(error) => return error.into_response(),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        request.spans.refused(response.status());
         route.links.refused(connection.address(), response.status());
         let response = http_proxy::forward_response(response, connection, upstream);
         return match &admitted {
             None => response,
             // A backend that takes no WebSocket here may respond with a stream.
-            Some((credentials, client)) => credentials.respond(client, address, ready(response)).await,
+            Some((credentials, client)) => {
+                let response = credentials.respond(client, address, ready(response)).await;
+                response.unwrap_or_else(|refused| refused)
+            }
         };
     }
     let accepted = match accept_response(response, &offer).await {
         Ok(accepted) => accepted,
         Err(wrong) => {
-            return upstream.fail(connection.address(), UpstreamError::BadResponse(wrong)).into_response();
+            let error = upstream.fail(connection.address(), UpstreamError::BadResponse(wrong));
+            request.spans.failed(&error);
+            return error.into_response();
         }
     };
+    request.spans.opened(upstream.address(connection.address()).map(|address| &address.url));
     accept_client(upgrade, request, accepted, connection.into_lease(), route, admitted)
 }
 
@@ -201,16 +215,32 @@ fn accept_session(upgrade: SessionUpgrade, mut head: http::request::Parts, route
     let drops_oldest = route.slow_clients == SlowClients::DropOldest;
     let upgrade = if drops_oldest { upgrade.drop_oldest() } else { upgrade };
     let Some((credentials, presented)) = presented else {
-        return upgrade
-            .principal(principal)
-            .on_session(move |session| session::serve_session(session, request, route));
+        let spans = request.spans.clone();
+        let serve = move |session| session::serve_session(session, request, route);
+        return begin(upgrade.principal(principal), spans, serve);
     };
     let admitted = Arc::new(OnceLock::new());
     let judges = credentials.judges_session(presented, principal, Arc::clone(&admitted));
-    upgrade.authenticate(judges).on_session(move |session| {
+    begin(upgrade.authenticate(judges), request.spans.clone(), move |session| {
         let admitted = admitted.get().cloned();
         admitted.iter().for_each(|admitted| request.admit(admitted));
         credentials.serve(admitted, session, |session| session::serve_session(session, request, route))
+    })
+}
+
+/// Accepts a client and serves it; records its connections if it is traced.
+fn begin<F: Future<Output = ()> + Send + 'static>(
+    upgrade: SessionUpgrade,
+    spans: LinkSpans,
+    serve: impl FnOnce(Session) -> F + Send + 'static,
+) -> Response {
+    if !spans.are_recorded() {
+        return upgrade.on_session(serve);
+    }
+    // Another type of handler: the others are not larger for it.
+    upgrade.on_session(move |session| {
+        let client = session.sender();
+        Box::pin(spans::with_attaches(client, spans, serve(session)))
     })
 }
 
@@ -242,23 +272,23 @@ fn accept_client(
         .filter(|name| values::token(name).is_ok())
         .map(str::to_owned)
         .collect();
-    let path = request.path.clone();
+    let (path, spans) = (request.path.clone(), request.spans.clone());
     let dialled = (route.links.count() > 1).then(|| Arc::new(Dialled::with(lease)));
     let link = match request.builder(&offered, &route, true, dialled.as_ref()) {
         Ok(builder) => builder.adopt(upgraded),
         Err(reason) => return cannot_be_forwarded(&reason),
     };
-    let monitor = route.links.open(link.sender(), None, dialled);
+    let monitor = route.links.open(link.sender(), None, dialled, spans.clone());
     let upgrade = upgrade.subprotocols(agreed).response_fields(fields, spelling);
     let serve = move |session| {
         let entry = AccessEntry::new(&session, path);
         exchange(session, link, monitor, entry, route, Restored::default())
     };
     match admitted {
-        None => upgrade.on_session(serve),
+        None => begin(upgrade, spans, serve),
         // Another type of handler: only clients of such routes hold what it needs.
         Some((credentials, client)) => {
-            upgrade.on_session(move |session| credentials.serve(Some(client), session, serve))
+            begin(upgrade, spans, move |session| credentials.serve(Some(client), session, serve))
         }
     }
 }

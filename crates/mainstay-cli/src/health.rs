@@ -3,11 +3,16 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
+use mainstay::client::rustls::pki_types::ServerName;
+use mainstay::client::rustls::{ClientConfig, ClientConnection, StreamOwned};
+
 use crate::listen_address::{ListenAddress, Place};
-use crate::{log, values};
+use crate::{log, tls, values};
 
 /// Timeout of the connection, and of each read and write.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,6 +26,8 @@ Examples:
       exit with 0 if the process with --admin 127.0.0.1:9090 is ready
   mainstay health unix:/run/mainstay-admin.sock
       the same over a Unix socket
+  mainstay health 127.0.0.1:9090 --cacert ca.pem --name node.example
+      the same over TLS, where [admin.tls] has a certificate for that name
 
 Exit codes:
   0  ready
@@ -33,12 +40,26 @@ pub(crate) struct Arguments {
     /// The --admin address of the gateway.
     #[arg(value_parser = values::listen, env = "MAINSTAY_ADMIN")]
     address: ListenAddress,
+    /// Speak TLS, and trust the certificates in this file (PEM): those of certificate authorities, or the gateway's own if it
+    /// is self-signed. Default: no TLS.
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+    /// The name to expect in the certificate. Default: the address.
+    #[arg(long, value_name = "NAME", requires = "cacert")]
+    name: Option<String>,
 }
 
 /// Returns success if the gateway is ready; otherwise writes the reason to standard error.
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let place = &arguments.address.place;
-    let answer = match ask(place) {
+    let tls = match arguments.tls() {
+        Ok(tls) => tls,
+        Err(line) => {
+            log::write_line(&line);
+            return ExitCode::from(2);
+        }
+    };
+    let answer = match ask(place, tls) {
         Ok(answer) => answer,
         Err(error) => {
             log::write_line(&format!("{place}: {error}"));
@@ -54,14 +75,37 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     ExitCode::FAILURE
 }
 
+impl Arguments {
+    /// Returns TLS, and the name to expect.
+    fn tls(&self) -> Result<Option<(Arc<ClientConfig>, ServerName<'static>)>, String> {
+        let (Some(file), Place::Tcp(address)) = (&self.cacert, &self.address.place) else {
+            return match self.cacert {
+                Some(_) => Err("--cacert: a Unix socket has no TLS; leave it out".to_owned()),
+                None => Ok(None),
+            };
+        };
+        let name = match &self.name {
+            Some(name) => ServerName::try_from(name.clone())
+                .map_err(|_| "--name: must be the name of a host, such as node.example".to_owned())?,
+            None => ServerName::from(address.ip()),
+        };
+        let config = tls::config(Some(file), None).map_err(|error| error.replacen("ca", "--cacert", 1))?;
+        Ok(Some((config, name)))
+    }
+}
+
 /// Requests /readyz and returns the response.
-fn ask(place: &Place) -> io::Result<String> {
+fn ask(place: &Place, tls: Option<(Arc<ClientConfig>, ServerName<'static>)>) -> io::Result<String> {
     match place {
         Place::Tcp(address) => {
             let connection = TcpStream::connect_timeout(address, TIMEOUT)?;
             connection.set_read_timeout(Some(TIMEOUT))?;
             connection.set_write_timeout(Some(TIMEOUT))?;
-            ask_over(connection, &address.to_string())
+            let Some((config, name)) = tls else {
+                return ask_over(connection, &address.to_string());
+            };
+            let tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
+            ask_over(StreamOwned::new(tls, connection), &address.to_string())
         }
         Place::Unix(path) => {
             let connection = UnixStream::connect(path)?;

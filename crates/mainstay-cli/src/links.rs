@@ -25,6 +25,7 @@ pub(crate) use self::dialled::Dialled;
 pub(crate) use self::monitor::LinkMonitor;
 use crate::backend_health::{Failure, Reason};
 use crate::pool::PoolConfig;
+use crate::spans::LinkSpans;
 use crate::upstream_error::UpstreamError;
 
 /// Waiting links dial spread over at most this time once the backend can be reached.
@@ -254,9 +255,11 @@ impl Links {
         sender: Sender,
         session: Option<SessionId>,
         dialled: Option<Arc<Dialled>>,
+        spans: LinkSpans,
     ) -> LinkMonitor {
         let slot = self.list().insert(sender);
-        LinkMonitor::new(self.clone(), slot, session, dialled)
+        spans.belongs_to(session);
+        LinkMonitor::new(self.clone(), slot, session, dialled, spans)
     }
 
     /// A connection to an address was opened. Waiting links dial now.
@@ -514,7 +517,7 @@ mod tests {
         let links = Links::default();
         let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
-        let mut monitor = links.open(link.sender(), None, None);
+        let mut monitor = links.open(link.sender(), None, None, LinkSpans::default());
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
         monitor.observe(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
@@ -546,7 +549,7 @@ mod tests {
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
         let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
-        let mut monitor = links.open(link.sender(), None, None);
+        let mut monitor = links.open(link.sender(), None, None, LinkSpans::default());
         let failed = link.event().await.unwrap();
         monitor.observe(&failed);
         assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");

@@ -18,6 +18,8 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
+use crate::log_text;
+
 /// Maximum number of queued lines, and of their bytes.
 const LINES: usize = 4096;
 const BYTES: usize = 1 << 20;
@@ -27,7 +29,7 @@ const BYTES: usize = 1 << 20;
 /// `mainstay::server`.)
 const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
                        mainstay::successor=info,mainstay::backend_health=info,mainstay::pool=info,mainstay::cluster=info,\
-                       mainstay::reload=info,mainstay::server::leave=info";
+                       mainstay::reload=info,mainstay::spans=info,mainstay::server::leave=info";
 
 /// The format of log lines.
 #[derive(
@@ -90,9 +92,11 @@ pub(crate) fn listen(format: Format, other: Option<&str>) -> Result<(), String> 
         None => filter(other)?,
     };
     use_format(format);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Line);
+    let colours = format == Format::Text && io::stderr().is_terminal();
+    let line = move || Line { json: format == Format::Json, colours };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(line);
     match format {
-        Format::Text => builder.with_ansi(io::stderr().is_terminal()).init(),
+        Format::Text => builder.with_ansi(colours).init(),
         Format::Json => {
             builder.json().flatten_event(true).init();
         }
@@ -140,7 +144,10 @@ pub(crate) fn filter(variable: Option<impl AsRef<str>>) -> Result<EnvFilter, Str
 pub(crate) fn write_line(line: &str) {
     let Some(queue) = QUEUE.get() else { return };
     let json = queue.lock().json;
-    queue.push(if json { in_json(line) } else { format!("mainstay: {line}\n").into_bytes() });
+    let written = if json { in_json(line) } else { format!("mainstay: {line}\n") };
+    // Several problems of a configuration are a line each.
+    let lines = written.split_inclusive('\n').map(|line| log_text::escape(line, json, false));
+    queue.push(lines.collect::<String>().into_bytes());
 }
 
 /// Writes text unchanged, for a terminal.
@@ -150,11 +157,11 @@ pub(crate) fn write_raw(text: String) {
     }
 }
 
-fn in_json(line: &str) -> Vec<u8> {
+fn in_json(line: &str) -> String {
     let timestamp = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     let object =
         serde_json::json!({"timestamp": timestamp, "level": "INFO", "message": line, "target": "mainstay"});
-    format!("{object}\n").into_bytes()
+    format!("{object}\n")
 }
 
 /// Returns the number of lines lost since the start.
@@ -171,13 +178,17 @@ pub(crate) fn flush(at_most: Duration) {
 }
 
 /// Writes a formatted event into the queue.
-struct Line;
+struct Line {
+    json: bool,
+    colours: bool,
+}
 
 impl Write for Line {
     /// The subscriber calls this once for each event.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if let Some(queue) = QUEUE.get() {
-            queue.push(line.to_vec());
+            let text = String::from_utf8_lossy(line);
+            queue.push(log_text::escape(&text, self.json, self.colours).into_owned().into_bytes());
         }
         Ok(line.len())
     }
@@ -378,8 +389,8 @@ mod tests {
     #[test]
     fn a_line_in_json_is_one_object_whatever_text_it_holds() {
         let line = in_json("a \"quoted\"\nword");
-        let object: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(object["message"], "a \"quoted\"\nword");
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(line.matches('\n').count(), 1);
     }
 }

@@ -21,6 +21,7 @@ use crate::credentials::{CredentialFigures, IssuerFigures};
 use crate::links::{AddressFigures, Figures, Links};
 use crate::refusals::Refusals;
 use crate::routes::Routes;
+use crate::spans::{self, SpanFigures};
 use crate::{log, process_metrics};
 
 /// A format of the metrics.
@@ -81,6 +82,8 @@ struct Snapshot {
     admin_refused: [u64; Refusals::REASONS.len()],
     /// Entries of the timeline that were ever noted, and how many of them are forgotten.
     events: (u64, u64),
+    /// What became of spans, where they are recorded.
+    spans: Option<SpanFigures>,
     /// This node's part in a cluster, or what it leaves to the next process.
     cluster: Option<Cluster>,
     /// When the certificates in use expire.
@@ -121,6 +124,7 @@ pub(crate) fn render(server: &Server, routes: &Routes, refusals: &Refusals, form
         credentials: routes.access.figures(),
         admin_refused: refusals.figures(),
         events: server.timeline().counts(),
+        spans: spans::figures(),
         cluster: server.cluster().map(Cluster::from),
         expiries: client_tls::expiries(),
     };
@@ -272,6 +276,11 @@ impl Snapshot {
             "proxy_headers_refused_total",
             "Connections of trusted proxies closed without a valid PROXY header.",
             s.proxy_headers_refused,
+        );
+        to.counter(
+            "http2_floods_total",
+            "Connections of HTTP/2 closed because their clients flooded them.",
+            s.http2_floods,
         );
     }
 
@@ -492,6 +501,14 @@ impl Snapshot {
         to.family("admin_refused_total", "counter", help, &refused);
         let help = "Events of clients that were noted in the timeline, forgotten ones included.";
         to.counter("timeline_events_total", help, self.events.0);
+        if let Some(SpanFigures { exported, dropped, refused }) = self.spans {
+            let outcomes = [
+                ("{outcome=\"exported\"}", exported),
+                ("{outcome=\"dropped\"}", dropped),
+                ("{outcome=\"refused\"}", refused),
+            ];
+            to.family("spans_total", "counter", "Spans that ended, by outcome.", &outcomes);
+        }
         let version = concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
         to.family("build_info", "gauge", "1; the label has the version.", &[(version, 1)]);
         Each { routes: &self.routes }.family(
@@ -599,6 +616,15 @@ impl Cluster {
                 ("{outcome=\"accepted\"}", figures.accepted),
                 ("{outcome=\"answered\"}", figures.answered),
                 ("{outcome=\"unanswered\"}", figures.unanswered),
+            ],
+        );
+        to.family(
+            "node_questions_total",
+            "counter",
+            "Questions of operators that this node put to other nodes, by outcome.",
+            &[
+                ("{outcome=\"answered\"}", figures.questions_answered),
+                ("{outcome=\"unanswered\"}", figures.questions_unanswered),
             ],
         );
         let help =
@@ -780,6 +806,7 @@ mod tests {
             kept_for_backend: 6,
             budget: Budget::new(1 << 20),
             routes: vec![(String::new(), Figures { lost: 3, unknown: 2, addresses, ..Figures::default() })],
+            spans: Some(SpanFigures { exported: 5, dropped: 0, refused: 0 }),
             cluster: Some(Cluster { engine_up: true, claims: [4, 0, 0, 1], ..Cluster::default() }),
             credentials: CredentialFigures {
                 refused: vec![("expired", 9)],

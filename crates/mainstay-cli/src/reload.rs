@@ -17,7 +17,7 @@ use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::client_tls::{ClientTls, Prepared};
+use crate::client_tls::{ClientTls, Prepared, TlsSection};
 use crate::config::{Loaded, Problem, Sources};
 use crate::route::Route;
 use crate::routes::Routes;
@@ -34,6 +34,8 @@ pub(crate) struct Live {
     pub(crate) most: usize,
     /// TLS towards clients.
     pub(crate) tls: Option<ClientTls>,
+    /// TLS of the admin listener.
+    pub(crate) admin_tls: Option<ClientTls>,
     /// The supervisor's line about this process.
     pub(crate) status: String,
 }
@@ -43,7 +45,10 @@ impl Live {
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
         let before = self.routes.all();
         let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
-        let tls = self.prepare_tls(loaded)?;
+        let tls = prepare_tls(self.tls.as_ref(), &loaded.config.tls);
+        let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
+        let admin_tls = prepare_tls(self.admin_tls.as_ref(), &loaded.config.admin.tls.section());
+        let admin_tls = admin_tls.map_err(|what| loaded.problem_in("admin.tls", &what))?;
         let changes = Changes::between(&before, &routes);
         table::start_credentials(&routes);
         table::set_limits(&routes);
@@ -52,21 +57,22 @@ impl Live {
         table::stop_probing(&before, &routes);
         tokio::spawn(probe_soon(routes.iter().map(Arc::downgrade).collect()));
         self.routes.replace(routes, loaded.names_routes);
-        tls.into_iter().for_each(|(tls, prepared)| tls.replace(prepared));
+        tls.into_iter().chain(admin_tls).for_each(|(tls, prepared)| tls.replace(prepared));
         Ok(changes)
     }
+}
 
-    /// Reads certificates and keys again.
-    fn prepare_tls(&self, loaded: &Loaded) -> Result<Option<(&ClientTls, Prepared)>, Problem> {
-        let section = &loaded.config.tls;
-        let prepared = match &self.tls {
-            Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
-            None if section.is_on() => {
-                Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
-            }
-            None => Ok(None),
-        };
-        prepared.map_err(|what| loaded.problem_in("tls", &what))
+/// Reads certificates and keys again.
+fn prepare_tls<'a>(
+    tls: Option<&'a ClientTls>,
+    section: &TlsSection,
+) -> Result<Option<(&'a ClientTls, Prepared)>, String> {
+    match tls {
+        Some(tls) => tls.prepare(section).map(|prepared| Some((tls, prepared))),
+        None if section.is_on() => {
+            Err("certificate: TLS cannot be turned on while the process runs; restart it".to_owned())
+        }
+        None => Ok(None),
     }
 }
 
@@ -273,6 +279,7 @@ mod tests {
             routes: Arc::default(),
             most: 100,
             tls: None,
+            admin_tls: None,
             status: String::new(),
         };
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();

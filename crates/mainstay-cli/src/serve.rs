@@ -11,6 +11,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::any;
 use http::HeaderName;
+use http::uri::Authority;
 use mainstay::client::Place;
 use mainstay::cluster::ClusterConfig;
 use mainstay::server::{Config, Origins, Sessions};
@@ -18,7 +19,7 @@ use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
 use crate::activation::{Activated, Passed};
-use crate::admin::{DrainOrder, Operated, Token};
+use crate::admin::{DrainOrder, Opening, Operated, Token};
 use crate::client_tls::ClientTls;
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
@@ -34,7 +35,7 @@ use crate::signals::{self, Stops};
 use crate::successor::Predecessor;
 use crate::{
     admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
-    reload, supervisor, table, tls, values,
+    reload, spans, supervisor, table, tls, values,
 };
 
 /// The end of `mainstay serve --help`.
@@ -215,6 +216,8 @@ struct Checked {
     cluster: Option<ClusterConfig>,
     /// TLS towards clients.
     tls: Option<ClientTls>,
+    /// TLS of the admin listener.
+    admin_tls: Option<ClientTls>,
 }
 
 impl Checked {
@@ -224,9 +227,12 @@ impl Checked {
         let cluster =
             cluster::config(&loaded.config, &purpose(loaded)).map_err(|(key, what)| wrong(key, &what))?;
         let tls = &loaded.config.tls;
-        let tls = tls.is_on().then(|| ClientTls::new(tls)).transpose();
+        let tls = tls.is_on().then(|| ClientTls::new(tls, "clients")).transpose();
         let tls = tls.map_err(|what| loaded.problem_in("tls", &what))?;
-        Ok(Self { token, cluster, tls })
+        let admin_tls = &loaded.config.admin.tls;
+        let admin_tls = admin_tls.is_on().then(|| ClientTls::new(&admin_tls.section(), "admin")).transpose();
+        let admin_tls = admin_tls.map_err(|what| loaded.problem_in("admin.tls", &what))?;
+        Ok(Self { token, cluster, tls, admin_tls })
     }
 }
 
@@ -241,19 +247,21 @@ fn purpose(loaded: &Loaded) -> String {
         .map_or_else(String::new, |place| place.to_string())
 }
 
-/// Reads the token for /metrics. Fails before anything listens if anyone on the network could read the metrics.
+/// Reads the token of the admin listener. Fails before anything listens if anyone on the network could read the metrics.
 fn admin_token(config: &config::Config) -> Result<Option<Token>, (&'static str, String)> {
     let admin = config.admin.listen.as_ref().map(|listen| &listen.place);
     match (&config.admin.token_file, admin) {
         (Some(file), _) => Token::read(file)
             .map(Some)
             .map_err(|error| ("admin.token-file", format!("<admin.token-file> {error}"))),
-        (None, Some(listen_address::Place::Tcp(address))) if !address.ip().to_canonical().is_loopback() => {
+        (None, Some(listen_address::Place::Tcp(address)))
+            if !address.ip().to_canonical().is_loopback() && config.admin.tls.client_ca.is_none() =>
+        {
             Err((
                 "admin.listen",
                 format!(
                     "<admin.listen> {address}: not a loopback address, so anyone on the network could read /metrics; choose a \
-                 loopback address, for example 127.0.0.1:{}, or set <admin.token-file>",
+                 loopback address, for example 127.0.0.1:{}, or set <admin.token-file> or <admin.tls.client-ca>",
                     address.port()
                 ),
             ))
@@ -271,8 +279,11 @@ fn library(
 ) -> Result<Config, String> {
     let max_sessions = config.limits.sessions.unwrap_or_else(|| {
         let addresses = config.routes.values().flat_map(|route| &route.upstream.addresses);
-        let is_over_tcp = addresses.clone().any(|place| place.socket.is_none());
-        let ports = is_over_tcp.then(descriptors::local_ports).flatten();
+        let over_tcp = addresses.map(|place| {
+            let host = place.url.authority().map(Authority::as_str);
+            host.filter(|_| place.socket.is_none())
+        });
+        let ports = descriptors::local_ports(over_tcp);
         descriptors::max_sessions(files, has_backend, ports)
     });
     let none = RouteSection::default();
@@ -328,7 +339,8 @@ async fn serve(
     checked: Checked,
     activated: Activated,
 ) -> Result<(), Failed> {
-    let Checked { token, cluster, tls } = checked;
+    let Checked { token, cluster, tls, admin_tls } = checked;
+    spans::start(&loaded.config.tracing).map_err(|what| loaded.problem_in("tracing", &what).to_string())?;
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
     let most = descriptors::max_connections(files, !is_demonstration);
@@ -366,20 +378,25 @@ async fn serve(
     let (drains, draining) = watch::channel(false);
     let mut clients = client_listeners::prepare(clients, &mainstay, &draining);
     table::start(&routes.all());
+    admin::join(&mainstay, &routes);
     if let Err(error) = mainstay.join().await {
         let (line, code) = cluster::explain(&error);
         return Err(Failed { line, code });
     }
     clients.iter_mut().for_each(client_listeners::Prepared::stop_predecessor);
     let urls: Vec<String> = clients.iter().map(|client| client.url(tls.is_some())).collect();
-    print_banner(&loaded, &urls, admin.as_ref().map(|admin| &admin.place), &mainstay);
+    let admin_scheme = if admin_tls.is_some() { "https" } else { "http" };
+    let admin_place = admin.as_ref().map(|admin| (&admin.place, admin_scheme));
+    print_banner(&loaded, &urls, admin_place, &mainstay);
     let mut admin_file = None;
     if let Some(Listening { socket, place, predecessor, file, .. }) = admin {
         predecessor.into_iter().for_each(Predecessor::stop_accepting);
         admin_file = file;
         let (server, routes, drain) = (mainstay.clone(), Arc::clone(&routes), drain_order.clone());
         let operated = Operated { server, routes, drain, refusals: Refusals::default() };
-        tokio::spawn(admin::serve(socket, place, operated, token));
+        let asks_for_certificates = loaded.config.admin.tls.client_ca.is_some();
+        let opening = Opening::new(token, admin_tls.as_ref(), asks_for_certificates);
+        tokio::spawn(admin::serve(socket, place, operated, opening));
     }
     let serving = client_listeners::Serving {
         app,
@@ -395,11 +412,12 @@ async fn serve(
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, status };
+    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, admin_tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);
+    spans::flush().await;
     served.map_err(Failed::from)
 }
 
@@ -408,7 +426,12 @@ async fn respond(State(gateway): State<Gateway>, request: Request) -> Response {
 }
 
 /// Prints where clients connect, the backends, this node's part in a cluster and a command to try. Write errors are ignored.
-fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<&listen_address::Place>, server: &Server) {
+fn print_banner(
+    loaded: &Loaded,
+    urls: &[String],
+    admin: Option<(&listen_address::Place, &str)>,
+    server: &Server,
+) {
     let (first, others) = urls.split_first().map_or(("", urls), |(first, others)| (first.as_str(), others));
     let mut lines = vec![format!("mainstay {} listening on {first}", env!("CARGO_PKG_VERSION"))];
     lines.extend(others.iter().map(|url| format!("  and on {url}")));
@@ -432,9 +455,9 @@ fn print_banner(loaded: &Loaded, urls: &[String], admin: Option<&listen_address:
     if let Some(status) = server.cluster() {
         lines.push(format!("  {}", cluster::banner(&loaded.config, &status)));
     }
-    if let Some(admin) = admin {
-        let at = match admin {
-            listen_address::Place::Tcp(address) => format!("http://{address}"),
+    if let Some((place, scheme)) = admin {
+        let at = match place {
+            listen_address::Place::Tcp(address) => format!("{scheme}://{address}"),
             place => place.to_string(),
         };
         lines.push(format!("  admin on {at}: /healthz /readyz /metrics /sessions"));

@@ -32,11 +32,12 @@ pub(crate) async fn serve_session(session: Session, request: ClientRequest, rout
         }
     };
     let dialled = (route.links.count() > 1).then(Arc::<Dialled>::default);
+    let spans = request.spans.clone();
     let link = match request.link(subprotocol.as_slice(), &route, saved.is_some(), dialled.as_ref()) {
         Ok(link) => link,
         Err(reason) => return session.close(CloseCode::POLICY, &reason),
     };
-    let mut monitor = route.links.open(link.sender(), session.id(), dialled);
+    let mut monitor = route.links.open(link.sender(), session.id(), dialled, spans);
     let to_client = session.sender();
     let answered = tokio::select! {
         answered = accepted(&link, &mut monitor, &route) => answered,

@@ -94,8 +94,11 @@ pub(crate) fn listen(text: &str) -> Result<ListenAddress, String> {
 /// Parses a header, as `Name: value`.
 pub(crate) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as \"Name: value\"")?;
-    let name = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
-    let value = value.trim().parse().map_err(|_| format!("{value:?} is not a header value"))?;
+    let name: HeaderName = name.trim().parse().map_err(|_| format!("{name:?} is not a header name"))?;
+    // The value may be a secret, and is not quoted.
+    let value = value.trim().parse();
+    let value =
+        value.map_err(|_| format!("the value of {name} cannot be a header's; remove control characters"))?;
     Ok((name, value))
 }
 

@@ -12,6 +12,7 @@
 //! - [`confirm`]: sending to a plain peer, whose Pong confirms what was sent.
 //! - [`connect`]: the client's life: connecting, attached, waiting, ended.
 //! - [`endpoint`]: which redirects of a server the client follows.
+//! - [`cancellations`]: how many requests of a connection its client may cancel.
 //! - [`proxy_header`]: the header by which a proxy names its client.
 //! - [`reach`]: which of a server's addresses is tried, and when.
 //! - [`failure`]: what went wrong, in words and as an error.
@@ -24,6 +25,7 @@
 pub mod admission;
 pub mod backoff;
 pub mod budget;
+pub mod cancellations;
 pub mod cluster;
 pub mod confirm;
 pub mod connect;

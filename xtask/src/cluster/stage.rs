@@ -242,7 +242,7 @@ impl Node {
     }
 
     /// Waits until /readyz returns 200, as a balancer does.
-    fn wait_ready(&mut self) -> Result<()> {
+    pub(super) fn wait_ready(&mut self) -> Result<()> {
         let admin = self.admin;
         self.process.wait_until(LIMIT, |_| {
             metrics::get(admin, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))

@@ -37,6 +37,8 @@ pub(super) struct Proxy {
     pub(super) has_idle_limit: bool,
     /// Its connections stay open while it is reloaded.
     pub(super) keeps_at_reload: bool,
+    /// Its recipe accepts HTTP/2 without TLS.
+    pub(super) speaks_http2: bool,
 }
 
 /// What a recipe is filled with.
@@ -75,11 +77,21 @@ impl Proxy {
     }
 
     pub(super) fn envoy() -> Result<Self> {
-        Ok(Self::new(Kind::Envoy, "Envoy", &["envoy.yaml"], install::envoy()?))
+        let proxy = Self::new(Kind::Envoy, "Envoy", &["envoy.yaml"], install::envoy()?);
+        Ok(Self { speaks_http2: true, ..proxy })
     }
 
     fn new(kind: Kind, name: &'static str, recipe: &'static [&'static str], program: PathBuf) -> Self {
-        Self { kind, name, recipe, program, libraries: None, has_idle_limit: true, keeps_at_reload: false }
+        Self {
+            kind,
+            name,
+            recipe,
+            program,
+            libraries: None,
+            has_idle_limit: true,
+            keeps_at_reload: false,
+            speaks_http2: false,
+        }
     }
 
     /// Writes the recipe with the addresses and limits of a proof into the folder. Returns the file to start with.
@@ -154,7 +166,11 @@ impl Proxy {
         };
         let log = place.folder.join("proxy.log");
         let mut running = Background::start_quietly(command.arg(configuration), log)?;
-        running.wait_listening(LIMIT, place.listening)?;
+        // Traefik listens before it has its routes, and a client that gets 404 does not come back.
+        let serves = |_: &Path| {
+            metrics::get(place.listening, "/").is_ok_and(|response| response.starts_with("HTTP/1.1 200"))
+        };
+        running.wait_until(LIMIT, serves)?;
         Ok(running)
     }
 

@@ -8,14 +8,26 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::run::{Background, free_address};
+use crate::programs::MAINSTAY;
+use crate::run::{Background, free_address, output};
 use crate::{Result, metrics};
 
+use super::LIMIT;
 use super::proxy::{Place, Proxy};
-use super::{LIMIT, MAINSTAY};
 
 /// Silence between the two messages of a client, in seconds: more than the limit.
 const SILENCE: u32 = 7;
+/// Asks over HTTP/2 without TLS, and prints the status and whether WebSockets over HTTP/2 are offered.
+const ASK_HTTP2: &str = "
+const client = require('node:http2').connect(process.argv[1]);
+client.once('remoteSettings', (settings) => {
+  const request = client.request({ ':path': '/' });
+  request.once('response', (head) => {
+    console.log(head[':status'], settings.enableConnectProtocol);
+    client.destroy();
+  });
+});
+";
 /// The address that a client connects from, and the one that it claims to have.
 const ADDRESS: &str = "127.0.0.5";
 const CLAIM: &str = "203.0.113.9";
@@ -167,6 +179,20 @@ impl<'a> Stage<'a> {
         if listed.contains(CLAIM) {
             return Err(format!("the gateway believes a client that claims to be {CLAIM}").into());
         }
+        if self.proxy.speaks_http2 { self.check_http2() } else { Ok(()) }
+    }
+
+    /// Requests pass over HTTP/2, and browsers open their WebSockets over HTTP/1.1, as the proxy offers nothing else.
+    fn check_http2(&self) -> Result<()> {
+        let url = format!("http://{}", self.listening);
+        let seen = output(Command::new("timeout").args(["30", "node", "-e", ASK_HTTP2, &url]))?;
+        if seen.trim() != "200 false" {
+            return Err(format!("over HTTP/2 expected \"200 false\", got {seen:?}").into());
+        }
+        println!(
+            "    {:8} passes requests over HTTP/2, and offers WebSockets over HTTP/1.1 alone",
+            self.proxy.name
+        );
         Ok(())
     }
 }

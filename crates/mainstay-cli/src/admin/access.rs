@@ -1,10 +1,12 @@
 //! Which requests the admin listener answers: from whom, for which host, and which of them may change something.
 //!
 //! - Health checks and the console's page are for everyone. The page holds no data.
-//! - Everything else needs the token, where one is set. Wrong ones are limited by address (`guesses`).
-//! - Without a token, the Host must be a name of this machine: a page whose name was rebound to this address sends its own
-//!   name (DNS rebinding). What changes something also needs a header or a content type that a page of another site cannot
-//!   send without this listener's consent (CSRF), and no Origin of another site.
+//! - Everything else needs the token or a certificate of the client, where one of them is set: either of the two is enough.
+//!   Wrong tokens are limited by address (`guesses`); a wrong certificate fails in the handshake.
+//! - Without the token, the Host must be a name of this machine or of its certificate: a page whose name was rebound to this
+//!   address sends its own name (DNS rebinding). What changes something also needs a header or a content type that a page of
+//!   another site cannot send without this listener's consent (CSRF), and no Origin of another site. Browsers send
+//!   certificates by themselves, as they do nothing of a token.
 //!
 //! A Unix socket has neither problem: no page can reach it, and the mode of its file decides who can.
 
@@ -22,6 +24,7 @@ use http::uri::Authority;
 use sha2::{Digest, Sha256};
 
 use super::guesses::Guesses;
+use crate::client_tls::Hosts;
 use crate::refusals::{Refusal, Refusals};
 
 /// The header that a request without a token needs to change something; its value does not matter.
@@ -30,29 +33,38 @@ pub(super) const INTENT: &str = "x-mainstay-admin";
 /// How a connection reached the admin listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum CameBy {
-    /// Over TCP: the address that it came in by, and that of the peer.
-    Tcp { local: Option<IpAddr>, peer: Option<IpAddr> },
+    /// Over TCP: the address that it came in by, that of the peer, and whether the peer presented a certificate of the
+    /// configured authorities.
+    Tcp { local: Option<IpAddr>, peer: Option<IpAddr>, has_certificate: bool },
     /// Over a Unix socket.
     Unix,
 }
 
 impl CameBy {
     pub(super) fn tcp(local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Self {
-        Self::Tcp { local: local.map(|local| local.ip()), peer: peer.map(|peer| peer.ip()) }
+        let (local, peer) = (local.map(|local| local.ip()), peer.map(|peer| peer.ip()));
+        Self::Tcp { local, peer, has_certificate: false }
+    }
+
+    pub(super) fn with_certificate(self) -> Self {
+        match self {
+            Self::Tcp { local, peer, .. } => Self::Tcp { local, peer, has_certificate: true },
+            Self::Unix => self,
+        }
     }
 }
 
 /// The rules of the module, and what they count. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Access {
-    token: Option<Token>,
+    keys: Keys,
     guesses: Arc<Mutex<Guesses>>,
     refusals: Refusals,
 }
 
 impl Access {
-    pub(super) fn new(token: Option<Token>, refusals: Refusals) -> Self {
-        Self { token, guesses: Arc::default(), refusals }
+    pub(super) fn new(keys: Keys, refusals: Refusals) -> Self {
+        Self { keys, guesses: Arc::default(), refusals }
     }
 
     /// Passes a request on, or responds why not.
@@ -74,16 +86,27 @@ impl Access {
             let line = "the request needs one valid Host, and a path or a URL as its target";
             return refuse(None, StatusCode::BAD_REQUEST, line);
         };
-        let nowhere = CameBy::Tcp { local: None, peer: None };
+        let nowhere = CameBy::tcp(None, None);
         let came_by = request.extensions().get().copied().unwrap_or(nowhere);
         let is_open = matches!(request.uri().path(), "/healthz" | "/readyz" | "/");
-        if let Some(token) = &self.token {
-            return if is_open { Ok(()) } else { self.judge_token(token, request.headers(), came_by) };
+        let Keys { token, asks_for_certificates, hosts } = &self.keys;
+        let has_certificate = matches!(came_by, CameBy::Tcp { has_certificate: true, .. });
+        let is_locked = token.is_some() || *asks_for_certificates;
+        if is_locked && is_open {
+            return Ok(());
+        }
+        if is_locked && !has_certificate {
+            return self.judge_token(token.as_ref(), request.headers(), came_by);
+        }
+        if let Some(token) = token
+            && token.is_presented(request.headers())
+        {
+            return Ok(());
         }
         let CameBy::Tcp { local, .. } = came_by else { return Ok(()) };
-        if !names.iter().all(|name| is_local(name.host(), local)) {
-            let line = "the Host of this request is not a local name: use localhost or this listener's address, or \
-                        start with --admin-token-file to accept any name";
+        if !names.iter().all(|name| is_local(name.host(), local) || hosts.contain(&bare(name.host()))) {
+            let line = "the Host of this request is neither a local name nor one of the certificate of this listener: use \
+                        localhost or this listener's address, or start with --admin-token-file to accept any name";
             return refuse(Some(Refusal::Host), StatusCode::MISDIRECTED_REQUEST, line);
         }
         let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
@@ -97,7 +120,7 @@ impl Access {
 
     fn judge_token(
         &self,
-        token: &Token,
+        token: Option<&Token>,
         headers: &HeaderMap,
         came_by: CameBy,
     ) -> Result<(), (Option<Refusal>, Box<Response>)> {
@@ -110,33 +133,51 @@ impl Access {
         if let Some(wait) = guesses.wait(now, address) {
             return Err((Some(Refusal::Guesses), Box::new(too_many(wait))));
         }
-        if token.is_presented(headers) {
+        if token.is_some_and(|token| token.is_presented(headers)) {
             return Ok(());
         }
         // A request without a token is no guess: a browser, or a scraper that lacks its configuration.
-        if headers.contains_key(header::AUTHORIZATION)
+        if token.is_some()
+            && headers.contains_key(header::AUTHORIZATION)
             && let Some(count) = guesses.handle_wrong(now, address)
         {
             tracing::warn!(%address, count, "wrong tokens at the admin listener");
         }
-        Err((Some(Refusal::Token), Box::new(unauthorized())))
+        Err((Some(Refusal::Token), Box::new(self.unauthorized())))
     }
+}
+
+impl Access {
+    fn unauthorized(&self) -> Response {
+        let Keys { token, asks_for_certificates, .. } = &self.keys;
+        let by_token = "send the token of --admin-token-file as Authorization: Bearer TOKEN";
+        let by_certificate = "present a certificate of the authorities of admin.tls.client-ca";
+        let line = match (token, asks_for_certificates) {
+            (Some(_), true) => format!("{by_token}, or {by_certificate}\n"),
+            (Some(_), false) => format!("{by_token}\n"),
+            _ => format!("{by_certificate}\n"),
+        };
+        let status = StatusCode::UNAUTHORIZED;
+        match token {
+            Some(_) => (status, [(header::WWW_AUTHENTICATE, "Bearer")], line).into_response(),
+            None => (status, line).into_response(),
+        }
+    }
+}
+
+/// What opens the admin listener, and the hosts that its certificates are for.
+#[derive(Clone, Default)]
+pub(crate) struct Keys {
+    pub(crate) token: Option<Token>,
+    /// A certificate of the client opens it, too.
+    pub(crate) asks_for_certificates: bool,
+    pub(crate) hosts: Hosts,
 }
 
 fn too_many(wait: Duration) -> Response {
     let seconds = wait.as_secs_f64().ceil() as u64;
     let line = format!("too many wrong tokens from this address: wait {seconds} s\n");
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], line).into_response()
-}
-
-fn unauthorized() -> Response {
-    let headers = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (
-        StatusCode::UNAUTHORIZED,
-        headers,
-        "send the token of --admin-token-file as Authorization: Bearer TOKEN\n",
-    )
-        .into_response()
 }
 
 /// Returns whether the request has what a page of another site may send only after a preflight, which this listener refuses.
@@ -165,10 +206,15 @@ fn hosts(request: &Request) -> Option<Vec<Authority>> {
     (is_right && is_enough).then(|| hosts.into_iter().chain(target.authority().cloned()).collect())
 }
 
+/// Returns a host as certificates write it: in lower case, without brackets and without the dot of the root.
+fn bare(host: &str) -> String {
+    host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase()
+}
+
 /// Returns whether a host can only mean this machine: a loopback address, the local address of the connection, or a name
 /// under `localhost`, which no name server resolves (RFC 6761 section 6.3).
 fn is_local(host: &str, local: Option<IpAddr>) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    let host = bare(host);
     match host.parse::<IpAddr>() {
         Ok(address) => {
             let address = address.to_canonical();

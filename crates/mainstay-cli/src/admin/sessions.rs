@@ -1,6 +1,5 @@
-//! `/sessions`: pages of clients, one with its timeline, and ending them.
-
-use std::time::SystemTime;
+//! `/sessions` and `/subjects`: pages of clients, one with its timeline, and ending them. In a cluster at all nodes, unless `node` or
+//! `local` says otherwise.
 
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
@@ -11,41 +10,49 @@ use mainstay::server::timeline::ClientName;
 use serde_json::{Value, json};
 
 use super::Operated;
+use super::everywhere::{self, CHOICE, Choice};
 use super::query::{Query, Wrong, bad};
-use super::words::{Calendar, object, reconnects};
+use super::question::Listing;
 use crate::client_identity::subject_of;
 
 /// The reason that a client gets if the operator names none.
 const REASON: &str = "ended by an operator";
+/// The longest subject that is revoked, as the engine keeps it.
+const LONGEST_SUBJECT: usize = 1000;
 /// The longest reason of a Close (RFC 6455 section 5.5.1).
 const LONGEST_REASON: usize = 123;
 
 /// `GET /sessions`.
 pub(super) async fn list(State(operated): State<Operated>, request: Request) -> Response {
-    answer(page(&operated, &request))
+    let query = chosen(&request, &["after", "limit", "state", "subject", "search"]);
+    answer(page(&operated, query).await)
 }
 
-fn page(operated: &Operated, request: &Request) -> Result<Value, Wrong> {
-    let query = Query::of(request, &["after", "limit", "state", "subject", "search"])?;
-    let after = query.number("after", 0, u32::MAX)?;
-    let limit = query.number("limit", 1, 1000)?.unwrap_or(100);
+async fn page(operated: &Operated, query: Result<Query, Wrong>) -> Result<Value, Wrong> {
+    let query = query?;
+    let choice = Choice::of(&query, &operated.server)?;
     let state = query.get("state");
     if state.is_some_and(|state| !["attached", "parked", "draining"].contains(&state)) {
         return Err(bad("state: must be attached, parked or draining"));
     }
-    let (wanted_subject, search) = (query.get("subject"), query.get("search").map(str::to_lowercase));
-    let wanted = |client: &ClientInfo| {
-        state.is_none_or(|state| client.presence.as_str() == state)
-            && wanted_subject.is_none_or(|wanted| subject(client).as_deref() == Some(wanted))
-            && search.as_deref().is_none_or(|search| mentions(client, search))
+    let text = |name| query.get(name).map(str::to_owned);
+    let listing = Listing {
+        after: everywhere::after(&query, &choice)?,
+        limit: query.number("limit", 1, 1000)?.unwrap_or(100),
+        state: text("state"),
+        subject: text("subject"),
+        search: text("search"),
     };
-    let page = operated.server.list(after, limit, wanted);
-    let sessions: Vec<Value> = page.clients.iter().map(client).collect();
-    Ok(json!({ "sessions": sessions, "next": page.next }))
+    everywhere::list(operated, &choice, listing).await
+}
+
+/// Reads the parameters of a request that concerns one node or all.
+fn chosen(request: &Request, known: &[&str]) -> Result<Query, Wrong> {
+    Query::of(request, &[known, &CHOICE[..]].concat())
 }
 
 /// Whether a client's name, address, path or subject contains this text.
-fn mentions(client: &ClientInfo, search: &str) -> bool {
+pub(super) fn mentions(client: &ClientInfo, search: &str) -> bool {
     let contains = |text: &str| text.to_lowercase().contains(search);
     contains(&client.name.to_string())
         || client.address().is_some_and(|address| contains(&address.to_string()))
@@ -54,7 +61,7 @@ fn mentions(client: &ClientInfo, search: &str) -> bool {
 }
 
 /// Returns who a client is by its credentials, as text.
-fn subject(client: &ClientInfo) -> Option<String> {
+pub(super) fn subject(client: &ClientInfo) -> Option<String> {
     subject_of(&client.peer().principal)
 }
 
@@ -67,11 +74,12 @@ fn place(client: &ClientInfo) -> (Option<String>, Option<String>) {
     }
 }
 
-/// Returns a client as an object.
-pub(super) fn client(client: &ClientInfo) -> Value {
+/// Returns a client as an object. `node`: the one that has it.
+pub(super) fn client(client: &ClientInfo, node: Option<&str>) -> Value {
     let (route, path) = place(client);
     json!({
         "id": client.name.to_string(),
+        "node": node,
         "resumable": client.peer().resumable,
         "state": client.presence.as_str(),
         "epoch": client.epoch,
@@ -83,12 +91,12 @@ pub(super) fn client(client: &ClientInfo) -> Value {
         "route": route,
         "path": path,
         "subject": subject(client),
-        "subprotocol": client.peer().subprotocol.as_deref(),
+        "subprotocol": client.peer().shown_subprotocol(),
     })
 }
 
-fn name(id: &str) -> Result<ClientName, Wrong> {
-    id.parse().map_err(bad)
+fn check_name(id: &str) -> Result<(), Wrong> {
+    id.parse::<ClientName>().map(drop).map_err(bad)
 }
 
 /// `GET /sessions/ID`.
@@ -97,26 +105,15 @@ pub(super) async fn one(
     Path(id): Path<String>,
     request: Request,
 ) -> Response {
-    answer(Query::of(&request, &[]).and_then(|_| {
-        let name = name(&id)?;
-        let found = operated.server.client(name);
-        let entries = operated.server.timeline().of(name);
-        if found.is_none() && entries.is_empty() {
-            return Err(unknown());
-        }
-        let calendar = Calendar::now();
-        let timeline: Vec<Value> = entries.iter().map(|entry| object(entry, calendar)).collect();
-        Ok(json!({
-            "session": found.as_ref().map(client),
-            "reconnects": reconnects(&entries, calendar),
-            "timeline": timeline,
-        }))
-    }))
+    let query = chosen(&request, &[]);
+    answer(found(&operated, id, query).await)
 }
 
-fn unknown() -> Wrong {
-    let line = "no such session is here, and the timeline has none of its events\n";
-    (StatusCode::NOT_FOUND, line.to_owned())
+async fn found(operated: &Operated, id: String, query: Result<Query, Wrong>) -> Result<Value, Wrong> {
+    let choice = Choice::of(&query?, &operated.server)?;
+    check_name(&id)?;
+    choice.check_name(&id)?;
+    everywhere::one(operated, &choice, id).await
 }
 
 /// `DELETE /sessions/ID`.
@@ -125,14 +122,19 @@ pub(super) async fn end(
     Path(id): Path<String>,
     request: Request,
 ) -> Response {
-    answer(name(&id).and_then(|name| {
-        let (code, reason) = ending(&request)?;
-        if !operated.server.end_client(name, code, &reason) {
-            return Err(unknown());
-        }
-        tracing::info!(session = %name, code = code.get(), "an operator ended a session");
-        Ok(json!({ "ended": 1 }))
-    }))
+    let ending = ending(&operated, &request);
+    changed(ended(&operated, id, ending).await)
+}
+
+async fn ended(
+    operated: &Operated,
+    id: String,
+    ending: Result<(Choice, u16, String), Wrong>,
+) -> Result<(StatusCode, Value), Wrong> {
+    check_name(&id)?;
+    let (choice, code, reason) = ending?;
+    choice.check_name(&id)?;
+    everywhere::end(operated, &choice, (id, code, reason)).await
 }
 
 /// `DELETE /subjects/SUBJECT`. Its credentials stay valid: `revoke` ends that, too.
@@ -141,29 +143,35 @@ pub(super) async fn end_subject(
     Path(subject): Path<String>,
     request: Request,
 ) -> Response {
-    answer(ending(&request).map(|(code, reason)| {
-        let theirs = |client: &ClientInfo| subject_of(&client.peer().principal).as_deref() == Some(&*subject);
-        let ended = operated.server.end_clients(theirs, code, &reason);
-        tracing::info!(ended, code = code.get(), "an operator ended the sessions of a subject");
-        json!({ "ended": ended })
-    }))
+    let ending = ending(&operated, &request);
+    changed(match ending {
+        Ok((choice, code, reason)) => {
+            everywhere::end_subject(&operated, &choice, (subject, code, reason)).await
+        }
+        Err(wrong) => Err(wrong),
+    })
 }
 
-/// `POST /subjects/SUBJECT/revoke`.
+/// `POST /subjects/SUBJECT/revoke`. It concerns all nodes: one that does not know it would accept the credentials.
 pub(super) async fn revoke(
     State(operated): State<Operated>,
     Path(subject): Path<String>,
     request: Request,
 ) -> Response {
-    answer(Query::of(&request, &[]).map(|_| {
-        let ended = operated.routes.access.subjects.revoke(&subject, SystemTime::now());
-        json!({ "ended": ended })
-    }))
+    let choice = Query::of(&request, &[]).and_then(|query| Choice::of(&query, &operated.server));
+    changed(match choice {
+        Ok(_) if subject.len() > LONGEST_SUBJECT => {
+            Err(bad(format!("subject: must be at most {LONGEST_SUBJECT} bytes of UTF-8")))
+        }
+        Ok(choice) => everywhere::revoke(&operated, &choice, subject).await,
+        Err(wrong) => Err(wrong),
+    })
 }
 
-/// Returns the code and the reason that clients get.
-fn ending(request: &Request) -> Result<(CloseCode, String), Wrong> {
-    let query = Query::of(request, &["code", "reason"])?;
+/// Returns which nodes a request concerns, and the code and the reason that clients get.
+fn ending(operated: &Operated, request: &Request) -> Result<(Choice, u16, String), Wrong> {
+    let query = chosen(request, &["code", "reason"])?;
+    let choice = Choice::of(&query, &operated.server)?;
     let code = query.number("code", 1000, 4999)?.unwrap_or_else(|| CloseCode::SESSION_ENDED.get());
     let code = CloseCode::new(code).ok_or_else(|| {
         bad(format!(
@@ -174,12 +182,19 @@ fn ending(request: &Request) -> Result<(CloseCode, String), Wrong> {
     if reason.len() > LONGEST_REASON {
         return Err(bad(format!("reason: must be at most {LONGEST_REASON} bytes of UTF-8")));
     }
-    Ok((code, reason.to_owned()))
+    Ok((choice, code.get(), reason.to_owned()))
 }
 
 pub(super) fn answer(found: Result<Value, Wrong>) -> Response {
     match found {
         Ok(value) => ([(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response(),
+        Err(wrong) => wrong.into_response(),
+    }
+}
+
+fn changed(result: Result<(StatusCode, Value), Wrong>) -> Response {
+    match result {
+        Ok((status, value)) => (status, answer(Ok(value))).into_response(),
         Err(wrong) => wrong.into_response(),
     }
 }

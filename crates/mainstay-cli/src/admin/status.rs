@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::Operated;
 use super::query::Query;
+use super::question::node_of;
 use super::sessions::{answer, client};
 use super::words::{Calendar, object, why};
 use crate::route::{BackendStatus, Route};
@@ -68,6 +69,7 @@ fn engine_away(server: &Server) -> &'static str {
 pub(super) async fn status(State(operated): State<Operated>, request: Request) -> Response {
     answer(Query::of(&request, &[]).map(|_| {
         let (server, calendar) = (&operated.server, Calendar::now());
+        let node = node_of(server);
         let (sessions, stats) = (server.sessions(), server.stats());
         let Readiness { is_ready, reasons } = readiness(&operated);
         let state = match is_ready {
@@ -87,7 +89,7 @@ pub(super) async fn status(State(operated): State<Operated>, request: Request) -
                 "draining": sessions.draining,
             },
             "backends": backends(&operated),
-            "longest_parked": longest_parked(server).iter().map(client).collect::<Vec<_>>(),
+            "longest_parked": longest_parked(server).iter().map(|parked| client(parked, node.as_deref())).collect::<Vec<_>>(),
             "cluster": cluster_of(server),
         });
         let recent = recent(server);

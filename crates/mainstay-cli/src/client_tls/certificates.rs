@@ -1,6 +1,7 @@
 //! Certificates with their keys, and which of them a client gets.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -57,6 +58,12 @@ impl Certificates {
             certificates.all.push((Arc::new(key), Expiry { chain: named.files.chain.clone(), not_after }));
         }
         Ok(certificates)
+    }
+
+    /// Returns the hosts that the certificates are for, in lower case: names, `*.example.com` among them, and addresses.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let names = self.by_name.keys();
+        names.map(|name| if name.starts_with('.') { format!("*{name}") } else { name.to_string() }).collect()
     }
 
     pub(super) fn expiries(&self) -> Vec<Expiry> {
@@ -126,9 +133,16 @@ fn describe(certificate: &CertificateDer<'_>) -> Option<(Vec<String>, i64)> {
     let alternatives = alternatives.map(|extension| extension.value.general_names.iter());
     let names = alternatives.into_iter().flatten().filter_map(|name| match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => address(bytes).map(|address| address.to_string()),
         _ => None,
     });
     Some((names.collect(), parsed.validity().not_after.timestamp()))
+}
+
+/// Returns the address of 4 or 16 bytes.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ async fn a_client_gets_the_certificate_for_the_host_that_it_asks_for() {
     let ((one, one_der), (two, two_der)) =
         (folder.certificate("one.example"), folder.certificate("two.example"));
     let section = TlsSection { certificates: vec![one, two], ..TlsSection::default() };
-    let to = serve(&ClientTls::new(&section).unwrap()).await;
+    let to = serve(&ClientTls::new(&section, "test").unwrap()).await;
     let (first, second) = (client(&[&one_der], None), client(&[&two_der], None));
     assert!(get(to, &first, "one.example").await.is_ok() && get(to, &second, "two.example").await.is_ok());
     assert!(get(to, &first, "two.example").await.is_err());
@@ -140,8 +140,8 @@ async fn gateways_with_the_same_ticket_keys_continue_one_anothers_handshakes_ove
         ..TlsSection::default()
     };
     let (old, new) = ("a".repeat(64), "b".repeat(64));
-    let one = ClientTls::new(&section("one", &old)).unwrap();
-    let two = ClientTls::new(&section("two", &format!("{new}\n{old}\n"))).unwrap();
+    let one = ClientTls::new(&section("one", &old), "test").unwrap();
+    let two = ClientTls::new(&section("two", &format!("{new}\n{old}\n")), "test").unwrap();
     let (to_one, to_two) = (serve(&one).await, serve(&two).await);
     let config = client(&[&own], None);
     let kind = async |to| get(to, &config, "localhost").await.unwrap().1;
@@ -165,7 +165,7 @@ async fn a_client_needs_a_certificate_of_the_authority_and_that_comes_with_each_
         client_ca: Some(folder.write("ca.pem", &ours.pem())),
         ..TlsSection::default()
     };
-    let tls = ClientTls::new(&section).unwrap();
+    let tls = ClientTls::new(&section, "test").unwrap();
     let to = serve(&tls).await;
     let with = |identity| client(&[&own], identity);
     let body = async |config: &Arc<ClientConfig>| get(to, config, "localhost").await.map(|(body, _)| body);
@@ -214,7 +214,7 @@ async fn a_revoked_certificate_is_refused() {
         client_crl: Some(folder.write("crl.pem", &list.pem().unwrap())),
         ..TlsSection::default()
     };
-    let to = serve(&ClientTls::new(&section).unwrap()).await;
+    let to = serve(&ClientTls::new(&section, "test").unwrap()).await;
     assert!(get(to, &client(&[&own], Some(alice)), "localhost").await.is_ok());
     assert!(get(to, &client(&[&own], Some(bob)), "localhost").await.is_err());
 }
@@ -224,7 +224,7 @@ async fn a_wrong_file_is_refused_and_the_old_ones_stay_in_use() {
     let folder = Folder::new();
     let (files, own) = folder.certificate("localhost");
     let section = TlsSection { certificates: vec![files.clone()], ..TlsSection::default() };
-    let tls = ClientTls::new(&section).unwrap();
+    let tls = ClientTls::new(&section, "test").unwrap();
     let to = serve(&tls).await;
     std::fs::write(&files.chain, "no certificate").unwrap();
     let error = tls.prepare(&section).err().unwrap();

@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mainstay::cluster::Engine;
 
 use super::text::{Expected, Text, Written};
 use crate::{cluster, values};
+
+const DAY: u64 = 24 * 60 * 60;
 
 /// The cluster of this node.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -33,6 +36,11 @@ pub(crate) struct Section {
     pub(crate) tls: Option<PathBuf>,
     /// A file with the engine's password, on one line. Default: none, or the URL's.
     pub(crate) password_file: Option<PathBuf>,
+    /// How long the engine keeps revocations, for nodes that start later: at least as long as the longest token is valid. All
+    /// nodes have the same value. Default: 30days. Range: 1day to 1year.
+    #[serde(with = "super::duration")]
+    #[schemars(with = "String")]
+    pub(crate) revocations_kept: Duration,
 }
 
 impl Default for Section {
@@ -45,6 +53,7 @@ impl Default for Section {
             url: None,
             tls: None,
             password_file: None,
+            revocations_kept: Duration::from_secs(30 * DAY),
         }
     }
 }
@@ -55,6 +64,10 @@ impl Section {
         if let Some(url) = &self.url {
             values::url(url).map_err(|error| format!("url: {error}"))?;
         }
+        let bounds = Duration::from_secs(DAY)..=Duration::from_secs(366 * DAY);
+        if !bounds.contains(&self.revocations_kept) {
+            return Err("revocations-kept: must be 1day to 1year; write for example 30days".to_owned());
+        }
         let without_engine = [
             ("name", self.name != Self::default().name),
             ("listen", self.listen.is_some()),
@@ -62,6 +75,7 @@ impl Section {
             ("url", self.url.is_some()),
             ("tls", self.tls.is_some()),
             ("password-file", self.password_file.is_some()),
+            ("revocations-kept", self.revocations_kept != Self::default().revocations_kept),
         ];
         match without_engine.into_iter().find(|(_, is_set)| *is_set && self.engine.is_none()) {
             Some((field, _)) => Err(format!(

@@ -179,8 +179,9 @@ pub(super) fn scalar(node: Node, text: &str) -> Value {
             _ => text.into(),
         },
         Kind::Number => {
-            let number =
-                text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<i64>().map(Value::from));
+            let number = text.parse::<u64>().map(Value::from);
+            let number = number.or_else(|_| text.parse::<i64>().map(Value::from));
+            let number = number.or_else(|_| text.parse::<f64>().map(Value::from));
             number.unwrap_or_else(|_| text.into())
         }
         _ => text.into(),

@@ -33,8 +33,16 @@ pub(super) fn json(loaded: &Loaded) -> String {
 fn settings(loaded: &Loaded) -> Vec<(KeyPath, Value)> {
     let tree = serde_json::to_value(&loaded.config).unwrap_or_default();
     let shown = |(key, value): (KeyPath, Value)| {
-        let is_secret = node_at(&key).is_some_and(|node| node.is_secret());
-        let value = if is_secret { hidden(&value) } else { without_password(value) };
+        let is_secret = |key: &[String]| node_at(key).is_some_and(|node| node.is_secret());
+        let value = if is_secret(&key) {
+            hidden(&value)
+        } else if (1..key.len()).any(|end| is_secret(&key[..end])) {
+            // An entry of a table of secrets. The name of a file is none.
+            let is_file = value.as_str().is_some_and(|text| text.starts_with('@'));
+            if is_file { value } else { HIDDEN.into() }
+        } else {
+            without_password(value)
+        };
         (key, value)
     };
     leaves(&tree).into_iter().map(shown).collect()

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::http_client::HttpClient;
 use super::refusal::{Reason, Refusal};
 use crate::client_identity::Subject;
+use crate::http_client::HttpClient;
 
 /// The longest answer.
 const MAX_ANSWER: usize = 64 * 1024;

@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 pub(crate) use self::schedule::Lives;
 use self::schedule::{Asked, Due, Schedule};
-use super::http_client::HttpClient;
 use super::keys::{KeySet, Signing};
+use crate::http_client::HttpClient;
 
 /// How long a fetch may take, and how large the set may be.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +45,8 @@ struct State {
 /// The keys of an issuer.
 pub(crate) struct Jwks {
     url: Uri,
+    /// The URL without its query, for the log: some have a secret there.
+    name: String,
     client: HttpClient,
     allowed: Vec<Signing>,
     lives: Lives,
@@ -73,7 +75,9 @@ enum Answer {
 
 impl Jwks {
     pub(crate) fn new(url: Uri, client: HttpClient, allowed: &[Signing], lives: Lives) -> Arc<Self> {
+        let name = url.to_string();
         Arc::new(Self {
+            name: name.split('?').next().unwrap_or_default().to_owned(),
             url,
             client,
             allowed: allowed.to_vec(),
@@ -166,7 +170,7 @@ impl Jwks {
             }
             Due::Forget => {
                 tracing::error!(
-                    url = %self.url,
+                    url = self.name,
                     "the issuer's keys are too old and not used any more; clients are asked to come back until they can be fetched"
                 );
                 self.state.send_modify(|state| {
@@ -202,7 +206,7 @@ impl Jwks {
     }
 
     fn note(&self, outcome: Result<Answer, String>) {
-        let url = &self.url;
+        let url = &*self.name;
         let has_failed = self.state.borrow().has_failed;
         match outcome {
             Ok(answer) => {
@@ -215,7 +219,7 @@ impl Jwks {
                 });
                 if has_failed {
                     let keys = self.state.borrow().keys.as_ref().map_or(0, |keys| keys.len());
-                    tracing::info!(%url, keys, "the issuer's keys are fetched again");
+                    tracing::info!(url, keys, "the issuer's keys are fetched again");
                 }
             }
             Err(error) => {
@@ -223,7 +227,13 @@ impl Jwks {
                 if !has_failed {
                     let kept = self.state.borrow().keys.as_ref().map_or(0, |keys| keys.len());
                     let at_most_stale_for = self.lives.stale;
-                    tracing::warn!(%url, error, kept, ?at_most_stale_for, "the issuer's keys cannot be fetched; those known before stay in use");
+                    tracing::warn!(
+                        url,
+                        error,
+                        kept,
+                        ?at_most_stale_for,
+                        "the issuer's keys cannot be fetched; those known before stay in use"
+                    );
                 }
                 self.state.send_modify(|state| state.has_failed = true);
             }

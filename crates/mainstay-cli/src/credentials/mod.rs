@@ -12,7 +12,6 @@
 mod certificate;
 mod figures;
 mod hook;
-mod http_client;
 mod jwks;
 mod jwt;
 mod key_source;
@@ -357,20 +356,22 @@ impl Credentials {
     }
 
     /// Waits for the response to an admitted client. It ends once the credentials do.
+    ///
+    /// # Errors
+    /// The response for a client whose credentials were revoked before.
     pub(crate) async fn respond(
         &self,
         admitted: &Admitted,
         client: Option<IpAddr>,
         response: impl Future<Output = Response>,
-    ) -> Response {
-        let revoked = || self.refuse(client, &Reason::Revoked.into()).into_response();
+    ) -> Result<Response, Response> {
+        let revoked = || Err(self.refuse(client, &Reason::Revoked.into()).into_response());
         let Ok(mut ends) = self.ends(admitted) else { return revoked() };
-        let response = tokio::select! {
+        tokio::select! {
             biased;
-            response = response => response,
-            () = ends.revoked() => return revoked(),
-        };
-        ends.bind(response)
+            response = response => Ok(ends.bind(response)),
+            () = ends.revoked() => revoked(),
+        }
     }
 
     /// Returns what ends the response to an admitted client.

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
-use mainstay::client::{Connector, Place};
+use mainstay::client::Place;
 
 use super::certificate::{self, Part};
 use super::hook;
-use super::http_client::HttpClient;
 use super::jwks::{Jwks, Lives};
 use super::jwt::{RuleBook, Rules};
 use super::key_source::KeySource;
@@ -17,7 +16,8 @@ use super::keys::Signing;
 use super::token::Place as TokenPlace;
 use crate::config::duration;
 use crate::config::text::{Expected, Text, Written};
-use crate::{forward, tls, values};
+use crate::http_client::HttpClient;
+use crate::{forward, values};
 
 /// The clients that may use a route: those with a client certificate, those whose token is valid, or that the connect hook
 /// admits. With several, all of them must agree, in this order.
@@ -367,8 +367,8 @@ impl Jwt {
         if let Some(path) = &self.keys_file {
             return KeySource::file(path, &self.algorithms);
         }
-        let (url, client) =
-            client(&self.url()?, self.jwks_ca_file.as_deref()).map_err(|error| format!("jwks-{error}"))?;
+        let (url, client) = HttpClient::to(&self.url()?, self.jwks_ca_file.as_deref())
+            .map_err(|error| format!("jwks-{error}"))?;
         let lives = Lives {
             unsaid: self.jwks_refresh,
             least: self.jwks_min_refresh,
@@ -403,7 +403,7 @@ impl ConnectHook {
 
     /// Returns what the hook needs; reads the files that the headers name.
     pub(super) fn hook(&self) -> Result<hook::Hook, String> {
-        let (url, client) = client(&self.place()?, self.ca_file.as_deref())?;
+        let (url, client) = HttpClient::to(&self.place()?, self.ca_file.as_deref())?;
         let header = |(name, value): (&String, &String)| {
             values::upstream_header(&format!("{name}: {value}")).map_err(|error| format!("headers: {error}"))
         };
@@ -419,24 +419,6 @@ impl ConnectHook {
         };
         Ok(hook::Hook::new(settings, client))
     }
-}
-
-/// Returns a URL in the scheme that HTTP has, and a client for it. An error begins with `ca-file`.
-fn client(place: &Place, ca: Option<&std::path::Path>) -> Result<(http::Uri, HttpClient), String> {
-    let mut connector = Connector::default();
-    if let Some(socket) = &place.socket {
-        connector = connector.unix(socket);
-    }
-    if ca.is_some() {
-        let config = tls::config(ca, None);
-        connector =
-            connector.tls(config.map_err(|error| format!("ca-file:{}", error.trim_start_matches("ca")))?);
-    }
-    let mut parts = place.url.clone().into_parts();
-    let is_secure = matches!(place.url.scheme_str(), Some("https" | "wss"));
-    parts.scheme = Some(if is_secure { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
-    let url = http::Uri::from_parts(parts).map_err(|error| format!("ca-file: {error}"))?;
-    Ok((url, HttpClient::new(connector)))
 }
 
 /// Parses the name of a header for the backend that says something about the client.

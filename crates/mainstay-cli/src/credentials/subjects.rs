@@ -1,11 +1,11 @@
 //! The open sessions, plain connections and responses of each subject, and the subjects whose credentials were revoked.
 //!
 //! A revocation ends what is open and refuses every token that was issued before it. It is remembered until newer ones take
-//! its place, and so outlives the tokens that it is about. Nothing of it survives the process.
+//! its place, and so outlives the tokens that it is about. Without a cluster nothing of it survives the process; in one, each
+//! node [learns](Subjects::learn) it, also at its start.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use mainstay::CloseCode;
 use mainstay::server::Sender as ToClient;
@@ -32,8 +32,14 @@ struct Table {
     next: u64,
 }
 
+/// What is open, and when its credentials were issued.
+struct Open {
+    ending: Ending,
+    issued: Option<u64>,
+}
+
 /// What is open, by what ends it.
-enum Open {
+enum Ending {
     /// A session or a plain connection.
     Client(ToClient),
     /// A response under way; `None` once it was ended.
@@ -68,7 +74,7 @@ impl Subjects {
         issued: Option<u64>,
         client: ToClient,
     ) -> Result<Present, Revoked> {
-        self.add(subject, issued, Open::Client(client))
+        self.add(subject, issued, Ending::Client(client))
     }
 
     /// As [`enter`](Self::enter), for a response under way. The receiver gets a message once the credentials are revoked.
@@ -81,15 +87,20 @@ impl Subjects {
         issued: Option<u64>,
     ) -> Result<(Present, oneshot::Receiver<()>), Revoked> {
         let (revoke, revoked) = oneshot::channel();
-        Ok((self.add(subject, issued, Open::Response(Some(revoke)))?, revoked))
+        Ok((self.add(subject, issued, Ending::Response(Some(revoke)))?, revoked))
     }
 
-    fn add(self: &Arc<Self>, subject: &Subject, issued: Option<u64>, open: Open) -> Result<Present, Revoked> {
+    fn add(
+        self: &Arc<Self>,
+        subject: &Subject,
+        issued: Option<u64>,
+        ending: Ending,
+    ) -> Result<Present, Revoked> {
         let mut table = self.table();
         if table.is_revoked(&subject.0, issued) {
             return Err(Revoked);
         }
-        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(open);
+        let slot = table.open.entry(Arc::clone(&subject.0)).or_default().insert(Open { ending, issued });
         drop(table);
         Ok(Present { subjects: Arc::clone(self), subject: subject.clone(), slot })
     }
@@ -105,17 +116,39 @@ impl Subjects {
         self.table().revoked.len()
     }
 
-    /// Ends all sessions and plain connections of a subject with 4501, breaks its responses off, and from now on refuses its credentials that were
-    /// issued before `now` or in the same second. Returns how many it ended. This process only.
-    pub(crate) fn revoke(&self, subject: &str, now: SystemTime) -> usize {
-        let at = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    /// Ends all sessions and plain connections of a subject with 4501, breaks its responses off, and from now on refuses its
+    /// credentials that were issued before `at` or in the same second. Returns how many it ended. This process only.
+    pub(crate) fn revoke(&self, subject: &str, at: u64) -> usize {
         let mut table = self.table();
         let forgets = table.note_revoked(subject, at);
+        self.end(table, subject, |_| true, forgets)
+    }
+
+    /// The same for a revocation at another node that this one may know: a known one changes nothing, and credentials that
+    /// were issued since stay.
+    pub(crate) fn learn(&self, subject: &str, at: u64) -> usize {
+        let mut table = self.table();
+        if table.revoked.get(subject).is_some_and(|known| known.at >= at) {
+            return 0;
+        }
+        let forgets = table.note_revoked(subject, at);
+        self.end(table, subject, |issued| issued.is_none_or(|issued| issued <= at), forgets)
+    }
+
+    /// Ends what is open of a subject, if it was issued as `is_meant` says.
+    fn end(
+        &self,
+        mut table: MutexGuard<'_, Table>,
+        subject: &str,
+        is_meant: impl Fn(Option<u64>) -> bool,
+        forgets: bool,
+    ) -> usize {
         let (mut clients, mut responses) = (Vec::new(), 0);
-        for (_, open) in table.open.get_mut(subject).into_iter().flatten() {
-            match open {
-                Open::Client(client) => clients.push(client.clone()),
-                Open::Response(response) => {
+        let open = table.open.get_mut(subject).into_iter().flatten().map(|(_, open)| open);
+        for Open { ending, .. } in open.filter(|open| is_meant(open.issued)) {
+            match ending {
+                Ending::Client(client) => clients.push(client.clone()),
+                Ending::Response(response) => {
                     responses += usize::from(response.take().is_some_and(|revoke| revoke.send(()).is_ok()));
                 }
             }
@@ -152,6 +185,8 @@ impl Table {
         let subject: Arc<str> = subject.into();
         let place = self.next;
         self.next += 1;
+        // Clocks of nodes differ: a later revocation must not be an earlier one.
+        let at = self.revoked.get(&subject).map_or(at, |known| known.at.max(at));
         if let Some(before) = self.revoked.insert(Arc::clone(&subject), Revocation { at, place }) {
             self.order.remove(&before.place);
         }
@@ -174,37 +209,44 @@ impl Drop for Present {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 500)
-    }
 
     #[test]
     fn a_revocation_refuses_what_was_issued_before_it_or_in_the_same_second() {
         let subjects = Subjects::default();
         assert!(!subjects.is_revoked("alice", Some(5)) && !subjects.is_revoked("alice", None));
-        assert_eq!(subjects.revoke("alice", at(10)), 0);
+        assert_eq!(subjects.revoke("alice", 10), 0);
         for (issued, revoked) in [(Some(0), true), (Some(10), true), (Some(11), false), (None, true)] {
             assert_eq!(subjects.is_revoked("alice", issued), revoked, "{issued:?}");
         }
         assert!(!subjects.is_revoked("bob", Some(5)));
-        subjects.revoke("alice", at(20));
+        subjects.revoke("alice", 20);
         assert!(subjects.is_revoked("alice", Some(15)));
+        subjects.revoke("alice", 18);
+        assert!(subjects.is_revoked("alice", Some(20)), "another node's clock is behind");
         assert_eq!(subjects.revoked(), 1);
+    }
+
+    #[test]
+    fn a_revocation_that_is_learned_late_or_twice_spares_credentials_that_were_issued_since() {
+        let subjects = Subjects::default();
+        subjects.learn("alice", 10);
+        assert!(subjects.is_revoked("alice", Some(10)) && !subjects.is_revoked("alice", Some(11)));
+        subjects.learn("alice", 5);
+        assert!(subjects.is_revoked("alice", Some(10)), "an older one changes nothing");
+        subjects.learn("alice", 20);
+        assert!(subjects.is_revoked("alice", Some(20)));
     }
 
     #[test]
     fn only_the_newest_revocations_are_remembered() {
         let subjects = Subjects::default();
         for number in 0..MAX_REVOKED {
-            subjects.revoke(&number.to_string(), at(1));
+            subjects.revoke(&number.to_string(), 1);
         }
         // Revoked once more, it is not the oldest any longer.
-        subjects.revoke("0", at(2));
-        subjects.revoke("one more", at(2));
+        subjects.revoke("0", 2);
+        subjects.revoke("one more", 2);
         assert_eq!(subjects.revoked(), MAX_REVOKED);
         let revoked = |name: &str| subjects.is_revoked(name, Some(1));
         assert_eq!((revoked("0"), revoked("1"), revoked("2")), (true, false, true));

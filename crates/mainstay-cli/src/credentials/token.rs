@@ -115,9 +115,12 @@ fn from_header(name: &HeaderName, headers: &mut HeaderMap) -> Result<Option<Byte
     if headers.get_all(name).iter().count() > 1 {
         return Err(several(name.as_str()));
     }
+    // `Bearer` alone is an empty token.
     let bearer = |value: &[u8]| {
-        let (scheme, rest) = value.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"Bearer ").then(|| Bytes::copy_from_slice(rest.trim_ascii()))
+        let (scheme, rest) = value.split_at_checked(6)?;
+        let is_bearer =
+            scheme.eq_ignore_ascii_case(b"Bearer") && rest.first().is_none_or(|byte| *byte == b' ');
+        is_bearer.then(|| Bytes::copy_from_slice(rest.trim_ascii()))
     };
     let Some(value) = headers.get(name).map(|value| value.as_bytes()) else { return Ok(None) };
     let token = match bearer(value) {
@@ -217,6 +220,10 @@ mod tests {
         assert_eq!(token, None);
         assert_eq!((left.uri.to_string(), left.headers.len()), ("/?tt=1&T=2&t".into(), 3));
         assert_eq!(taken(&["header:X-Token"], "/", &fields).0.as_deref(), Some("t"));
+        for (value, token) in [("Bearer", Some("")), ("bearer ", Some("")), ("Bearerx", None)] {
+            let taken = taken(&["header:Authorization"], "/", &[("authorization", value)]).0;
+            assert_eq!(taken.as_deref(), token, "{value:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use mainstay::server::timeline::{self, Loss};
 use super::{Dialled, Links, is_unavailable};
 use crate::access_log;
 use crate::backend_health::Failure;
+use crate::spans::LinkSpans;
 
 /// Observes one link: counts the messages that may not have reached the backend, and logs them in one line when it is
 /// dropped. One line a link, so that a failing backend does not fill the log.
@@ -20,6 +21,7 @@ pub(crate) struct LinkMonitor {
     session: Option<SessionId>,
     /// The addresses that the link dials, if there are several.
     dialled: Option<Arc<Dialled>>,
+    spans: LinkSpans,
     is_attached: bool,
     /// The latest attempt failed, and another address is left to try.
     tries_another: bool,
@@ -38,12 +40,14 @@ impl LinkMonitor {
         slot: usize,
         session: Option<SessionId>,
         dialled: Option<Arc<Dialled>>,
+        spans: LinkSpans,
     ) -> Self {
         Self {
             links,
             slot,
             session,
             dialled,
+            spans,
             is_attached: false,
             tries_another: false,
             is_failing: false,
@@ -55,6 +59,7 @@ impl LinkMonitor {
 
     /// Counts what an event of the link reports.
     pub(crate) fn observe(&mut self, event: &Event) {
+        self.spans.observe(event);
         match event {
             Event::Attached { .. } => {
                 self.attached(true);

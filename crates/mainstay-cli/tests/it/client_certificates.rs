@@ -147,7 +147,7 @@ async fn secure(
     TlsConnector::from(config).connect(name, TcpStream::connect(to).await?).await
 }
 
-/// Opens a WebSocket in HTTP/2; returns its status, and what the backend said of this length.
+/// Opens a WebSocket in HTTP/2, which ends with this call; returns its status, and what the backend told.
 async fn websocket(sender: &h2::client::SendRequest<Bytes>, path: &str) -> (StatusCode, Option<Value>) {
     let request = http::Request::builder().method(Method::CONNECT).uri(format!("https://localhost{path}"));
     let request = request.header("sec-websocket-version", "13").header("x-user", "forged");
@@ -157,19 +157,20 @@ async fn websocket(sender: &h2::client::SendRequest<Bytes>, path: &str) -> (Stat
     let (response, outgoing) = sender.send_request(request, false).unwrap();
     let response = response.await.unwrap();
     let (status, mut incoming) = (response.status(), response.into_body());
+    if status != StatusCode::OK {
+        return (status, None);
+    }
     let mut bytes = Vec::new();
-    while status == StatusCode::OK {
+    loop {
         let piece = incoming.data().await.unwrap().unwrap();
         bytes.extend_from_slice(&piece);
         // A text of 126 bytes to 64 KiB: two bytes of header, two of length.
-        if let Some(text) = bytes.get(4..)
-            && let Ok(said) = serde_json::from_slice(text)
-        {
+        let text = bytes.get(4..).and_then(|text| serde_json::from_slice(text).ok());
+        if text.is_some() {
             drop(outgoing);
-            return (status, Some(said));
+            return (status, text);
         }
     }
-    (status, None)
 }
 
 const NAMED: &str = "credentials.client-certificate = { subject = \"common-name\", parts-as-headers = { X-User = \"common-name\", X-Name = \"subject\" } }";
@@ -234,7 +235,7 @@ async fn a_client_without_a_certificate_is_refused_by_a_route_that_requires_one_
     let mut body = vec![0; "a client certificate is required\n".len()];
     rest.stream().read_exact(&mut body).await.unwrap();
     assert_eq!(body, b"a client certificate is required\n");
-    let refused = answer_on(nobody, "/chat", "", 1, "", None).await;
+    let refused = answer_on(nobody, "/chat", "", 1, None, None).await;
     assert!(matches!(refused, Control::Refuse { code: 4501, temporary: false, .. }), "{refused:?}");
     let nobody = certified.http2(None).await;
     assert_eq!(websocket(&nobody, "/chat").await.0, StatusCode::FORBIDDEN);
@@ -260,7 +261,7 @@ async fn a_session_is_resumed_with_any_certificate_of_its_subject_and_with_no_ot
         certified.tunnel(Some("mallory")).await,
     );
     let alice = Signer::secret().token(&claims_of("alice"));
-    for (path, token) in [("/chat", ""), ("/both/chat", alice.as_str())] {
+    for (path, token) in [("/chat", None), ("/both/chat", Some(alice.as_str()))] {
         let at = |to: SocketAddr, number, resume: Option<ResumeToken>| {
             answer_on(to, path, "", number, token, resume)
         };

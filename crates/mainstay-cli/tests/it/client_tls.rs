@@ -40,7 +40,7 @@ fn address(gateway: &Gateway) -> SocketAddr {
     gateway.url.trim_start_matches("wss://").parse().unwrap()
 }
 
-fn trusting(own: &Issued) -> Arc<ClientConfig> {
+pub(crate) fn trusting(own: &Issued) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(own.der().clone()).unwrap();
     Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())

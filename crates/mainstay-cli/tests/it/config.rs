@@ -243,10 +243,14 @@ fn a_flag_about_a_route_is_refused_where_the_file_has_several() {
 #[test]
 fn secrets_are_not_shown() {
     let file = format!(
-        "{ROUTE}upstream.headers = [\"Authorization: Bearer geheim\"]\n[cluster]\nname = \"a\"\nengine = \"redis://u:geheim@h:1\"\n"
+        "{ROUTE}upstream.headers = [\"Authorization: Bearer geheim\"]\n[cluster]\nname = \"a\"\nengine = \"redis://u:geheim@h:1\"\n\
+         [routes.chat.credentials.connect-hook]\nurl = \"http://127.0.0.1:1\"\nheaders = {{ X-Key = \"geheim:geheim\" }}\n"
     );
     let shown = is_accepted(&file, &[]);
     assert!(!shown.contains("geheim") && shown.contains("Authorization: ..."), "{shown}");
+    let hook = "credentials.connect-hook.url = \"http://127.0.0.1:1/\"\ncredentials.connect-hook.headers.Authorization = \"geheim: geheim\"\n";
+    let shown = is_accepted(&format!("{ROUTE}{hook}"), &[]);
+    assert!(!shown.contains("geheim") && shown.contains("headers.Authorization = \"...\""), "{shown}");
     let folder = Folder::new("secret");
     let path = folder.write("mainstay.toml", &file);
     let output = run(&["config", "show", "--json", path.to_str().unwrap()], &[]);

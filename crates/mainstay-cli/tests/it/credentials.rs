@@ -229,24 +229,29 @@ async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with
 }
 
 /// Opens or resumes a session with these credentials; returns the server's answer.
-async fn answer(guarded: &Guarded, number: u64, token: &str, resume: Option<ResumeToken>) -> Control {
+pub(crate) async fn answer(
+    guarded: &Guarded,
+    number: u64,
+    token: Option<&str>,
+    resume: Option<ResumeToken>,
+) -> Control {
     answer_on(guarded.gateway.address(), "/chat", "", number, token, resume).await
 }
 
-/// As [`answer`], at this address and path, with further headers. Without a token there are no credentials.
+/// As [`answer`], at this address and path, with further headers.
 pub(crate) async fn answer_on(
     to: std::net::SocketAddr,
     path: &str,
     headers: &str,
     number: u64,
-    token: &str,
+    token: Option<&str>,
     resume: Option<ResumeToken>,
 ) -> Control {
     let headers = format!("Sec-WebSocket-Protocol: mainstay.v1\r\n{headers}");
     let (head, mut client) = Frames::connect(to, path, &headers).await;
     assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     let resume = resume.map(|token| Resume { token, acknowledged: 0, sent: 0, first_held: 1 });
-    let credentials = (!token.is_empty()).then(|| Credentials(token.to_owned().into()));
+    let credentials = token.map(|token| Credentials(token.to_owned().into()));
     client
         .write(
             BINARY,
@@ -278,12 +283,12 @@ async fn a_session_is_resumed_by_its_subject_with_any_valid_token_and_by_no_othe
         Signer::secret()
             .token(&json!({"sub": subject, "iat": in_seconds(0), "exp": in_seconds(left), "jti": left}))
     };
-    let first = welcome(answer(&guarded, 1, &token("alice", 600), None).await);
-    let stolen = welcome(answer(&guarded, 2, &token("mallory", 600), Some(first.token.clone())).await);
+    let first = welcome(answer(&guarded, 1, Some(&token("alice", 600)), None).await);
+    let stolen = welcome(answer(&guarded, 2, Some(&token("mallory", 600)), Some(first.token.clone())).await);
     assert!(!stolen.resumed && stolen.account.is_none(), "{stolen:?}");
-    let refused = answer(&guarded, 3, &token("alice", -600), Some(first.token.clone())).await;
+    let refused = answer(&guarded, 3, Some(&token("alice", -600)), Some(first.token.clone())).await;
     assert!(matches!(refused, Control::Refuse { code: 4501, temporary: false, .. }), "{refused:?}");
-    assert!(welcome(answer(&guarded, 4, &token("alice", 700), Some(first.token)).await).resumed);
+    assert!(welcome(answer(&guarded, 4, Some(&token("alice", 700)), Some(first.token)).await).resumed);
 }
 
 #[tokio::test]
@@ -298,7 +303,7 @@ async fn a_revocation_ends_what_is_open_and_refuses_the_tokens_that_were_issued_
     let mut bob = guarded.client(&token("bob", -5));
     told(&mut bob).await;
     // Its client is away: it learns of the end when it comes back.
-    let parked = welcome(answer(&guarded, 7, &token("alice", -5), None).await);
+    let parked = welcome(answer(&guarded, 7, Some(&token("alice", -5)), None).await);
     let revoke =
         |subject: &str| ask(&guarded.gateway, "POST", &format!("/subjects/{subject}/revoke"), INTENT);
     let (status, body) = revoke("alice");
@@ -317,7 +322,7 @@ async fn a_revocation_ends_what_is_open_and_refuses_the_tokens_that_were_issued_
         .plain("/chat", &bearer(&Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(60)}))))
         .await;
     assert!(head.starts_with("HTTP/1.1 401"), "it does not say when it was issued: {head}");
-    let old = answer(&guarded, 8, &token("alice", -5), Some(parked.token.clone())).await;
+    let old = answer(&guarded, 8, Some(&token("alice", -5)), Some(parked.token.clone())).await;
     assert!(matches!(old, Control::Refuse { code: 4501, temporary: false, .. }), "{old:?}");
     let (_, _new) = guarded.told("/chat", &bearer(&token("alice", 5))).await;
     assert_eq!((guarded.judged("revoked"), guarded.gateway.metric("revocations")), (3.0, 1.0));
@@ -484,6 +489,43 @@ async fn a_route_may_serve_its_pages_without_credentials() {
 }
 
 #[tokio::test]
+async fn where_a_token_is_optional_a_client_without_one_is_anonymous_and_a_wrong_one_is_refused() {
+    let guarded = Guarded::with_secret("claims-as-headers = { X-User = \"sub\" }", "required = false").await;
+    let token = |subject: &str, left: i64| {
+        Signer::secret().token(&json!({"sub": subject, "iat": in_seconds(0), "exp": in_seconds(left)}))
+    };
+    let forged = "X-User: admin\r\nX_User: admin\r\n";
+    let (told, _plain) = guarded.told("/chat", forged).await;
+    assert_eq!((told["headers"].get("x-user"), told["headers"].get("x_user")), (None, None), "{told}");
+    let page = guarded.http("/page", forged).await;
+    assert!(page.starts_with("HTTP/1.1 200") && !page.contains("admin"), "{page}");
+    let (told, _of_alice) = guarded.told("/chat", &bearer(&token("alice", 600))).await;
+    assert_eq!(told["headers"]["x-user"], "alice");
+    for wrong in [token("alice", -600), "nonsense".to_owned(), String::new()] {
+        let (head, _) = guarded.plain("/chat", &bearer(&wrong)).await;
+        assert!(head.starts_with("HTTP/1.1 401"), "{wrong:?}: {head}");
+        let answered = answer(&guarded, 1, Some(&wrong), None).await;
+        assert!(matches!(answered, Control::Refuse { code: 4501, temporary: false, .. }), "{answered:?}");
+    }
+    // No session becomes another client's, in either direction.
+    let anonymous = welcome(answer(&guarded, 2, None, None).await);
+    let of_alice = welcome(answer(&guarded, 3, Some(&token("alice", 600)), None).await);
+    let taken = welcome(answer(&guarded, 4, Some(&token("alice", 600)), Some(anonymous.token.clone())).await);
+    assert!(!taken.resumed && taken.account.is_none(), "{taken:?}");
+    let taken = welcome(answer(&guarded, 5, None, Some(of_alice.token)).await);
+    assert!(!taken.resumed && taken.account.is_none(), "{taken:?}");
+    assert!(welcome(answer(&guarded, 6, None, Some(anonymous.token)).await).resumed);
+    // Neither does a live one by a login: that is another session.
+    let mut client = Client::builder(&guarded.url()).unwrap().connect();
+    crate::guarded::told(&mut client).await;
+    assert!(client.authenticate(token("alice", 600)).await.is_err());
+    client.send("still here").await.unwrap();
+    assert_eq!(text(&client.recv().await.unwrap()), "still here");
+    assert_eq!((guarded.judged("anonymous"), guarded.judged("missing")), (6.0, 0.0));
+    assert_eq!(guarded.judged("other_subject"), 1.0);
+}
+
+#[tokio::test]
 async fn another_key_in_the_file_takes_effect_at_once_also_for_what_is_open() {
     let (old, new) = (Signer::ec(), Signer::ec());
     let folder = Folder::new();
@@ -556,10 +598,17 @@ fn a_mistake_in_the_settings_is_one_line_that_names_the_field_and_what_to_write(
         (hook("concurrency = 0"), "connect-hook.concurrency", "between 1 and 10000"),
         (hook("sets-headers = [\"Cookie\"]"), "connect-hook.sets-headers", "X-User"),
         (hook("headers = { X = \"@/nowhere\" }"), "connect-hook.headers", "name a readable file"),
+        (
+            hook("headers = { X = \"a\\u0001b\" }"),
+            "connect-hook.headers",
+            "the value of x cannot be a header's",
+        ),
         ("connect-hook = {}".into(), "connect-hook.url", "write for example"),
         ("from = [\"url:token\"]".into(), "from", "query:NAME"),
         (format!("from = []\n{}", jwt("")), "from", "must name a place"),
         ("grace = \"11m\"".into(), "grace", "at most 10m"),
+        ("required = false".into(), "required", "belongs to jwt"),
+        (format!("required = false\n{}", hook("")), "required", "belongs to jwt"),
     ] {
         let file = folder.write("mainstay.toml", &configuration(([127, 0, 0, 1], 1).into(), &settings));
         let output = crate::support::run(&["config", "check", &file], b"");

@@ -1,5 +1,13 @@
 //! Hostile and honest clients of the same backend. The tests of `mainstay` show the response to each input; here the client
-//! has a link too.
+//! has a link too. `docs/HOSTILE.md` has every input with its outcome and its test.
+
+mod admin;
+mod backends;
+mod doors;
+mod families;
+mod http2;
+mod log;
+mod slow;
 
 use std::time::Duration;
 

@@ -337,11 +337,15 @@ async fn a_hostile_key_server_costs_its_own_route_and_says_nothing_that_verifies
         async move { Frames::connect(gateway, &format!("/{name}/chat"), &bearer(&token)).await.0 }
     };
     for (name, why) in hostile {
-        let failed = format!("jwks_fetches_total{{route=\"{name}\",outcome=\"failed\"}}");
-        until(&failed, || guarded.gateway.metric(&failed) >= 1.0).await;
-        let log = guarded.gateway.log();
-        let lines: Vec<_> = log.lines().filter(|line| line.contains(&format!("{address}/{name} "))).collect();
+        let url = format!("{address}/{name}\"");
+        let lines = |log: String| {
+            log.lines().filter(|line| line.contains(&url)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        until(&url, || !lines(guarded.gateway.log()).is_empty()).await;
+        let lines = lines(guarded.gateway.log());
         assert!(lines.len() == 1 && lines[0].contains(why), "{name}: {lines:?}");
+        let failed = format!("jwks_fetches_total{{route=\"{name}\",outcome=\"failed\"}}");
+        assert!(guarded.gateway.metric(&failed) >= 1.0, "{name}");
     }
     let refused: Vec<_> = hostile
         .iter()

@@ -1,13 +1,11 @@
 //! Several listeners, and Unix sockets for clients.
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use crate::support::{Gateway, connect, mainstay, run, until};
+use crate::support::{Gateway, connect, connect_unix, mainstay, run, until};
 
 /// A directory for sockets that is removed with this value.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -32,19 +30,6 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-/// Connects a client to a Unix socket; returns the status of the response.
-fn connect_unix(path: &str) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(
-        b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-    )?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
-    Ok(String::from_utf8_lossy(&status[9..]).into_owned())
 }
 
 fn free() -> SocketAddr {

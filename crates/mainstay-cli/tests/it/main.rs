@@ -3,6 +3,7 @@
 
 mod addresses;
 mod admin;
+mod admin_tls;
 mod bench;
 mod client_certificates;
 mod client_limits;
@@ -10,6 +11,7 @@ mod client_tls;
 mod config;
 mod connect;
 mod credentials;
+mod credentials_end;
 mod flags;
 mod frames;
 mod guarded;
@@ -34,10 +36,14 @@ mod real_proxies;
 mod restart;
 mod resume;
 mod routes;
+mod secrets;
 mod smuggling;
+#[cfg(feature = "otlp")]
+mod spans;
 mod supervisor;
 mod support;
 mod tls;
 #[path = "../../src/credentials/test_tokens.rs"]
 mod tokens;
+mod trace_context;
 mod upstream;

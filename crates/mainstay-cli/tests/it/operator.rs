@@ -260,6 +260,9 @@ fn a_wrong_request_is_answered_with_what_is_right() {
             "/sessions?statt=dead",
             "statt: unknown parameter; this path has after, limit, state, subject, search",
         ),
+        ("/sessions?node=00c0ffee00c0ffee", "node: this process is in no cluster"),
+        ("/sessions?local=yes", "local: must be true or false"),
+        ("/sessions?local=true&node=x", "local: contradicts node"),
         ("/sessions/none", "the id of a session has 16 hexadecimal digits"),
         ("/status?x=1", "x: unknown parameter; this path has none"),
         ("/events?limit=1001", "limit: must be a number from 1 to 1000"),
@@ -282,6 +285,51 @@ fn a_wrong_request_is_answered_with_what_is_right() {
         assert_eq!(ask(&gateway, method, target, "").0, 404, "{target}");
     }
     assert_eq!(ask(&gateway, "DELETE", "/sessions/plain-4294967295-0", INTENT).0, 404);
+}
+
+#[tokio::test]
+async fn a_node_that_may_not_know_all_others_says_so_in_every_answer() {
+    // Nothing listens on port 1: no node knows another.
+    let gateway = Gateway::start(&[&ADMIN[..], &["--cluster", "redis://127.0.0.1:1"]].concat());
+    let session = client(&format!("{}/echo", gateway.url)).await;
+    let plain = Link::builder(&format!("{}/echo", gateway.url)).unwrap().connect_once().await.unwrap();
+    in_state(&gateway, "attached", 2).await;
+    let node = json(&gateway, "/cluster")["node"].as_str().unwrap().to_owned();
+    let page = json(&gateway, "/sessions?limit=1");
+    assert_eq!((&page["table_complete"], &page["unreachable"]), (&false.into(), &Value::Array(vec![])));
+    assert_eq!(page["sessions"][0]["node"], node);
+    let after = page["next"].as_str().unwrap().to_owned();
+    assert!(after.starts_with(&format!("{node}:")), "{after}");
+    assert_eq!(sessions(&gateway, &format!("limit=1&after={after}")).len(), 1);
+    for query in ["local=true", &format!("node={node}")] {
+        let page = json(&gateway, &format!("/sessions?{query}"));
+        assert_eq!(
+            (page["sessions"].as_array().unwrap().len(), &page["table_complete"]),
+            (2, &true.into()),
+            "{query}"
+        );
+    }
+    let all = sessions(&gateway, "");
+    let id = |is_plain| {
+        let mut ids = all.iter().map(|one| one["id"].as_str().unwrap());
+        ids.find(|id| id.starts_with("plain-") == is_plain).unwrap().to_owned()
+    };
+    let request = |method: &str, target: &str| ask(&gateway, method, target, INTENT);
+    assert_eq!(request("GET", "/sessions?after=7").1.split(':').next(), Some("after"));
+    let (status, line) = request("GET", "/sessions?node=00c0ffee00c0ffee");
+    assert!(status == 404 && line.contains("knows none with the id 00c0ffee00c0ffee"), "{line}");
+    let (status, line) = request("DELETE", &format!("/sessions/{}", id(true)));
+    assert!(status == 400 && line.starts_with("node: must name the node of a plain connection"), "{line}");
+    assert_eq!(request("DELETE", &format!("/sessions/{}?node={node}", id(true))).0, 200);
+    assert_eq!(json(&gateway, &format!("/sessions/{}", id(false)))["timeline"][0]["node"], node);
+    assert_eq!(request("DELETE", &format!("/sessions/{}", id(false))).0, 200);
+    let (status, line) = request("DELETE", "/sessions/00c0ffee00c0ffee");
+    assert!(status == 503 && line.contains("may not know all nodes yet"), "{line}");
+    let (status, body) = request("POST", "/subjects/alice/revoke");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["stored"], &body["ended"]), (207, &false.into(), &0.into()), "{body}");
+    until("the log has it", || gateway.log().contains("the engine has not got a revocation yet")).await;
+    drop((session, plain));
 }
 
 #[tokio::test]

@@ -437,7 +437,7 @@ async fn a_session_is_resumed_at_its_route_alone_also_where_another_has_the_same
     let gateway = gateway(&file);
     let at = async |host: &str, number, resume| {
         let headers = format!("Host: {host}.example\r\n");
-        welcome(answer_on(gateway.address(), "/chat", &headers, number, "", resume).await)
+        welcome(answer_on(gateway.address(), "/chat", &headers, number, None, resume).await)
     };
     let opened = at("a", 1, None).await;
     let elsewhere = at("b", 2, Some(opened.token.clone())).await;

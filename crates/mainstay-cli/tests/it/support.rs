@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -79,7 +80,8 @@ impl Gateway {
             let mut words = line.split([' ', ',']);
             if let Some((_, found)) = line.split_once("listening on ") {
                 url = Some(found.to_owned());
-            } else if let Some((_, found)) = line.split_once("admin on http://") {
+            } else if let Some((_, found)) = line.split_once("admin on http") {
+                let found = found.trim_start_matches('s').trim_start_matches("://");
                 admin = found.split(": ").next().map(|address| address.parse().unwrap());
             } else if words.any(|word| word == "try:") {
                 break;
@@ -185,8 +187,19 @@ impl Drop for Gateway {
 
 /// Connects a client; returns the status of the response, or an error if the connection was refused or reset.
 pub(crate) fn connect(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
+    let stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    opened(stream)
+}
+
+/// As [`connect`], over a Unix socket.
+pub(crate) fn connect_unix(path: &str) -> std::io::Result<String> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    opened(stream)
+}
+
+fn opened(mut stream: impl Read + Write) -> std::io::Result<String> {
     stream.write_all(
         b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::node_info::BadField;
 use super::releases::ReleaseOutcome;
+use super::request::Note;
 use crate::session::NodeId;
 use crate::session::message::SessionId;
 
@@ -76,7 +77,14 @@ pub enum NodesEvent {
         /// The session.
         session: SessionId,
     },
-    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`). Reported once, until the engine
+    /// The engine has this note of [`note`](super::Nodes::note).
+    Noted {
+        /// Its number.
+        number: u64,
+    },
+    /// The notes of all nodes were read.
+    Notes(Vec<Note>),
+    /// The engine refuses a kind of request (`heartbeat`, `forget`, `release`, `claim`, `note`, `notes`). Reported once, until the engine
     /// executes such a request again.
     EngineRefuses {
         /// The kind.

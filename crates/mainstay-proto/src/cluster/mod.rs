@@ -10,6 +10,7 @@
 //! - [`lookup`]: the way of one HELLO to its session.
 //! - [`node_info`]: a field of the node table.
 //! - [`peer`]: the blocks that two nodes exchange.
+//! - `notes`: what a node leaves for all others, and for those that start later.
 //! - [`records`]: what this node keeps itself where there is no engine.
 //!
 //! The machines ask by `poll_request` and are answered by `handle_response`. No machine waits: an operation that needs
@@ -22,6 +23,7 @@ mod event;
 pub mod lookup;
 pub mod node_info;
 pub mod nodes;
+mod notes;
 pub mod peer;
 pub mod records;
 mod releases;
@@ -34,4 +36,5 @@ pub use node_info::{Mark, NodeInfo, PeerKey};
 pub use nodes::{Nodes, NodesConfig};
 pub use records::LocalRecord;
 pub use releases::ReleaseOutcome;
-pub use table::{COMPLETE_AFTER, DEAD_AFTER};
+pub use request::Note;
+pub use table::{COMPLETE_AFTER, DEAD_AFTER, Other};

@@ -2,7 +2,7 @@
 //!
 //! The bytes of a field, encoded as in `docs/PROTOCOL.md` "Framing": a version (one byte), the address (4 or 16 bytes
 //! with their length), the port, the key, the mark, the count, then optional fields: 1 the public URL, 2 the node has
-//! left. A later program adds optional fields, which this one skips, or raises the version, which this one reports.
+//! left, 3 how many notes it stored. A later program adds optional fields, which this one skips, or raises the version, which this one reports.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +22,7 @@ pub const MAX_FIELD: usize = 4096;
 mod field {
     pub(super) const URL: u64 = 1;
     pub(super) const LEFT: u64 = 2;
+    pub(super) const NOTES: u64 = 3;
 }
 
 /// The secret of a peer listener: 16 random bytes, drawn at the start of the node. A process that may read the engine
@@ -79,6 +80,8 @@ pub struct NodeInfo {
     pub count: u64,
     /// The node has ended in order: its peer listener is closed, and what it released may be claimed.
     pub left: bool,
+    /// How many notes the node has stored: others read the notes once it grows. Range: 0 to 2^53-1.
+    pub notes: u64,
 }
 
 /// Why a field of the node table cannot be read. The node that wrote it counts as one that does not answer.
@@ -110,6 +113,9 @@ impl NodeInfo {
         if self.left {
             w = w.field(field::LEFT, |w| w);
         }
+        if self.notes > 0 {
+            w = w.field(field::NOTES, |w| w.integer(self.notes));
+        }
         w.finish()
     }
 
@@ -134,11 +140,13 @@ impl NodeInfo {
             url: None,
             count: r.integer()?,
             left: false,
+            notes: 0,
         };
-        r.optional_fields(|kind, value| {
+        r.optional_fields(|kind, mut value| {
             match kind {
                 field::URL => info.url = Some(value.rest_text()?),
                 field::LEFT => info.left = true,
+                field::NOTES => info.notes = value.integer()?,
                 _ => {}
             }
             Ok(())

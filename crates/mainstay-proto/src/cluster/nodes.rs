@@ -24,10 +24,11 @@ use rand::{RngExt, SeedableRng};
 use super::claims::{ClaimOutcome, Claims};
 use super::event::{Claimed, NodesEvent, NodesStatus};
 use super::node_info::NodeInfo;
+use super::notes::Notes;
 use super::records::{LocalRecord, Records};
 use super::releases::{ReleaseOutcome, Releases};
-use super::request::{EngineEvent, Request, RequestId, Response};
-use super::table::{Change, Found, Table};
+use super::request::{EngineEvent, Note, Request, RequestId, Response};
+use super::table::{Change, Found, Other, Table};
 use crate::due::earliest;
 use crate::forward::Forward;
 use crate::session::message::SessionId;
@@ -42,6 +43,8 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(1);
 const OPEN_FOR: Duration = Duration::from_secs(5);
 /// The pause before a heartbeat of unknown outcome is repeated.
 const REPEAT: Duration = Duration::from_millis(500);
+/// The pause before a note that the engine refused is repeated: it may be short of memory.
+const REPEAT_REFUSED: Duration = Duration::from_secs(30);
 
 /// What a node is in its cluster.
 #[derive(Debug, Clone)]
@@ -71,6 +74,7 @@ pub struct Nodes {
     claims: Claims,
     releases: Releases,
     records: Records,
+    notes: Notes,
     open: BTreeMap<RequestId, Open>,
     last_id: u64,
     events: VecDeque<NodesEvent>,
@@ -119,6 +123,8 @@ enum Kind {
     Forget,
     Claim,
     Release,
+    Note,
+    Notes,
 }
 
 impl Kind {
@@ -128,6 +134,8 @@ impl Kind {
             Self::Forget => "forget",
             Self::Claim => "claim",
             Self::Release => "release",
+            Self::Note => "note",
+            Self::Notes => "notes",
         }
     }
 }
@@ -146,6 +154,7 @@ impl Nodes {
             claims: Claims::default(),
             releases: Releases::default(),
             records: Records::default(),
+            notes: Notes::default(),
             open: BTreeMap::new(),
             last_id: 0,
             events: VecDeque::new(),
@@ -202,7 +211,7 @@ impl Nodes {
         self.forward.check(now);
         self.table.set_mark(info.mark);
         let count = self.info.as_ref().map_or(0, |info| info.count);
-        self.info = Some(NodeInfo { count, left: false, ..info });
+        self.info = Some(NodeInfo { count, left: false, notes: 0, ..info });
         self.beat.at = now;
     }
 
@@ -254,6 +263,26 @@ impl Nodes {
         self.claims.adopted(now + self.config.keep, session);
     }
 
+    /// Leaves a note for all other nodes, and for those that start within `keep` from now. Returns its number, which
+    /// [`NodesEvent::Noted`] names once the engine has it; the node repeats it until then. `None`: there is no engine, or
+    /// 10,000 notes wait for it.
+    pub fn note(&mut self, now: Instant, note: Note, keep: Duration) -> Option<u64> {
+        self.forward.check(now);
+        if self.config.engine { self.notes.add(now, note, keep) } else { None }
+    }
+
+    /// From now on reads the notes of all nodes that are not older than `keep`, now and once there are new ones: each
+    /// reading is one [`NodesEvent::Notes`].
+    pub fn watch_notes(&mut self, keep: Duration) {
+        self.notes.watch(keep);
+    }
+
+    /// Returns the other nodes that have not left, as far as the table shows.
+    #[must_use]
+    pub fn others(&self) -> Vec<Other> {
+        self.table.others()
+    }
+
     /// Gives every release up whose outcome is not known, at the deadline of a drain. Each is reported.
     pub fn give_up_releases(&mut self, now: Instant) {
         self.forward.check(now);
@@ -294,8 +323,13 @@ impl Nodes {
         if let Some(request) = self.releases.poll(now, id) {
             return Some((Kind::Release, request));
         }
-        let node = self.forget.pop_front()?;
-        Some((Kind::Forget, Request::Forget { node }))
+        if let Some(node) = self.forget.pop_front() {
+            return Some((Kind::Forget, Request::Forget { node }));
+        }
+        if let Some(request) = self.notes.poll_write(now, id) {
+            return Some((Kind::Note, request));
+        }
+        Some((Kind::Notes, self.notes.poll_read(now)?))
     }
 
     fn heartbeat(&mut self, now: Instant) -> Option<Request> {
@@ -305,6 +339,7 @@ impl Nodes {
         let info = self.info.as_mut()?;
         info.count += 1;
         info.left = self.beat.leave == Leave::Leaving;
+        info.notes = self.notes.stored();
         self.beat.is_open = true;
         let value = info.to_bytes();
         let mut rng = StdRng::seed_from_u64(self.config.seed ^ info.count);
@@ -327,6 +362,8 @@ impl Nodes {
                     Kind::Claim => self.handle_claim(now, id, response),
                     Kind::Release => self.handle_release(id, response),
                     Kind::Forget => {}
+                    Kind::Note => self.handle_noted(now, id),
+                    Kind::Notes => self.handle_notes(now, response),
                 }
             }
         }
@@ -346,7 +383,9 @@ impl Nodes {
         let changed = before.is_some_and(|before| before != incarnation);
         if changed {
             self.table.interrupt();
+            self.notes.write_again(now);
         }
+        self.notes.read_again();
         if !self.engine.is_connected || changed {
             self.beat.at = now;
         }
@@ -400,6 +439,7 @@ impl Nodes {
             Kind::Claim => self.claims.repeat(now, id),
             Kind::Release => self.releases.repeat(now, id),
             Kind::Forget => {}
+            Kind::Note | Kind::Notes => self.notes.repeat(now, kind == Kind::Note, REPEAT),
         }
     }
 
@@ -418,6 +458,7 @@ impl Nodes {
                 false => ReleaseOutcome::Refused(reason.clone()),
             }),
             Kind::Forget => {}
+            Kind::Note | Kind::Notes => self.notes.repeat(now, kind == Kind::Note, REPEAT_REFUSED),
         }
         if self.refuses.insert(kind) {
             self.events.push_back(NodesEvent::EngineRefuses { request: kind.as_str(), reason });
@@ -432,7 +473,9 @@ impl Nodes {
             self.events.push_back(NodesEvent::Left);
         }
         self.compare_own(&fields);
-        for change in self.table.update(sent, now, fields) {
+        let changes = self.table.update(sent, now, fields);
+        self.notes.compare(self.table.notes());
+        for change in changes {
             let event = match change {
                 Change::Seen { node, address } => NodesEvent::NodeSeen { node, address },
                 Change::Dead(node) => NodesEvent::NodeDead { node },
@@ -446,6 +489,24 @@ impl Nodes {
                 }
             };
             self.events.push_back(event);
+        }
+    }
+
+    fn handle_noted(&mut self, now: Instant, id: RequestId) {
+        if let Some(number) = self.notes.stored_by(id) {
+            self.events.push_back(NodesEvent::Noted { number });
+            // The others read it once they see the count.
+            self.beat.at = now;
+        }
+    }
+
+    fn handle_notes(&mut self, now: Instant, response: Response) {
+        match response {
+            Response::Notes(notes) => {
+                self.notes.was_read();
+                self.events.push_back(NodesEvent::Notes(notes));
+            }
+            _ => self.notes.repeat(now, false, REPEAT_REFUSED),
         }
     }
 
@@ -516,7 +577,7 @@ impl Nodes {
         let silent =
             self.engine.waiting_since.filter(|_| self.engine.is_up).map(|since| since + SILENT_AFTER);
         let oldest = self.open.values().next().map(|open| open.sent + OPEN_FOR);
-        earliest([beat, silent, oldest, self.releases.timeout()])
+        earliest([beat, silent, oldest, self.releases.timeout(), self.notes.timeout()])
     }
 
     /// Does what is due.

@@ -3,15 +3,17 @@
 //! The entry node connects, sends a [`Head`], and behind it the client's bytes as they came, from the first byte of
 //! HELLO on. The owner accepts the entry node's authentication result, queries its registry, and sends a
 //! [`PeerAnswer`]. After [`PeerAnswer::Accepted`] the stream is the client's; after any other answer it ends. A node that
-//! drains sends [`Leave`] instead of a head, to each owner of clients that it relays.
+//! drains sends [`Leave`] instead of a head, to each owner of clients that it relays. A [`Question`] of an operator or an
+//! application gets a [`Reply`].
 //!
-//! A block is four bytes of magic (`MSTN`, `MSTA` or `MSTL`), a version (one byte), the length of the body (four bytes, the
+//! A block is four bytes of magic (`MSTN`, `MSTA`, `MSTL`, `MSTQ` or `MSTR`), a version (one byte), the length of the body (four bytes, the
 //! highest first), and the body, whose fields are encoded as in `docs/PROTOCOL.md` "Framing". Decoders take a block from
 //! the front of a buffer once it is whole, and leave what follows; they refuse as soon as the bytes show that they must.
 //!
-//! The time that a block may take ([`BLOCK_TIME`]) is the driver's to measure. Nodes do not encrypt what they exchange.
+//! The time that a block may take ([`BLOCK_TIME`]) is the driver's to measure, and so is encryption.
 
 mod leave;
+mod question;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use self::leave::{First, Leave};
+pub use self::question::{MAX_BODY, Question, Reply};
 use super::node_info::{PeerKey, get_address, put_address};
 use crate::session::codec::{get_account, get_millis, millis, put_account};
 use crate::session::message::Account;
@@ -140,7 +143,7 @@ impl BlockError {
 /// What a peer listener does with a [`Head`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit {
-    /// Read the HELLO behind it, or follow LEAVE.
+    /// Read the HELLO behind it, follow LEAVE, or answer the question.
     Hello,
     /// Send [`PeerAnswer::OtherNode`] and close.
     OtherNode,

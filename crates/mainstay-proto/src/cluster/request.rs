@@ -63,7 +63,32 @@ pub enum Request {
         /// How long the engine keeps who has it.
         keep: Duration,
     },
+    /// Store a note for all nodes, and for those that start later. One of the same key replaces it. Answer:
+    /// [`Response::Stored`].
+    Note {
+        /// The note.
+        note: Note,
+        /// How long the engine keeps it at least.
+        keep: Duration,
+    },
+    /// Read the notes of all nodes. Answer: [`Response::Notes`].
+    Notes {
+        /// How old they may be.
+        keep: Duration,
+    },
 }
+
+/// What one node leaves for all others, and for those that start later: bytes that the machines do not read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Note {
+    /// What it is about. 1 to [`MAX_NOTE`] bytes.
+    pub key: Bytes,
+    /// At most [`MAX_NOTE`] bytes.
+    pub value: Bytes,
+}
+
+/// The longest key and the longest value of a [`Note`].
+pub const MAX_NOTE: usize = 1024;
 
 /// The engine's answer to one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +110,8 @@ pub enum Response {
     Moved(NodeId),
     /// The engine has no such session.
     None,
+    /// The notes, in any order; of two with the same key the later stands last.
+    Notes(Vec<Note>),
     /// No answer came: the request was executed, or not.
     Unknown,
     /// The engine refuses such requests (its reason, for the log): asking again changes nothing.

@@ -56,6 +56,17 @@ pub(super) enum Change {
     Forget(NodeId),
 }
 
+/// Another node of the cluster that has not left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Other {
+    /// The node.
+    pub node: NodeId,
+    /// Its peer listener and the key of that; `None`: its field cannot be read.
+    pub at: Option<(SocketAddr, PeerKey)>,
+    /// It writes its heartbeats.
+    pub is_alive: bool,
+}
+
 /// Where a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
@@ -151,6 +162,25 @@ impl Table {
     /// Returns whether the table shows that the node has ended.
     pub(super) fn is_dead(&self, node: NodeId) -> bool {
         self.rows.get(&node).map_or(self.is_complete, |row| row.life != Life::Alive)
+    }
+
+    /// Returns the other nodes of this cluster that have not left.
+    pub(super) fn others(&self) -> Vec<Other> {
+        let ours = self.rows.iter().filter(|(_, row)| {
+            row.life != Life::Left && row.info.as_ref().is_none_or(|info| info.mark == self.mark)
+        });
+        ours.map(|(&node, row)| Other {
+            node,
+            at: row.info.as_ref().map(|info| (info.address, info.key)),
+            is_alive: row.life == Life::Alive,
+        })
+        .collect()
+    }
+
+    /// Returns how many notes each other node has stored.
+    pub(super) fn notes(&self) -> BTreeMap<NodeId, u64> {
+        let noted = |(node, row): (&NodeId, &Row)| Some((*node, row.info.as_ref()?.notes));
+        self.rows.iter().filter_map(noted).collect()
     }
 
     /// Returns the numbers of living and of dead nodes, this node not counted.

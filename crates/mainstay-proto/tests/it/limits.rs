@@ -280,8 +280,9 @@ fn a_client_that_had_no_room_at_a_young_server_gets_a_session_once_there_is_room
     let first = pair.connect();
     pair.cut(first);
     pair.cut(other);
-    let session = pair.server.sessions.get(0);
-    session.evict();
+    pair.server.sessions.get(0).evict();
+    let over = pair.server.sessions.get(0).clone();
+    pair.server.registry.bury(pair.now, &over);
     pair.now += SECOND;
     pair.connect();
     assert_eq!(pair.server.refusals, [RefuseReason::NoRoom]);

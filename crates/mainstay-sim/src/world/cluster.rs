@@ -122,7 +122,7 @@ impl Server {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, slot));
         nodes.announce(
             now,
-            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false },
+            NodeInfo { address, key, mark: Mark::default(), url: None, count: 0, left: false, notes: 0 },
         );
         self.member = Some(Box::new(Member {
             id,
@@ -814,11 +814,13 @@ impl World {
                 let admitted = match &first {
                     First::Head(decoded) => decoded.admit(member.id, &member.key),
                     First::Leave(leave) => leave.admit(member.id, &member.key),
+                    First::Question(_) => return Err("no node of this world asks a question".into()),
                 };
                 match (admitted, first) {
                     (Ok(Admit::Hello), First::Head(decoded)) => *head = Some(Box::new(decoded)),
                     (Ok(Admit::Hello), First::Leave(leave)) => self.handle_leave(leg, &leave),
                     (Ok(Admit::OtherNode), _) => self.answer_peer(leg, &PeerAnswer::OtherNode),
+                    (Ok(_), First::Question(_)) => {}
                     (Err(error), _) => return Err(format!("a block that is not admitted: {error}")),
                 }
             }

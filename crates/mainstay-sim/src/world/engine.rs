@@ -354,6 +354,9 @@ impl Engine {
             Request::Claim { session, owner, disowned, claimant, name, keep } => {
                 self.claim(session.0, [owner, claimant], disowned, name, now + keep)
             }
+            // No node of a simulation leaves notes.
+            Request::Note { .. } => Response::Stored,
+            Request::Notes { .. } => Response::Notes(Vec::new()),
         }
     }
 
@@ -412,5 +415,7 @@ pub(super) fn show_request(request: &Request) -> String {
         Request::Forget { node } => format!("forget {node}"),
         Request::Release { session, claim, .. } => format!("release {session:?}, claim {claim}"),
         Request::Claim { session, owner, .. } => format!("claim {session:?} of {owner}"),
+        Request::Note { .. } => "a note".to_owned(),
+        Request::Notes { .. } => "the notes".to_owned(),
     }
 }

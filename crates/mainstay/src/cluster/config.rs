@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mainstay_proto::ConfigError;
 
@@ -30,6 +31,7 @@ pub struct ClusterConfig {
     pub(crate) url: Option<String>,
     pub(crate) mark: String,
     pub(crate) tls: Option<ClusterTls>,
+    pub(crate) notes_kept: Duration,
 }
 
 /// Where released sessions are kept.
@@ -43,6 +45,9 @@ pub(crate) enum Store {
 
 /// The longest name of a cluster.
 const LONGEST_NAME: usize = 64;
+/// How long notes are kept, unless [`ClusterConfig::notes_kept`] sets it.
+const NOTES_KEPT: Duration = Duration::from_secs(30 * DAY);
+const DAY: u64 = 24 * 60 * 60;
 /// The longest URL of a node.
 const LONGEST_URL: usize = 512;
 
@@ -68,6 +73,7 @@ impl ClusterConfig {
             url: None,
             mark: String::new(),
             tls: None,
+            notes_kept: NOTES_KEPT,
         }
     }
 
@@ -141,6 +147,18 @@ impl ClusterConfig {
         self
     }
 
+    /// Sets how long the engine keeps [notes](crate::Server::keep_note) at least; at most it is two days longer. All nodes have the
+    /// same value. Default: 30 days. Range: 1 to 366 days.
+    ///
+    /// # Errors
+    /// The time is out of range.
+    pub fn notes_kept(mut self, time: Duration) -> Result<Self, ConfigError> {
+        let range = Duration::from_secs(DAY)..=Duration::from_secs(366 * DAY);
+        ConfigError::unless(range.contains(&time), "cluster.notes_kept", "1 to 366 days")?;
+        self.notes_kept = time;
+        Ok(self)
+    }
+
     /// Whether the node shares an engine with others.
     pub(crate) fn has_engine(&self) -> bool {
         !matches!(self.store, Store::StateDir(_))
@@ -163,6 +181,10 @@ mod tests {
         let nowhere = "cluster.advertise must be an address and a port that other nodes can reach";
         check(config().advertise(([0, 0, 0, 0], 5).into()), nowhere);
         check(config().advertise(([127, 0, 0, 1], 0).into()), nowhere);
+        let days = |days: u64| config().notes_kept(Duration::from_secs(days * DAY));
+        check(days(0), "cluster.notes_kept must be 1 to 366 days");
+        check(days(367), "cluster.notes_kept must be 1 to 366 days");
+        assert!(days(1).is_ok() && days(366).is_ok());
         assert!(config().name("chat.eu-1").and_then(|config| config.url("wss://n3.example.com/")).is_ok());
     }
 }

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::PeerOutcome;
-use mainstay_proto::cluster::peer::{BLOCK_TIME, BlockError, Head, Leave, PeerAnswer};
+use mainstay_proto::cluster::peer::{BLOCK_TIME, BlockError, Head, Leave, PeerAnswer, Question, Reply};
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::ask::NoAnswer;
 use super::notices::Notices;
 use super::relay::keep_alive;
 use super::{ClusterTls, tls};
@@ -80,15 +81,42 @@ impl Speech {
         owner.set_nodelay(true)?;
         keep_alive(&owner);
         let Some(tls) = &self.tls else {
-            let (answer, rest) = exchange(&mut owner, question).await?;
+            let (answer, rest) = exchange(&mut owner, question, PeerAnswer::decode).await?;
             return Ok(Asked { answer, owner: Transport::tcp(owner), rest });
         };
-        let mut owner = tls.connect(owner).await.map_err(|error| match tls::of_handshake(&error) {
-            Some(error) => Unanswered::Tls(error.clone()),
-            None => Unanswered::Lost(error),
-        })?;
-        let (answer, rest) = exchange(&mut owner, question).await?;
+        let mut owner = tls.connect(owner).await.map_err(not_opened)?;
+        let (answer, rest) = exchange(&mut owner, question, PeerAnswer::decode).await?;
         Ok(Asked { answer, owner: Transport::other(owner), rest })
+    }
+
+    /// Asks a node what concerns all of them.
+    ///
+    /// # Errors
+    /// Why there is no reply.
+    pub(super) async fn question(&self, address: SocketAddr, question: &Question) -> Result<Reply, NoAnswer> {
+        let Ok(question) = question.encode() else { return Err(NoAnswer::Silent) };
+        let asked = tokio::time::timeout(BLOCK_TIME, async {
+            let mut node =
+                TcpStream::connect(address).await.map_err(|error| match not_connected(address, &error) {
+                    PeerOutcome::Refused => NoAnswer::Refused,
+                    _ => NoAnswer::Silent,
+                })?;
+            let reply = match &self.tls {
+                None => exchange(&mut node, &question, Reply::decode).await,
+                Some(tls) => match tls.connect(node).await {
+                    Ok(mut node) => exchange(&mut node, &question, Reply::decode).await,
+                    Err(error) => Err(not_opened(error)),
+                },
+            };
+            reply.map(|(reply, _)| reply).map_err(|unanswered| {
+                self.log_unanswered(address, &unanswered);
+                match unanswered {
+                    Unanswered::Lost(_) => NoAnswer::Closed,
+                    _ => NoAnswer::NotANode,
+                }
+            })
+        });
+        asked.await.unwrap_or(Err(NoAnswer::Silent))
     }
 
     /// A connection that was lost shows nothing. What differs between two nodes is one warning.
@@ -105,7 +133,7 @@ impl Speech {
                  one authority, or none has; later ones of this kind are logged at debug and counted"
             );
         } else {
-            tracing::debug!(%address, error = %unanswered, "another node did not answer a HELLO");
+            tracing::debug!(%address, error = %unanswered, "another node did not answer");
         }
     }
 
@@ -136,17 +164,26 @@ fn not_connected(address: SocketAddr, error: &io::Error) -> PeerOutcome {
     }
 }
 
-/// Returns the owner's answer, and the bytes behind it.
-async fn exchange(
+/// No TLS came about.
+fn not_opened(error: io::Error) -> Unanswered {
+    match tls::of_handshake(&error) {
+        Some(error) => Unanswered::Tls(error.clone()),
+        None => Unanswered::Lost(error),
+    }
+}
+
+/// Returns what the other node answers, and the bytes behind it.
+async fn exchange<T>(
     owner: &mut (impl AsyncRead + AsyncWrite + Unpin),
     question: &[u8],
-) -> Result<(PeerAnswer, Bytes), Unanswered> {
+    decode: fn(&mut BytesMut) -> Result<Option<T>, BlockError>,
+) -> Result<(T, Bytes), Unanswered> {
     owner.write_all(question).await?;
     // TLS may buffer bytes.
     owner.flush().await?;
     let mut buffer = BytesMut::new();
     loop {
-        match PeerAnswer::decode(&mut buffer) {
+        match decode(&mut buffer) {
             Ok(Some(answer)) => return Ok((answer, buffer.freeze())),
             Ok(None) => {}
             Err(BlockError::NotABlock) if tls::is_record(&buffer) => return Err(Unanswered::SpeaksTls),

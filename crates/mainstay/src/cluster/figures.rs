@@ -38,6 +38,10 @@ figures! {
     unanswered,
     /// HELLOs that were asked to come back (4414), because it is not known where their session is.
     waited,
+    /// Questions that other nodes answered.
+    questions_answered,
+    /// Questions that other nodes did not answer.
+    questions_unanswered,
     /// Connections to the peer listener that were dropped: a wrong key, no valid block, or none in time.
     dropped,
     /// Sessions that this node released.

@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::ask::Answering;
 use super::notices::Notices;
 use super::{ClusterTls, Figures, Node, tls};
 use crate::server::{Shared, attach_from_peer};
@@ -44,6 +45,7 @@ pub(super) struct Listening {
     server: Weak<Shared>,
     incomplete: Arc<Semaphore>,
     notices: Notices,
+    answering: Answering,
 }
 
 /// A connection that another node has opened, with its first block and the bytes behind that.
@@ -68,8 +70,8 @@ impl Listening {
     pub(super) fn new(node: &Node, server: Weak<Shared>, tls: Option<ClusterTls>) -> Arc<Self> {
         let incomplete = Arc::new(Semaphore::new(INCOMPLETE));
         let figures = Arc::clone(&node.figures);
-        let notices = Notices::default();
-        Arc::new(Self { id: node.id, key: node.key, tls, figures, server, incomplete, notices })
+        let (notices, answering) = (Notices::default(), node.answering.clone());
+        Arc::new(Self { id: node.id, key: node.key, tls, figures, server, incomplete, notices, answering })
     }
 
     /// Accepts until the task is dropped.
@@ -93,6 +95,8 @@ impl Listening {
                                 tracker.track_future(attach).await;
                             }
                             First::Leave(leave) => server.ask_relayed_to_leave(leave.from, leave.within),
+                            // It was answered.
+                            First::Question(_) => {}
                         }
                     });
                 }
@@ -133,9 +137,16 @@ impl Listening {
         let admit = match &first {
             First::Head(head) => head.admit(self.id, &self.key),
             First::Leave(leave) => leave.admit(self.id, &self.key),
+            First::Question(question) => question.admit(self.id, &self.key),
         };
         match admit.map_err(Dropped::Block)? {
-            Admit::Hello => Ok(Some(Admitted { first, transport: transport(stream), early })),
+            Admit::Hello => match first {
+                First::Question(question) => {
+                    self.answer(&mut stream, question.body, until).await;
+                    Ok(None)
+                }
+                first => Ok(Some(Admitted { first, transport: transport(stream), early })),
+            },
             Admit::OtherNode => {
                 Figures::add(&self.figures.answered, 1);
                 let answer = PeerAnswer::OtherNode.encode();
@@ -145,6 +156,22 @@ impl Listening {
                 }
                 Ok(None)
             }
+        }
+    }
+
+    /// Answers a question, if that takes no longer than this.
+    async fn answer(&self, stream: &mut (impl AsyncWrite + Unpin), question: Bytes, until: Instant) {
+        let answered = timeout_at(until, async {
+            let Some(Ok(reply)) = self.answering.answer(question).await.map(|reply| reply.encode()) else {
+                tracing::error!("a question of another node has no answer that can be sent");
+                return Ok(());
+            };
+            stream.write_all(&reply).await?;
+            // TLS may buffer bytes, and its end is announced.
+            stream.shutdown().await
+        });
+        if !matches!(answered.await, Ok(Ok(()))) {
+            tracing::debug!("the answer to a question of another node came too late");
         }
     }
 

@@ -8,13 +8,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use mainstay_proto::cluster::peer::Leave;
 use mainstay_proto::cluster::{
-    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, PeerKey, PeerOutcome,
-    ReleaseOutcome, Step,
+    LocalRecord, Lookup, Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, NodesStatus, Note, Other, PeerKey,
+    PeerOutcome, ReleaseOutcome, Step,
 };
 use mainstay_proto::session::message::{ResumeToken, SessionId};
 use mainstay_proto::session::{NodeId, Record, Released, Route};
@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::ask::Answering;
 use super::config::Store;
 use super::engine::Host;
 use super::entry::Speech;
@@ -52,6 +53,10 @@ pub(crate) struct Node {
     pub(crate) figures: Arc<Figures>,
     /// How this node speaks to others.
     pub(crate) speech: Arc<Speech>,
+    /// Answers the questions of other nodes.
+    pub(super) answering: Answering,
+    /// Takes the notes of all nodes.
+    take_notes: OnceLock<TakeNotes>,
     config: ClusterConfig,
     relays: Arc<Relays>,
     machine: Mutex<Machine>,
@@ -72,6 +77,8 @@ pub(crate) struct Node {
     me: Weak<Self>,
 }
 
+type TakeNotes = Box<dyn Fn(Vec<Note>) + Send + Sync>;
+
 struct Machine {
     nodes: Nodes,
     link: Option<Link>,
@@ -79,6 +86,8 @@ struct Machine {
     claiming: HashMap<SessionId, Vec<oneshot::Sender<()>>>,
     /// Releases whose outcome is not known, and what waits for it.
     releasing: HashMap<SessionId, Vec<oneshot::Sender<()>>>,
+    /// Notes that the engine may not have yet, and what waits for it.
+    noting: HashMap<u64, oneshot::Sender<()>>,
     /// Sessions and accounts that the engine certainly does not have: this node answers for them itself. `true`: its client got
     /// the account.
     unreleased: HashMap<SessionId, bool>,
@@ -191,6 +200,7 @@ impl Node {
             link: None,
             claiming: HashMap::new(),
             releasing: HashMap::new(),
+            noting: HashMap::new(),
             unreleased: HashMap::new(),
             state_dir: None,
             waits_for_file: false,
@@ -206,6 +216,8 @@ impl Node {
             key: PeerKey(key.1),
             figures: Arc::default(),
             speech: Arc::new(Speech::new(config.tls.clone())),
+            answering: Answering::default(),
+            take_notes: OnceLock::new(),
             config,
             relays: Arc::default(),
             machine: Mutex::new(machine),
@@ -303,6 +315,7 @@ impl Machine {
                 }
                 self.releasing.remove(session)
             }
+            NodesEvent::Noted { number } => self.noting.remove(number).map(|noting| vec![noting]),
             NodesEvent::EngineUp { incarnation, .. } => {
                 self.incarnation.clone_from(incarnation);
                 self.was_reached = true;
@@ -417,6 +430,7 @@ impl Node {
             url: self.config.url.clone(),
             count: 0,
             left: false,
+            notes: 0,
         };
         self.change(|now, machine| {
             machine.info = Some(info.clone());
@@ -476,6 +490,35 @@ impl Node {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// What concerns all nodes.
+impl Node {
+    /// Returns the other nodes, and whether these are all.
+    pub(super) fn others(&self) -> (Vec<Other>, bool) {
+        let machine = self.lock();
+        (machine.nodes.others(), machine.nodes.is_complete())
+    }
+
+    /// Gives the engine a note; returns its number, unless nothing keeps it. `noted`: completes once the engine has it.
+    pub(super) fn begin_note(&self, note: Note, noted: oneshot::Sender<()>) -> Option<u64> {
+        self.change(|now, machine| {
+            let number = machine.nodes.note(now, note, self.config.notes_kept)?;
+            machine.noting.insert(number, noted);
+            Some(number)
+        })
+    }
+
+    /// No caller waits for this note any more.
+    pub(super) fn forget_noting(&self, number: u64) {
+        self.lock().noting.remove(&number);
+    }
+
+    pub(super) fn watch_notes(&self, take: TakeNotes) {
+        if self.take_notes.set(take).is_ok() {
+            self.change(|_, machine| machine.nodes.watch_notes(self.config.notes_kept));
         }
     }
 }
@@ -839,6 +882,11 @@ impl Node {
                 tracing::error!(request, reason, "the engine refuses requests of this kind");
             }
             NodesEvent::CheckListener { node, address } => self.check_listener(node, address),
+            NodesEvent::Notes(notes) => {
+                if let Some(take) = self.take_notes.get() {
+                    take(notes);
+                }
+            }
             _ => {}
         }
     }

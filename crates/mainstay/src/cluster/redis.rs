@@ -287,7 +287,8 @@ fn size(request: &Request) -> usize {
             record.head.len() + record.saved.as_ref().map_or(0, bytes::Bytes::len) + messages
         }
         Request::Heartbeat { value, .. } => value.len(),
-        Request::Forget { .. } | Request::Claim { .. } => 0,
+        Request::Note { note, .. } => note.key.len() + note.value.len(),
+        Request::Forget { .. } | Request::Claim { .. } | Request::Notes { .. } => 0,
     }
 }
 

@@ -5,13 +5,16 @@
 //! | `mainstay:NAME:nodes` | hash | the table of nodes: a node's id, and what it wrote |
 //! | `mainstay:NAME:s:{ID}` | hash | a session that was released, or an account: see `commit.lua` |
 //! | `mainstay:NAME:s:{ID}:o` | list | its messages |
+//! | `mainstay:NAME:{notes}:DAY` | hash | the notes of one day, counted from 1970: a note's key and value |
 //!
-//! The braces are part of the key: Redis Cluster keeps both keys of a session on one server. The head comes in pieces of at most
+//! The braces are part of the key: Redis Cluster keeps both keys of a session on one server, and all
+//! notes on one. The notes of a day are one key, which expires as a whole. The head comes in pieces of at most
 //! 64 bytes, the first of which is the names of both valid tokens: a hash with longer fields takes twice the memory.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use mainstay_proto::cluster::Note;
 use mainstay_proto::cluster::request::{Request, Response};
 use mainstay_proto::session::message::SessionId;
 use mainstay_proto::session::{NodeId, Record};
@@ -24,6 +27,9 @@ const NAMES: usize = 32;
 
 /// What Redis keeps compact in a hash.
 const PIECE: usize = 64;
+
+/// Notes are kept by the day.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Precedes what is saved, so that nothing and an empty value differ.
 const SAVED: u8 = b'=';
@@ -59,6 +65,10 @@ impl Scripts {
     /// The key of the table of nodes.
     pub(super) fn nodes(&self) -> String {
         format!("{}nodes", self.prefix)
+    }
+
+    fn notes(&self, day: u64) -> String {
+        format!("{}{{notes}}:{day}", self.prefix)
     }
 
     fn session(&self, session: SessionId) -> [String; 2] {
@@ -110,6 +120,29 @@ impl Scripts {
                 });
                 claimed(answer.await?)
             }
+            Request::Note { note, keep } => {
+                let key = self.notes(today());
+                let until = milliseconds(*keep + 2 * DAY);
+                let mut both = pipe();
+                both.hset(&key, &note.key[..], &note.value[..]).ignore();
+                both.cmd("PEXPIRE").arg(&key).arg(until).ignore();
+                both.exec_async(commands).await?;
+                Ok(Response::Stored)
+            }
+            Request::Notes { keep } => {
+                let (today, days) = (today(), keep.as_secs().div_ceil(DAY.as_secs()));
+                let mut all = pipe();
+                // Another node's clock may be ahead.
+                for day in today.saturating_sub(days)..=today + 1 {
+                    all.hgetall(self.notes(day));
+                }
+                let days: Vec<Value> = all.query_async(commands).await?;
+                let mut notes = Vec::new();
+                for fields in days {
+                    notes.extend(noted(fields)?);
+                }
+                Ok(Response::Notes(notes))
+            }
         }
     }
 }
@@ -158,6 +191,18 @@ fn table(fields: Value) -> Result<Response, RedisError> {
         nodes.extend(node(&field).map(|node| (node, value)));
     }
     Ok(Response::Table(nodes))
+}
+
+/// The notes of a day as HGETALL returns them.
+fn noted(fields: Value) -> Result<impl Iterator<Item = Note>, RedisError> {
+    let Value::Array(fields) = fields else { return Err(foreign()) };
+    let mut fields = fields.into_iter().map(bytes);
+    Ok(std::iter::from_fn(move || Some(Note { key: fields.next()?, value: fields.next()? })))
+}
+
+/// Returns the day by this node's clock, counted from 1970.
+fn today() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / DAY.as_secs())
 }
 
 fn committed(answer: Vec<Value>) -> Result<Response, RedisError> {

@@ -27,6 +27,8 @@ use super::fault::Fault;
 use super::group::{Group, Groups};
 use super::inner::{Extras, Incoming, Inner, Origin};
 use super::limits::Gate;
+#[cfg(feature = "http2")]
+use super::paced_log::PacedLog;
 use super::paths::Paths;
 use super::peer::{Peer, PeerInfo};
 use super::stats::Counters;
@@ -332,6 +334,9 @@ pub(crate) struct Shared {
     #[cfg(feature = "cluster")]
     pub(crate) node: Option<Arc<Node>>,
     logged_too_big: AtomicBool,
+    /// The log of floods over HTTP/2.
+    #[cfg(feature = "http2")]
+    pub(super) floods: PacedLog,
     pub(crate) stats: Counters,
     pub(super) timeline: Timeline,
     /// The paths of all sessions, while the timeline is on.
@@ -384,6 +389,8 @@ impl Shared {
             #[cfg(feature = "cluster")]
             node,
             logged_too_big: AtomicBool::new(false),
+            #[cfg(feature = "http2")]
+            floods: PacedLog::default(),
             stats: Counters::default(),
             timeline,
             paths: Paths::default(),

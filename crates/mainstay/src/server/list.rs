@@ -33,6 +33,8 @@ const AT_ONCE: usize = 4096;
 pub struct ClientInfo {
     /// Its name: of the session, or of a plain connection.
     pub name: ClientName,
+    /// Its place in the list, to continue [after](Server::list) it.
+    pub place: u32,
     /// Whether it is there.
     pub presence: Presence,
     /// How many connections the session has had.
@@ -62,7 +64,7 @@ impl ClientInfo {
         let (rtt, kept_bytes, unread_bytes) = (peer.rtt(), peer.kept_bytes(), peer.unread_bytes());
         drop(inner);
         let age = core.shared.age(core.info.came);
-        Self { name, presence, epoch, age, away, rtt, kept_bytes, unread_bytes, core }
+        Self { name, place, presence, epoch, age, away, rtt, kept_bytes, unread_bytes, core }
     }
 
     /// Properties of the client, as of its first connection.

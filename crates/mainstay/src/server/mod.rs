@@ -54,6 +54,7 @@ mod make_service;
 mod open;
 #[cfg(feature = "cluster")]
 mod owner;
+mod paced_log;
 mod paths;
 mod peer;
 mod proxy_protocol;

@@ -1,6 +1,7 @@
 //! The client of a session, by what it speaks: two machines behind one set of verbs. Every question which of the two it is
 //! has its answer here.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -64,12 +65,25 @@ impl PeerInfo {
         Self { address, subprotocol, resumable: false, principal, came: 0, path: PathId::default() }
     }
 
+    /// Returns the subprotocol for a log or a list: one of more than 40 bytes only by its length, because some clients put a
+    /// token there.
+    pub fn shown_subprotocol(&self) -> Option<Cow<'_, str>> {
+        let subprotocol = self.subprotocol.as_deref()?;
+        Some(match subprotocol.len() {
+            ..=LONGEST_SHOWN => subprotocol.into(),
+            length => format!("({length} bytes)").into(),
+        })
+    }
+
     /// The client, as limits count it.
     pub(super) fn opener(&self) -> Opener<'_> {
         let source = self.address.map(|address| Source::of(address.ip()));
         Opener { source, principal: &self.principal }
     }
 }
+
+/// The longest subprotocol that is shown. Registered ones have at most 33 bytes, and tokens more.
+const LONGEST_SHOWN: usize = 40;
 
 /// The reason in the Close for a peer that keeps sending too fast.
 pub(super) const TOO_FAST: &str = "messages come too fast";

@@ -5,13 +5,13 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use mainstay_proto::proxy_header::{Header, HeaderError, Parsed, Versions, parse};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::Instant;
 
+use super::paced_log::PacedLog;
 use super::stats::Counters;
 
 type Trusts = dyn Fn(Option<IpAddr>) -> bool + Send + Sync;
@@ -28,18 +28,8 @@ type Trusts = dyn Fn(Option<IpAddr>) -> bool + Send + Sync;
 pub struct ProxyProtocol {
     versions: Versions,
     trusts: Arc<Trusts>,
-    log: Arc<Mutex<Log>>,
+    log: Arc<PacedLog>,
 }
-
-/// When the last refusal was logged, and how many came since.
-#[derive(Default)]
-struct Log {
-    last: Option<Instant>,
-    since: u64,
-}
-
-/// A log line about refusals is at least this much later than the one before.
-const LOG_PAUSE: Duration = Duration::from_secs(30);
 
 impl ProxyProtocol {
     /// Accepts headers of these versions from each peer that `trusts` returns true for, and requires one from it. The peer
@@ -76,15 +66,7 @@ impl ProxyProtocol {
     }
 
     fn report(&self, peer: Option<SocketAddr>, refused: &Refused) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if log.last.is_some_and(|last| now < last + LOG_PAUSE) {
-            log.since += 1;
-            return;
-        }
-        let more = std::mem::take(&mut log.since);
-        log.last = Some(now);
-        drop(log);
+        let Some(more) = self.log.due() else { return };
         let peer = peer.map_or_else(|| "unix".to_owned(), |peer| peer.to_string());
         tracing::warn!(
             peer,
@@ -134,6 +116,8 @@ async fn read_header(stream: &mut (impl AsyncRead + Unpin), versions: Versions) 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;

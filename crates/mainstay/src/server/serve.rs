@@ -81,6 +81,7 @@ where
         server: server.clone(),
         http,
         head: MAX_HEAD,
+        fields: MAX_FIELDS,
         keep_alive: KEEP_ALIVE,
         leave: CancellationToken::new(),
         #[cfg(feature = "tls")]
@@ -161,7 +162,7 @@ where
     pub fn head_limits(mut self, bytes: usize, fields: usize) -> Self {
         // Less makes hyper panic.
         let bytes = bytes.max(8 * 1024);
-        self.steps.head = bytes;
+        (self.steps.head, self.steps.fields) = (bytes, fields);
         self.steps.http.max_buf_size(bytes).max_header_size(bytes).max_headers(fields);
         self
     }

@@ -146,6 +146,8 @@ figures! {
     tls_failed,
     /// TLS handshakes with clients that were not completed in time.
     tls_timed_out,
+    /// Connections of HTTP/2 that were closed because their clients cancelled requests, or sent frames of no use, without end.
+    http2_floods,
 }
 
 impl Counters {

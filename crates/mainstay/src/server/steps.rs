@@ -23,6 +23,9 @@ pub(super) struct Steps<M> {
     /// The largest head of a request, for HTTP/2.
     #[cfg_attr(not(feature = "http2"), allow(dead_code, reason = "HTTP/1.1 has it in its builder"))]
     pub(super) head: usize,
+    /// The most fields of a request, for HTTP/2.
+    #[cfg_attr(not(feature = "http2"), allow(dead_code, reason = "HTTP/1.1 has it in its builder"))]
+    pub(super) fields: usize,
     /// How long a connection of HTTP/2 may be without a new request.
     #[cfg_attr(not(feature = "http2"), allow(dead_code, reason = "HTTP/1.1 has it in its builder"))]
     pub(super) keep_alive: Duration,
@@ -51,7 +54,7 @@ impl<M> Steps<M> {
             let app = self.app.make(address).await;
             #[cfg(feature = "http2")]
             if speaks_http2 {
-                let limits = http2::Limits { head: self.head, idle: self.keep_alive };
+                let limits = http2::Limits { head: self.head, fields: self.fields, idle: self.keep_alive };
                 return http2::serve(connection, stream, app, limits, self.leave).await;
             }
             return connection.serve(stream, app, self.http, self.leave).await;

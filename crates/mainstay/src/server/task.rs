@@ -190,7 +190,7 @@ impl Connected {
         }
         let session = self.core.lock().peer.id().map(tracing::field::display);
         let peer = info.address.map(tracing::field::display);
-        tracing::debug!(session, peer, subprotocol = info.subprotocol.as_deref(), "session begins");
+        tracing::debug!(session, peer, subprotocol = info.shown_subprotocol().as_deref(), "session begins");
     }
 
     /// Notes an event of this client.

@@ -16,6 +16,7 @@ use mainstay_proto::ConfigError;
 use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
 use rustls::{HandshakeKind, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -103,7 +104,25 @@ impl Tls {
         None
     }
 
-    async fn handshake<S: Stream>(&self, stream: S) -> io::Result<TlsStream<S>> {
+    /// Performs the handshake on a connection that another listener than [`serve`](crate::serve)'s accepted. Returns what to speak
+    /// HTTP on, and the client's certificate, if it presented one that this configuration accepts.
+    ///
+    /// # Errors
+    /// The handshake failed, or took longer than its deadline: close the connection.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection.
+    pub async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> io::Result<(impl AsyncRead + AsyncWrite + Unpin + use<S>, Option<ClientCertificates>)> {
+        let opened = tokio::time::timeout(self.deadline, self.handshake(stream)).await;
+        let stream = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        let certificates = ClientCertificates::of(&stream);
+        Ok((stream, certificates))
+    }
+
+    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let turn = self.shared.computing.acquire().await;
         let mut accepting = hello.into_stream(self.config());

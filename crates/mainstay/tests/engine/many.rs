@@ -1,7 +1,9 @@
 //! Sentinel and Redis Cluster.
 
-use mainstay::cluster::Engine;
-use mainstay_proto::cluster::request::Response;
+use std::time::Duration;
+
+use mainstay::cluster::{Engine, Note};
+use mainstay_proto::cluster::request::{Request, Response};
 
 use crate::checks::RULES;
 use crate::node::{A, B, Node, claim, heartbeat, record, release};
@@ -137,6 +139,10 @@ async fn sessions_spread_over_the_servers_of_a_cluster() {
     let (mut node, before) = Node::connected(engine).await;
     assert_eq!(facts.incarnation, before);
     assert!(matches!(node.ask(heartbeat(A, "1")).await, Response::Table(nodes) if nodes.len() == 1));
+    // Notes need no further rights, and lie on one server.
+    let (note, keep) = (Note { key: "k".into(), value: "v".into() }, Duration::from_secs(30 * 86_400));
+    assert_eq!(node.ask(Request::Note { note: note.clone(), keep }).await, Response::Stored);
+    assert_eq!(node.ask(Request::Notes { keep }).await, Response::Notes(vec![note]));
     let releases = (0..60).map(|number| release(number, record(200, Some(b"s"), vec!["m".into()])));
     assert!(node.ask_all(releases).await.iter().all(|response| *response == Response::Stored));
     for server in &servers {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_proto::cluster::Note;
 use mainstay_proto::cluster::request::{Request, Response};
 use mainstay_proto::session::NodeId;
 
@@ -41,6 +42,30 @@ async fn heartbeats_build_the_table_of_nodes() {
     assert_eq!(node.ask(Request::Forget { node: B }).await, Response::Stored);
     assert_eq!(node.ask(Request::Forget { node: B }).await, Response::Stored);
     assert_eq!(sorted(node.ask(heartbeat(A, "3")).await), table(&[(A, "3")]));
+}
+
+#[tokio::test]
+async fn notes_are_read_with_their_last_values_and_expire_with_their_day() {
+    let (server, mut node) = node().await;
+    let keep = Duration::from_secs(3 * 86_400);
+    let note = |key: &'static [u8], value: &'static str| Note { key: key.into(), value: value.into() };
+    assert_eq!(node.ask(Request::Notes { keep }).await, Response::Notes(vec![]));
+    for note in [note(b"a", "1"), note(b"\xff\0", ""), note(b"a", "2")] {
+        assert_eq!(node.ask(Request::Note { note, keep }).await, Response::Stored);
+    }
+    let sorted = |response| match response {
+        Response::Notes(mut notes) => {
+            notes.sort_by(|one, other| one.key.cmp(&other.key));
+            notes
+        }
+        response => panic!("{response:?}"),
+    };
+    let all = [note(b"a", "2"), note(b"\xff\0", "")];
+    assert_eq!(sorted(node.ask(Request::Notes { keep }).await), all);
+    let keys: Vec<String> = server.run("KEYS mainstay:test:{notes}:*").await;
+    let lives: i64 = server.run(&format!("PTTL {}", keys[0])).await;
+    let days = lives as f64 / 86_400_000.0;
+    assert!(days > 4.9 && days <= 5.0, "at least three days, whenever in the day it was written: {days}");
 }
 
 #[tokio::test]

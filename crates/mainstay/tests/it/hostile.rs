@@ -1,10 +1,12 @@
 //! What a hostile peer gets: its own connection closed, at most, and nothing else. One file for each kind of input;
-//! `docs/GUARANTEES.md` "Hostile peers" has the outcomes.
+//! `docs/HOSTILE.md` has every input with its outcome.
 //!
 //! Every case goes over a real socket to a server that has an honest client as well, and ends by looking at that one.
 
 mod compression;
 mod frames;
+#[cfg(feature = "http2")]
+mod http2;
 mod limits;
 mod opening;
 mod openings;

@@ -14,6 +14,7 @@ mod faults;
 mod feed;
 mod handles;
 mod hostile;
+mod lines;
 mod link;
 mod logs;
 mod manual;

@@ -27,6 +27,14 @@ const UPGRADE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nU
 
 /// A server over TLS, and what its clients trust.
 async fn serve(config: Config) -> (SocketAddr, Server, CertificateDer<'static>) {
+    serve_app(config, Router::new()).await
+}
+
+/// The same, with more routes.
+pub(crate) async fn serve_app(
+    config: Config,
+    more: Router<()>,
+) -> (SocketAddr, Server, CertificateDer<'static>) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
@@ -39,7 +47,7 @@ async fn serve(config: Config) -> (SocketAddr, Server, CertificateDer<'static>) 
         let is_encrypted = request.extensions().get::<Encrypted>().is_some();
         format!("{:?} {is_encrypted}", request.version())
     };
-    let app = Router::new()
+    let app = more
         .route("/ws", any(async |upgrade: SessionUpgrade| upgrade.on_session(echo)))
         .route("/about", get(about));
     let serving = mainstay.clone();
@@ -49,7 +57,7 @@ async fn serve(config: Config) -> (SocketAddr, Server, CertificateDer<'static>) 
     (address, mainstay, cert.der().clone())
 }
 
-fn trusting(certificate: &CertificateDer<'static>, protocol: &str) -> Arc<ClientConfig> {
+pub(crate) fn trusting(certificate: &CertificateDer<'static>, protocol: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).unwrap();
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
@@ -57,7 +65,7 @@ fn trusting(certificate: &CertificateDer<'static>, protocol: &str) -> Arc<Client
     Arc::new(config)
 }
 
-async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
+pub(crate) async fn connect(address: SocketAddr, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
     let socket = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     TlsConnector::from(config).connect(name, socket).await.unwrap()
@@ -110,9 +118,15 @@ async fn a_client_that_reads_late_gets_every_message_and_the_end_of_the_stream_i
 }
 
 /// A connection of HTTP/2, once the server has announced extended CONNECT.
-async fn http2(address: SocketAddr, certificate: &CertificateDer<'static>) -> h2::client::SendRequest<Bytes> {
+pub(crate) async fn http2(
+    address: SocketAddr,
+    certificate: &CertificateDer<'static>,
+) -> h2::client::SendRequest<Bytes> {
     let stream = connect(address, trusting(certificate, "h2")).await;
-    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    // With a small window h2 takes many small frames that are not read yet for a flood.
+    let mut builder = h2::client::Builder::new();
+    builder.initial_connection_window_size(16 << 20);
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let mut sender = sender.ready().await.unwrap();
     while !sender.is_extended_connect_protocol_enabled() {
@@ -125,14 +139,24 @@ async fn http2(address: SocketAddr, certificate: &CertificateDer<'static>) -> h2
     sender
 }
 
-type WebSocket = (h2::SendStream<Bytes>, h2::RecvStream);
+pub(crate) type WebSocket = (h2::SendStream<Bytes>, h2::RecvStream);
 
 /// Opens a WebSocket in a connection of HTTP/2.
 async fn open(
     sender: &h2::client::SendRequest<Bytes>,
     protocol: &'static str,
 ) -> Result<WebSocket, StatusCode> {
-    let request = http::Request::builder().method(Method::CONNECT).uri("https://localhost/ws");
+    open_at(sender, "/ws", protocol).await
+}
+
+/// The same, at a path.
+pub(crate) async fn open_at(
+    sender: &h2::client::SendRequest<Bytes>,
+    path: &str,
+    protocol: &'static str,
+) -> Result<WebSocket, StatusCode> {
+    let uri = format!("https://localhost{path}");
+    let request = http::Request::builder().method(Method::CONNECT).uri(uri);
     let mut request = request.header("sec-websocket-version", "13").body(()).unwrap();
     request.extensions_mut().insert(h2::ext::Protocol::from_static(protocol));
     let mut sender = sender.clone().ready().await.unwrap();
@@ -145,7 +169,7 @@ async fn open(
     }
 }
 
-/// Reads exactly so many bytes.
+/// Reads at least so many bytes.
 async fn read(incoming: &mut h2::RecvStream, count: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while bytes.len() < count {

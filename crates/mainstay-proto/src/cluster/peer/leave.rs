@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::super::node_info::PeerKey;
-use super::{Admit, BlockError, Head, admit, take, whole};
+use super::question::QUESTION;
+use super::{Admit, BlockError, Head, Question, admit, take, whole};
 use crate::session::NodeId;
 use crate::session::wire::{MAX_INTEGER, Reader, Writer};
 
@@ -34,6 +35,8 @@ pub enum First {
     Head(Head),
     /// Nothing follows.
     Leave(Leave),
+    /// Nothing follows, and a [`Reply`](super::Reply) is due.
+    Question(Question),
 }
 
 impl First {
@@ -42,10 +45,10 @@ impl First {
     /// # Errors
     /// The bytes so far show that no such block of this version can follow.
     pub fn decode(buffer: &mut BytesMut) -> Result<Option<Self>, BlockError> {
-        if buffer.get(3) == LEAVE.last() {
-            Ok(Leave::decode(buffer)?.map(Self::Leave))
-        } else {
-            Ok(Head::decode(buffer)?.map(Self::Head))
+        match buffer.get(3) {
+            last if last == LEAVE.last() => Ok(Leave::decode(buffer)?.map(Self::Leave)),
+            last if last == QUESTION.last() => Ok(Question::decode(buffer)?.map(Self::Question)),
+            _ => Ok(Head::decode(buffer)?.map(Self::Head)),
         }
     }
 }

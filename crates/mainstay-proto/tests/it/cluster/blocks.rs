@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use mainstay_proto::cluster::node_info::{BadField, MAX_FIELD};
-use mainstay_proto::cluster::peer::{Admit, BlockError, First, Head, Leave, MAX_BLOCK, PeerAnswer};
+use mainstay_proto::cluster::peer::{Admit, BlockError, First, Head, Leave, MAX_BLOCK, PeerAnswer, Reply};
 use mainstay_proto::cluster::{Mark, NodeInfo, PeerKey};
 use mainstay_proto::session::message::{Account, LossCause};
 use mainstay_proto::session::{Frame, Malformed, NodeId};
@@ -27,6 +27,7 @@ fn info_to_json(info: &NodeInfo) -> Value {
         "url": info.url,
         "count": info.count,
         "left": info.left,
+        "notes": info.notes,
     })
 }
 
@@ -223,11 +224,11 @@ fn a_mark_depends_on_every_part_and_on_their_boundaries() {
 
 fn any_info() -> impl Strategy<Value = NodeInfo> {
     let url = proptest::option::of("[a-z:/.]{0,40}");
-    let numbers = (any::<std::net::SocketAddr>(), 0..1_u64 << 53);
+    let numbers = (any::<std::net::SocketAddr>(), 0..1_u64 << 53, 0..1_u64 << 53);
     (numbers, any::<[u8; 16]>(), any::<[u8; 8]>(), url, any::<bool>()).prop_map(
-        |((address, count), key, mark, url, left)| {
+        |((address, count, notes), key, mark, url, left)| {
             let address = std::net::SocketAddr::new(address.ip(), address.port());
-            NodeInfo { address, key: PeerKey(key), mark: Mark(mark), url, count, left }
+            NodeInfo { address, key: PeerKey(key), mark: Mark(mark), url, count, left, notes }
         },
     )
 }
@@ -323,7 +324,7 @@ proptest! {
     #[test]
     fn any_bytes_are_a_block_or_an_error_and_never_more_than_the_buffer_holds(
         bytes in any::<Vec<u8>>(),
-        magic in prop_oneof![Just(b"MSTN"), Just(b"MSTL"), Just(b"MSTA")],
+        magic in prop_oneof![Just(b"MSTN"), Just(b"MSTL"), Just(b"MSTA"), Just(b"MSTQ"), Just(b"MSTR")],
         body in any::<Vec<u8>>(),
     ) {
         let _ = NodeInfo::from_bytes(bytes.clone().into());
@@ -335,6 +336,7 @@ proptest! {
             let whole = First::decode(&mut buffer).is_ok_and(|first| first.is_some());
             prop_assert!(!whole || buffer.len() < before);
             let _ = PeerAnswer::decode(&mut BytesMut::from(&bytes[..]));
+            let _ = Reply::decode(&mut BytesMut::from(&bytes[..]));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::cluster::records::has_name;
 use mainstay_proto::cluster::request::{EngineEvent, Request, RequestId, Response};
-use mainstay_proto::cluster::{Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, PeerKey};
+use mainstay_proto::cluster::{Mark, NodeInfo, Nodes, NodesConfig, NodesEvent, Note, PeerKey};
 use mainstay_proto::session::message::{ResumeToken, SessionId};
 use mainstay_proto::session::{NodeId, Record};
 
@@ -30,6 +30,7 @@ pub(crate) fn info(number: u8) -> NodeInfo {
         url: None,
         count: 0,
         left: false,
+        notes: 0,
     }
 }
 
@@ -54,6 +55,7 @@ pub(crate) struct Engine {
     pub(crate) fields: BTreeMap<NodeId, Bytes>,
     pub(crate) held: BTreeMap<SessionId, Held>,
     pub(crate) executed: Vec<&'static str>,
+    pub(crate) notes: Vec<Note>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +105,16 @@ impl Engine {
                     held.owner = Some(*claimant);
                 }
                 Response::Claimed { claim: held.claim, record: held.record.clone() }
+            }
+            Request::Note { note, .. } => {
+                self.executed.push("note");
+                self.notes.retain(|noted| noted.key != note.key);
+                self.notes.push(note.clone());
+                Response::Stored
+            }
+            Request::Notes { .. } => {
+                self.executed.push("notes");
+                Response::Notes(self.notes.clone())
             }
         }
     }

@@ -5,6 +5,7 @@ mod engine;
 mod explore;
 mod lookup;
 mod nodes;
+mod notes;
 mod records;
 mod releases;
 mod table;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use mainstay_proto::cluster::Note;
 use mainstay_proto::cluster::records::has_name;
 use mainstay_proto::cluster::request::{EngineEvent, Request, RequestId, Response};
 use mainstay_proto::session::message::SessionId;
@@ -24,6 +25,7 @@ struct State {
     is_away: bool,
     nodes: BTreeMap<NodeId, Bytes>,
     sessions: HashMap<SessionId, Kept>,
+    notes: Vec<Note>,
     reporters: Vec<Reporter>,
     /// Requests that were executed and are no heartbeats.
     requests: Vec<&'static str>,
@@ -148,6 +150,16 @@ impl State {
                     kept.owner = Some(claimant);
                 }
                 Response::Claimed { claim: kept.claim, record: kept.record.clone() }
+            }
+            Request::Note { note, .. } => {
+                self.requests.push("note");
+                self.notes.retain(|noted| noted.key != note.key);
+                self.notes.push(note);
+                Response::Stored
+            }
+            Request::Notes { .. } => {
+                self.requests.push("notes");
+                Response::Notes(self.notes.clone())
             }
         }
     }

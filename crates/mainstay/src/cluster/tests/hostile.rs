@@ -26,7 +26,7 @@ pub(super) fn head(to: NodeId) -> Head {
 }
 
 /// Writes these bytes to the node's peer listener, and waits until it drops the connection.
-async fn dropped(node: &TestNode, bytes: &[u8]) {
+pub(super) async fn dropped(node: &TestNode, bytes: &[u8]) {
     let mut stream = TcpStream::connect(node.peer_address()).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();

@@ -16,8 +16,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Memory;
-use super::setup::{TestNode, echoes, until};
-use crate::SessionUpgrade;
+use super::setup::{Balancer, TestNode, echoes, exchange, meet, until};
+use crate::server::Identity;
+use crate::{CloseCode, SessionUpgrade};
 
 /// A connection of such a client.
 struct Raw {
@@ -174,4 +175,85 @@ async fn compression_with_context_takeover_goes_through_a_relay_from_the_first_b
     assert!(again.len() < resume.len() / 4, "{} against {}", again.len(), resume.len());
     relayed.stream.write_all(&again).await.unwrap();
     assert!(matches!(relayed.next().await, Control::AuthResult { .. }));
+}
+
+#[tokio::test]
+async fn credentials_of_a_relayed_client_are_renewed_and_ended_by_the_owner_as_without_a_relay() {
+    let memory = Memory::default();
+    let holds = Arc::new(AtomicUsize::new(60_000));
+    let judging = {
+        let holds = Arc::clone(&holds);
+        move |upgrade: SessionUpgrade| {
+            let holds = Arc::clone(&holds);
+            let judge = move |_| {
+                let millis = holds.load(SeqCst) as u64;
+                let identity = Identity::new("ann").expires_in(Duration::from_millis(millis));
+                std::future::ready(Ok(identity.grace(Duration::from_millis(300))))
+            };
+            echoes(upgrade.authenticate(judge))
+        }
+    };
+    let owner = TestNode::start(&memory, judging.clone()).await;
+    let entry = TestNode::start(&memory, judging).await;
+    meet(&[&owner, &entry]).await;
+    let mut first = Raw::open(&owner).await;
+    first.send(&hello(1, None)).await;
+    let token = first.welcome().await.token;
+    drop(first);
+    until("its session is parked", || owner.server.sessions().parked == 1).await;
+    // The entry node judged the HELLO, and its verdict goes to the owner with the connection.
+    let mut relayed = Raw::open(&entry).await;
+    relayed.send(&hello(2, Some(token))).await;
+    assert!(relayed.welcome().await.resumed);
+    assert_eq!((entry.figures().relayed, owner.figures().accepted), (1, 1));
+    holds.store(300, SeqCst);
+    relayed.send(&Control::Auth { credentials: words() }).await;
+    let mut answers = Vec::new();
+    let ended = loop {
+        match relayed.next().await {
+            Control::AuthResult { accepted: true, expires_in } => {
+                answers.push("renewed");
+                assert_eq!(expires_in, Duration::from_millis(300));
+            }
+            Control::GoAway { .. } => answers.push("asked"),
+            Control::End { code, .. } => break code,
+            _ => {}
+        }
+    };
+    assert_eq!((answers, ended), (vec!["renewed", "asked"], CloseCode::UNAUTHORIZED.get().into()));
+    let stats = owner.server.stats();
+    assert_eq!((stats.credentials_expired, stats.left_unauthorized), (1, 1));
+    until("no session is left", || owner.server.stats().sessions == 0).await;
+}
+
+#[tokio::test]
+async fn the_expiry_that_an_entry_node_finds_is_the_owners_and_a_client_with_other_credentials_goes_on() {
+    let memory = Memory::default();
+    let holds = Arc::new(AtomicUsize::new(60_000));
+    let judging = {
+        let holds = Arc::clone(&holds);
+        move |upgrade: SessionUpgrade| {
+            let holds = Arc::clone(&holds);
+            echoes(upgrade.authenticate(move |_| {
+                let millis = holds.load(SeqCst) as u64;
+                std::future::ready(Ok(Identity::new("ann").expires_in(Duration::from_millis(millis))))
+            }))
+        }
+    };
+    let owner = TestNode::start(&memory, judging.clone()).await;
+    let entry = TestNode::start(&memory, judging).await;
+    meet(&[&owner, &entry]).await;
+    let balancer = Balancer::over(&[&owner, &entry]).await;
+    let mut client = balancer.client();
+    exchange(&mut client, "at its owner").await;
+    holds.store(300, SeqCst);
+    balancer.pick(1);
+    balancer.cut();
+    until("it is relayed", || entry.figures().relayed >= 1).await;
+    holds.store(60_000, SeqCst);
+    until("the owner asks for others", || owner.server.stats().credentials_expired >= 1).await;
+    until("it has come back with them", || entry.figures().relayed >= 2).await;
+    exchange(&mut client, "still the same session").await;
+    let stats = owner.server.stats();
+    assert_eq!((stats.left_unauthorized, stats.attached_new + entry.server.stats().attached_new), (0, 1));
 }

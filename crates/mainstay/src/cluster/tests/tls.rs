@@ -1,11 +1,9 @@
 //! Nodes that encrypt what they send to each other, and nodes that differ in that.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
-
-use tracing_subscriber::fmt::MakeWriter;
+use std::io;
 
 use super::Memory;
+use super::lines::Lines;
 use super::setup::{Balancer, TestNode, client, echoes, exchange, meet, until};
 use crate::cluster::config::Store;
 use crate::cluster::tls::tests::Signer;
@@ -60,35 +58,6 @@ async fn a_relay_over_tls_ends_with_its_client() {
     until("the owner has parked the session", || owner.server.sessions().parked == 1).await;
 }
 
-/// The log of this test's thread, on which all its nodes run.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-impl Lines {
-    fn count(&self, words: &str) -> usize {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains("WARN") && line.contains(words)).count()
-    }
-}
-
 #[tokio::test]
 async fn nodes_that_differ_in_tls_refuse_each_other_and_each_says_once_what_to_do() {
     // With one subscriber alone, a line that another test's thread reaches first would be off for all threads.
@@ -119,7 +88,7 @@ async fn nodes_that_differ_in_tls_refuse_each_other_and_each_says_once_what_to_d
         until("both count two", || owner.figures().dropped >= 2 && entry.figures().unanswered >= 2).await;
         assert_eq!(entry.figures().relays, 0);
         for words in [at_owner, at_entry] {
-            assert_eq!(lines.count(words), 1, "{words}");
+            assert_eq!(lines.count(&["WARN", words]), 1, "{words}");
         }
         exchange(&mut client(entry.address), "new clients are served").await;
         balancer.pick(0);

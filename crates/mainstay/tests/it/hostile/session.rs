@@ -14,7 +14,7 @@ use crate::support::{echo_server, until_quiet};
 
 const OFFER: &str = "Sec-WebSocket-Protocol: mainstay.v1\r\n";
 
-fn hello(key: u64) -> Hello {
+pub(super) fn hello(key: u64) -> Hello {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&key.to_be_bytes());
     Hello {
@@ -30,7 +30,7 @@ fn hello(key: u64) -> Hello {
     }
 }
 
-fn control(control: &Control) -> Vec<u8> {
+pub(super) fn control(control: &Control) -> Vec<u8> {
     frame(0x82, &control.encode())
 }
 

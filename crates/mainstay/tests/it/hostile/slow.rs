@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use mainstay::server::Config;
 use mainstay::{Client, HeartbeatConfig, Message, Server, Window};
-use tokio::io::AsyncWriteExt;
+use mainstay_proto::session::Control;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
+use tokio::time::Instant;
 
+use super::session::{control, hello};
 use super::{Raw, Stage, frame, header};
 use crate::support::{echo, echo_server, handled, until_quiet};
 
@@ -107,4 +110,57 @@ async fn a_handler_that_waits_is_no_evidence_against_its_peer() {
         "{stats:?}"
     );
     assert_eq!((stats.connections_opened, stats.connections), (2, 2), "{stats:?}");
+}
+
+/// So little is no progress that TCP would report.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_a_byte_a_second_is_found_by_the_heartbeat_and_bounded() {
+    let (address, mainstay) = handled(Server::new(Config::default()), |session| async move {
+        let message = Message::binary(vec![7; 60_000]);
+        while session.send(message.clone()).await.is_ok() {}
+    })
+    .await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(address).await.unwrap();
+    let mut raw = Raw::over(stream, super::upgrade("").as_bytes()).await;
+    while mainstay.stats().sessions > 0 && raw.stream.read_u8().await.is_ok() {
+        assert!(mainstay.kept_bytes() <= (1 << 20) + 60_000);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    until_quiet("nothing is left", || mainstay.stats().sessions == 0 && mainstay.kept_bytes() == 0).await;
+    let stats = mainstay.stats();
+    assert_eq!(stats.dead_silent + stats.dead_frozen + stats.dead_stalled, 1, "{stats:?}");
+}
+
+/// Also of peers that stay, read nothing and answer no Close.
+#[tokio::test(start_paused = true)]
+async fn what_a_broken_connection_held_is_given_back_within_five_seconds() {
+    let config = Config::new().resume_window(Duration::from_secs(1)).unwrap();
+    let (address, mainstay) = echo_server(config).await;
+    let inputs = [
+        vec![0x81, 1, b'x'],
+        frame(0x83, b""),
+        frame(0x81, b"\xff"),
+        [header(0x82, 1 << 30), vec![0; 4]].concat(),
+        frame(0x89, b"?").repeat(5000),
+        [frame(0x02, b""), frame(0x00, b"").repeat(5000)].concat(),
+        frame(0x88, &[3, 0xe8]),
+    ];
+    let mut staying = Vec::new();
+    for (key, input) in (0..).zip(inputs.iter().cycle().take(70)) {
+        let mut plain = Raw::open(address, "").await;
+        plain.write(input).await;
+        let mut session = Raw::open(address, "Sec-WebSocket-Protocol: mainstay.v1\r\n").await;
+        session.write(&[control(&Control::Hello(Box::new(hello(key)))), input.clone()].concat()).await;
+        staying.extend([plain, session]);
+    }
+    let start = Instant::now();
+    until_quiet("all is given back", || {
+        let stats = mainstay.stats();
+        (stats.connections, stats.sessions, mainstay.kept_bytes()) == (0, 0, 0)
+    })
+    .await;
+    assert!(start.elapsed() <= Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(mainstay.stats().connections_opened, 140);
 }

@@ -1,21 +1,25 @@
-//! HTTP requests that the gateway makes itself: to an issuer for its keys, and to the connect hook.
+//! HTTP requests that the gateway makes itself: to an issuer for its keys, to the connect hook, and to the collector of spans.
 //!
 //! `upstream` is not used: it serves requests of clients, whose connections and failures it counts as the backend's.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
+use http::uri::Scheme;
 use http::{Request, Response, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mainstay::client::{ConnectFailure, Connector, ServerStream};
+use mainstay::client::{ConnectFailure, Connector, Place, ServerStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tower_service::Service;
+
+use crate::tls;
 
 /// Idle connections to one server, and for how long.
 const MAX_IDLE: usize = 32;
@@ -26,6 +30,28 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct HttpClient(Client<Dialer, Body>);
 
 impl HttpClient {
+    /// Returns a client for a place, and its URL in the scheme that HTTP has. `ca`: the certificates to trust, in place of the
+    /// system's.
+    ///
+    /// # Errors
+    /// Begins with `ca-file`.
+    pub(crate) fn to(place: &Place, ca: Option<&Path>) -> Result<(Uri, Self), String> {
+        let mut connector = Connector::default();
+        if let Some(socket) = &place.socket {
+            connector = connector.unix(socket);
+        }
+        if ca.is_some() {
+            let config = tls::config(ca, None);
+            connector =
+                connector.tls(config.map_err(|error| format!("ca-file:{}", error.trim_start_matches("ca")))?);
+        }
+        let mut parts = place.url.clone().into_parts();
+        let is_secure = matches!(place.url.scheme_str(), Some("https" | "wss"));
+        parts.scheme = Some(if is_secure { Scheme::HTTPS } else { Scheme::HTTP });
+        let url = Uri::from_parts(parts).map_err(|error| format!("ca-file: {error}"))?;
+        Ok((url, Self::new(connector)))
+    }
+
     pub(crate) fn new(connector: Connector) -> Self {
         let mut builder = Client::builder(TokioExecutor::new());
         builder.pool_max_idle_per_host(MAX_IDLE).pool_idle_timeout(IDLE_TIMEOUT);
