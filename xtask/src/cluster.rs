@@ -107,7 +107,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     if options.release {
         prepare_release()?;
     }
-    let size = Size { clients, every, programs: if options.release { RELEASE } else { DEBUG }, ..size };
+    let (programs, drain) = if options.release { (RELEASE, Size::DRAIN.drain) } else { (DEBUG, size.drain) };
+    let size = Size { clients, every, programs, drain, ..size };
     let is_meant = |round: &str| options.rounds.is_empty() || options.rounds.iter().any(|name| name == round);
     play(if options.valkey { Brand::Valkey } else { Brand::Redis }, &size, is_meant)
 }

@@ -32,22 +32,25 @@ pub(super) struct Size {
     pub(super) cuts: u64,
     /// The folder of the programs.
     pub(super) programs: &'static str,
+    /// How long a drain may take.
+    pub(super) drain: &'static str,
 }
 
 impl Size {
-    /// Drains of as many sessions as a node of middling size has. The clients send less often, or the machine and not the
-    /// drain would be measured.
-    pub(super) const DRAIN: Self = Self { clients: 5_000, every: 4.0, cuts: 0, programs: RELEASE };
+    /// Drains of as many sessions as a node of middling size has. The clients send less often and the drain may take longer,
+    /// since the backend, the clients and all nodes share one machine.
+    pub(super) const DRAIN: Self =
+        Self { clients: 5_000, every: 4.0, cuts: 0, programs: RELEASE, drain: "30s" };
 
     pub(super) fn of(depth: Depth) -> Self {
         match depth {
-            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10, programs: DEBUG },
-            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10, programs: DEBUG },
+            Depth::Test => Self { clients: 300, every: 1.0, cuts: 10, programs: DEBUG, drain: "5s" },
+            Depth::Nightly => Self { clients: 1_000, every: 1.0, cuts: 10, programs: DEBUG, drain: "5s" },
         }
     }
 
     pub(super) fn setup<'a>(&self, name: &'a str, nodes: usize, flags: &[&str]) -> Setup<'a> {
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let flags = flags.iter().chain(&["--drain", self.drain]).map(|flag| (*flag).to_owned()).collect();
         Setup { name, nodes, flags, clients: self.clients, every: self.every, programs: self.programs }
     }
 }
