@@ -9,6 +9,7 @@
 //! them and joins their answers, `revocations` keeps what later nodes must know. `console` is the page at `/`, which asks the same.
 
 mod access;
+mod client;
 mod console;
 mod drain;
 mod everywhere;
@@ -61,7 +62,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The metrics of more routes than this are written by a thread that serves no clients: those of 1,000 take 12 ms.
 const FEW_ROUTES: usize = 50;
 
-/// Who may connect to the admin listener.
+/// Decides which clients may connect to the admin listener.
 pub(crate) struct Opening {
     pub(crate) keys: Keys,
     pub(crate) tls: Option<Tls>,

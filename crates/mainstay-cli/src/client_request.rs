@@ -55,7 +55,7 @@ impl ClientRequest {
         fields.remove(header::CONTENT_LENGTH);
         // Copied, because a link keeps them for its whole life.
         let key = route.proxy.stickiness.key(head);
-        let spans = LinkSpans::of(head, route, &mut fields);
+        let spans = LinkSpans::of(head, &mut fields);
         Ok(Self { path: head.uri.path().into(), url, fields: forward::copied(&fields), key, spans })
     }
 

@@ -56,7 +56,14 @@ pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Rout
         let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
         route.proxy.forwarding.remove_claims(request.headers_mut(), peer);
     }
-    let span = spans::begin(&mut request, &route);
+    let span = spans::begin(
+        &mut request,
+        &spans::OnRoute {
+            name: &route.name,
+            path: &route.rule.path,
+            proxies: &route.proxy.forwarding.proxies,
+        },
+    );
     if !asks_for_websocket(&request) {
         return span.passes(match &route.credentials {
             None => route.proxy.forward(request).await,

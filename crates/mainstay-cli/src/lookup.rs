@@ -36,7 +36,7 @@ struct ByLength<T> {
 }
 
 impl Lookup {
-    /// Numbers the rules from 0 on. The first of equal ones takes all of their requests.
+    /// Numbers the rules from 0 on. The first of two equal ones takes all requests.
     pub(crate) fn new<'a>(rules: impl IntoIterator<Item = &'a MatchRule>) -> Self {
         let mut lookup = Self::default();
         for (number, rule) in rules.into_iter().enumerate() {

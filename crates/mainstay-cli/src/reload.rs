@@ -17,6 +17,7 @@ use mainstay::Server;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::admin::Token;
 use crate::client_tls::{ClientTls, Prepared, TlsSection};
 use crate::config::{Loaded, Problem, Sources};
 use crate::route::Route;
@@ -30,6 +31,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Live {
     pub(crate) server: Server,
     pub(crate) routes: Arc<Routes>,
+    /// The token of the admin listener.
+    pub(crate) admin_token: Option<Token>,
     /// How many connections the limit of open files allows.
     pub(crate) most: usize,
     /// TLS towards clients.
@@ -43,6 +46,9 @@ pub(crate) struct Live {
 impl Live {
     /// Builds everything that a configuration describes, and then puts it in force: one line for each part.
     fn apply(&self, loaded: &Loaded) -> Result<Changes, Problem> {
+        let token = self.admin_token.as_ref().map(|token| Ok((token, token.read_again()?))).transpose();
+        let token =
+            token.map_err(|what: String| loaded.problem_in("admin", &format!("token-file: {what}")))?;
         let before = self.routes.all();
         let routes = table::build(loaded, &self.server, &self.routes.access, &before)?;
         let tls = prepare_tls(self.tls.as_ref(), &loaded.config.tls);
@@ -53,6 +59,9 @@ impl Live {
         table::start_credentials(&routes);
         table::set_limits(&routes);
         self.server.set_limits(loaded.config.limits.admission(self.most), loaded.config.limits.openings());
+        if token.is_some_and(|(token, next)| token.replace(next)) {
+            tracing::info!("the admin listener requires the token that its file has now");
+        }
         self.server.set_proxies(loaded.config.proxies.proxies());
         table::stop_probing(&before, &routes);
         tokio::spawn(probe_soon(routes.iter().map(Arc::downgrade).collect()));
@@ -277,6 +286,7 @@ mod tests {
         let live = Live {
             server: Server::new(mainstay::server::Config::new()),
             routes: Arc::default(),
+            admin_token: None,
             most: 100,
             tls: None,
             admin_tls: None,

@@ -340,6 +340,7 @@ async fn serve(
     activated: Activated,
 ) -> Result<(), Failed> {
     let Checked { token, cluster, tls, admin_tls } = checked;
+    let admin_token = token.clone();
     spans::start(&loaded.config.tracing).map_err(|what| loaded.problem_in("tracing", &what).to_string())?;
     let (config, is_demonstration) = (&loaded.config, loaded.is_demonstration());
     let files = descriptors::raise_limit();
@@ -412,7 +413,8 @@ async fn serve(
     tokio::spawn(supervisor::keep_watchdog());
     let stop = termination(stops, drain_order, Arc::clone(&routes), mainstay.clone());
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
-    let live = Live { server: mainstay, routes: Arc::clone(&routes), most, tls, admin_tls, status };
+    let live =
+        Live { server: mainstay, routes: Arc::clone(&routes), admin_token, most, tls, admin_tls, status };
     tokio::spawn(reload::run(live, sources, loaded, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);

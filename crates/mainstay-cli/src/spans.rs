@@ -31,6 +31,10 @@ mod tracer;
 
 #[cfg(not(feature = "otlp"))]
 pub(crate) use self::off::{LinkSpans, begin, figures, flush, start, with_attaches};
+use mainstay::server::Proxies;
+
+use crate::match_rule::PathPattern;
+
 #[cfg(feature = "otlp")]
 pub(crate) use self::{
     attaches::with_attaches,
@@ -38,6 +42,15 @@ pub(crate) use self::{
     request::begin,
     tracer::{figures, flush, start},
 };
+
+/// The route of a request, as its spans describe it. The type itself would make a circle of files: links record spans, too.
+#[cfg_attr(not(feature = "otlp"), allow(dead_code))]
+pub(crate) struct OnRoute<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) path: &'a PathPattern,
+    /// The proxies whose sampled flag decides.
+    pub(crate) proxies: &'a Proxies,
+}
 
 /// What became of the spans.
 #[derive(Debug, Clone, Copy, Default)]

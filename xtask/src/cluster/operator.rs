@@ -21,7 +21,7 @@ use crate::{Result, cluster};
 
 /// The secret of the tokens, for HS256.
 const SECRET: &str = "a secret of the proof of clusters, 32 bytes or more";
-/// Of `alice` and of `bob`, issued in 2023 and valid until 2100.
+/// The tokens of `alice` and of `bob`, issued in 2023 and valid until 2100.
 const ALICE: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhbGljZSIsImlhdCI6MTcwMDAwMDAwMCwiZXhwIjo0MTAyNDQ0ODAwfQ.WjX1djwCWLT9pDyNygrQtd0XFTkrAVjeHecB7ruRBmM";
 const BOB: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJib2IiLCJpYXQiOjE3MDAwMDAwMDAsImV4cCI6NDEwMjQ0NDgwMH0.DYEjq4xY4vNtq1lNq-8p6F9pCuvLG1NsA-A4yCZeXw4";
 /// Sessions of each of the two at each node.

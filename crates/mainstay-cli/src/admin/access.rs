@@ -12,8 +12,8 @@
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
@@ -224,9 +224,16 @@ fn is_local(host: &str, local: Option<IpAddr>) -> bool {
     }
 }
 
-/// The secret that the admin listener requires. Only its hash is kept.
+/// The secret that the admin listener requires. Only its hash is kept. All clones change together.
 #[derive(Clone)]
-pub(crate) struct Token([u8; 32]);
+pub(crate) struct Token {
+    file: PathBuf,
+    hash: Arc<RwLock<TokenHash>>,
+}
+
+/// What is kept of a token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenHash([u8; 32]);
 
 /// Length of a token in bytes. Shorter tokens can be guessed.
 const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -237,6 +244,37 @@ impl Token {
     /// # Errors
     /// Names the file and what is wrong; never quotes its content.
     pub(crate) fn read(file: &Path) -> Result<Self, String> {
+        let hash = Arc::new(RwLock::new(TokenHash::read(file)?));
+        Ok(Self { file: file.to_owned(), hash })
+    }
+
+    /// Reads the file again, and changes nothing yet.
+    ///
+    /// # Errors
+    /// As [`Token::read`].
+    pub(crate) fn read_again(&self) -> Result<TokenHash, String> {
+        TokenHash::read(&self.file)
+    }
+
+    /// Requires another token from now on. Returns whether it is another one.
+    pub(crate) fn replace(&self, by: TokenHash) -> bool {
+        let mut hash = self.hash.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *hash, by) != by
+    }
+
+    /// Compares in constant time.
+    fn is_presented(&self, headers: &HeaderMap) -> bool {
+        let value = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+        let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or_default();
+        let TokenHash(presented) = TokenHash::of(token.trim_ascii());
+        let TokenHash(ours) = *self.hash.read().unwrap_or_else(PoisonError::into_inner);
+        let differs = presented.iter().zip(ours).fold(0, |differs, (theirs, ours)| differs | (theirs ^ ours));
+        scheme.eq_ignore_ascii_case(b"Bearer ") && differs == 0
+    }
+}
+
+impl TokenHash {
+    fn read(file: &Path) -> Result<Self, String> {
         let wrong = |what: &str| format!("{}: {what}", file.display());
         let mut text = String::new();
         std::fs::File::open(file)
@@ -253,16 +291,6 @@ impl Token {
 
     fn of(token: &[u8]) -> Self {
         Self(Sha256::digest(token).into())
-    }
-
-    /// Compares in constant time.
-    fn is_presented(&self, headers: &HeaderMap) -> bool {
-        let value = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
-        let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or_default();
-        let Self(presented) = Self::of(token.trim_ascii());
-        let differs =
-            presented.iter().zip(self.0).fold(0, |differs, (theirs, ours)| differs | (theirs ^ ours));
-        scheme.eq_ignore_ascii_case(b"Bearer ") && differs == 0
     }
 }
 
@@ -291,7 +319,8 @@ mod tests {
 
     #[test]
     fn only_the_token_itself_is_accepted() {
-        let token = Token::of(b"0123456789abcdef");
+        let hash = Arc::new(RwLock::new(TokenHash::of(b"0123456789abcdef")));
+        let token = Token { file: PathBuf::new(), hash };
         let check = |value: &str, expected| {
             let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
             assert_eq!(token.is_presented(&headers), expected, "{value}");

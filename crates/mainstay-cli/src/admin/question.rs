@@ -14,7 +14,7 @@ use mainstay::{CloseCode, Server};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::sessions::{client, mentions, subject};
+use super::client::{client, mentions, subject};
 use super::words::{Calendar, object, reconnects};
 use crate::client_identity::subject_of;
 use crate::routes::Routes;

@@ -14,9 +14,10 @@ use mainstay::server::{ClientInfo, Presence};
 use serde_json::{Value, json};
 
 use super::Operated;
+use super::client::client;
 use super::query::Query;
 use super::question::node_of;
-use super::sessions::{answer, client};
+use super::sessions::answer;
 use super::words::{Calendar, object, why};
 use crate::route::{BackendStatus, Route};
 

@@ -365,12 +365,12 @@ impl Credentials {
         client: Option<IpAddr>,
         response: impl Future<Output = Response>,
     ) -> Result<Response, Response> {
-        let revoked = || Err(self.refuse(client, &Reason::Revoked.into()).into_response());
-        let Ok(mut ends) = self.ends(admitted) else { return revoked() };
+        let revoked = || self.refuse(client, &self.revoked()).into_response();
+        let Ok(mut ends) = self.ends(admitted) else { return Err(revoked()) };
         tokio::select! {
             biased;
             response = response => Ok(ends.bind(response)),
-            () = ends.revoked() => revoked(),
+            () = ends.revoked() => Err(revoked()),
         }
     }
 

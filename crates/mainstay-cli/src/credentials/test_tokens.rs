@@ -1,5 +1,5 @@
 //! Tokens for tests, made by ring alone: what the gateway checks them with made none of them.
-#![allow(clippy::unwrap_used)] // Two crates of tests use it.
+#![allow(clippy::unwrap_used)] // Two crates of tests use it, and `token_check`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

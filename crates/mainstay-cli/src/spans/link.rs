@@ -15,7 +15,6 @@ use super::parent::{self, TRACEPARENT, TRACESTATE};
 use super::request::Traced;
 use super::tracer::Span;
 use crate::backend_health::Failure;
-use crate::route::Route;
 use crate::upstream_error::UpstreamError;
 
 /// The spans of a link whose opening handshake is traced. Clones share everything.
@@ -47,12 +46,12 @@ enum Phase {
 
 impl LinkSpans {
     /// Takes the trace of an opening handshake out of the fields for the backend: each attempt adds its own.
-    pub(crate) fn of(head: &Parts, route: &Route, fields: &mut HeaderMap) -> Self {
-        let Some(Traced(opening)) = head.extensions.get() else { return Self(None) };
+    pub(crate) fn of(head: &Parts, fields: &mut HeaderMap) -> Self {
+        let Some(Traced { span: opening, route }) = head.extensions.get() else { return Self(None) };
         let state = fields.get_all(TRACESTATE).iter().cloned().collect();
         fields.remove(TRACEPARENT);
         fields.remove(TRACESTATE);
-        let about = vec![KeyValue::new("mainstay.route", String::from(&*route.name))];
+        let about = vec![KeyValue::new("mainstay.route", route.clone())];
         let (opening, phase) = (opening.clone(), Phase::Idle);
         Self(Some(Arc::new(Mutex::new(Link { opening, state, about, host: None, phase, was_open: false }))))
     }

@@ -9,9 +9,8 @@ use mainstay::SessionId;
 use mainstay::client::Event;
 use mainstay::server::Sender;
 
-use super::SpanFigures;
+use super::{OnRoute, SpanFigures};
 use crate::config::tracing::Section;
-use crate::route::Route;
 use crate::upstream_error::UpstreamError;
 
 pub(crate) fn start(_: &Section) -> Result<(), String> {
@@ -24,7 +23,7 @@ pub(crate) fn figures() -> Option<SpanFigures> {
     None
 }
 
-pub(crate) fn begin(_: &mut Request, _: &Route) -> RequestSpan {
+pub(crate) fn begin(_: &mut Request, _: &OnRoute<'_>) -> RequestSpan {
     RequestSpan
 }
 
@@ -42,7 +41,7 @@ impl RequestSpan {
 pub(crate) struct LinkSpans;
 
 impl LinkSpans {
-    pub(crate) fn of(_: &Parts, _: &Route, _: &mut HeaderMap) -> Self {
+    pub(crate) fn of(_: &Parts, _: &mut HeaderMap) -> Self {
         Self
     }
 

@@ -14,40 +14,43 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use mainstay::server::Encrypted;
 use opentelemetry::trace::{SpanContext, SpanKind};
 
-use super::parent;
 use super::tracer::{Span, Tracer, tracer};
+use super::{OnRoute, parent};
 use crate::config::tracing::SampledFlag;
 use crate::match_rule::PathPattern;
-use crate::route::Route;
 
 /// An extension of requests that are traced: the span of the request.
 #[derive(Clone)]
-pub(super) struct Traced(pub(super) SpanContext);
+pub(super) struct Traced {
+    pub(super) span: SpanContext,
+    /// The name of its route.
+    pub(super) route: String,
+}
 
 /// The span of a request, if it is traced.
 pub(crate) struct RequestSpan(Option<Span>);
 
 /// Begins the span of a request, and makes it the parent of what the backend does. Without a valid parent the client's headers of
 /// a trace are removed.
-pub(crate) fn begin(request: &mut Request, route: &Route) -> RequestSpan {
+pub(crate) fn begin(request: &mut Request, route: &OnRoute<'_>) -> RequestSpan {
     match tracer() {
         Some(tracer) => RequestSpan(sampled(tracer, request, route)),
         None => RequestSpan(None),
     }
 }
 
-fn sampled(tracer: &Tracer, request: &mut Request, route: &Route) -> Option<Span> {
+fn sampled(tracer: &Tracer, request: &mut Request, route: &OnRoute<'_>) -> Option<Span> {
     let parent = parent::take(request.headers_mut());
     let is_honoured = match tracer.sampled_flag {
         SampledFlag::All => true,
         SampledFlag::None => false,
         SampledFlag::Proxies => {
             let peer = peer(request).map(|peer| peer.ip().to_canonical());
-            parent.is_some() && route.proxy.forwarding.proxies.trusts_peer(peer)
+            parent.is_some() && route.proxies.trusts_peer(peer)
         }
     };
     let trace = tracer.sample(parent.as_ref(), is_honoured)?;
-    let pattern = pattern(route);
+    let pattern = pattern(route.path);
     let method = method(request.method());
     let mut span = Span::begin(format!("{method} {pattern}"), SpanKind::Server, trace, parent.as_ref());
     span.set("http.request.method", method);
@@ -55,13 +58,13 @@ fn sampled(tracer: &Tracer, request: &mut Request, route: &Route) -> Option<Span
     describe(&mut span, request, route);
     let context = span.context();
     request.headers_mut().insert(parent::TRACEPARENT, parent::header(&context));
-    request.extensions_mut().insert(Traced(context));
+    request.extensions_mut().insert(Traced { span: context, route: route.name.to_owned() });
     Some(span)
 }
 
-fn describe(span: &mut Span, request: &Request, route: &Route) {
+fn describe(span: &mut Span, request: &Request, route: &OnRoute<'_>) {
     let (fields, extensions) = (request.headers(), request.extensions());
-    span.set("mainstay.route", String::from(&*route.name));
+    span.set("mainstay.route", route.name.to_owned());
     span.set("url.path", request.uri().path().to_owned());
     span.set("url.scheme", if extensions.get::<Encrypted>().is_some() { "https" } else { "http" });
     span.set("network.protocol.version", if request.version() == Version::HTTP_2 { "2" } else { "1.1" });
@@ -73,7 +76,7 @@ fn describe(span: &mut Span, request: &Request, route: &Route) {
         span.set("server.address", host.host().to_owned());
         host.port_u16().into_iter().for_each(|port| span.set("server.port", i64::from(port)));
     }
-    let client = route.proxy.forwarding.proxies.client(peer(request), fields);
+    let client = route.proxies.client(peer(request), fields);
     if let Some(client) = client {
         span.set("client.address", client.ip().to_canonical().to_string());
     }
@@ -88,8 +91,8 @@ fn peer(request: &Request) -> Option<SocketAddr> {
 }
 
 /// Returns a name of few values for the paths of a route.
-fn pattern(route: &Route) -> String {
-    match &route.rule.path {
+fn pattern(path: &PathPattern) -> String {
+    match path {
         PathPattern::Exact(path) => path.to_string(),
         PathPattern::Prefix(path) => format!("{}/*", path.trim_end_matches('/')),
     }

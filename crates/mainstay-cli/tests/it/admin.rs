@@ -133,6 +133,24 @@ fn public_metrics_without_a_token_are_a_usage_error() {
     }
 }
 
+#[tokio::test]
+async fn a_new_token_in_the_file_takes_the_place_of_the_old_one_without_a_restart_and_a_wrong_one_is_refused()
+{
+    let file = TokenFile::holding("0123456789abcdef\n");
+    let gateway = Gateway::start(&["--admin", "127.0.0.1:0", "--admin-token-file", file.path()]);
+    let with = |token: &str| gateway.get("/metrics", &format!("Authorization: Bearer {token}\r\n"));
+    std::fs::write(file.path(), "short\n").unwrap();
+    gateway.signal("HUP");
+    until("a wrong file is refused", || gateway.log().contains("one line of 16 to 1024")).await;
+    let is_refused = || with("0123456789abcdef").contains("mainstay_config_last_reload_successful 0");
+    until("the old token stays and the refusal is counted", is_refused).await;
+    std::fs::write(file.path(), "fedcba9876543210\n").unwrap();
+    gateway.signal("HUP");
+    until("the new token is taken over", || gateway.log().contains("requires the token that its file has"))
+        .await;
+    assert_eq!((status(&with("fedcba9876543210")), status(&with("0123456789abcdef"))), ("200", "401"));
+}
+
 pub(crate) struct TokenFile(std::path::PathBuf);
 
 impl TokenFile {

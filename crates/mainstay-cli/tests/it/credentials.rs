@@ -555,7 +555,7 @@ fn the_settings_of_the_guide_are_right() {
     let page = include_str!("../../../../docs/guides/credentials.md");
     let blocks: Vec<_> =
         page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), 4);
+    assert_eq!(blocks.len(), 5);
     for block in blocks {
         let here = block.replace("/etc/mainstay", folder.0.to_str().unwrap());
         let file = folder.write("mainstay.toml", &here);

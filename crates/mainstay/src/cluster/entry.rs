@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::ask::NoAnswer;
+use super::answers::NoAnswer;
 use super::notices::Notices;
 use super::relay::keep_alive;
 use super::{ClusterTls, tls};

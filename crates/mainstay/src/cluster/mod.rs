@@ -12,11 +12,12 @@
 //! - `redis`: the task that executes the machines' requests, and reports whether the engine answers.
 //! - `node`: this server's part: it moves requests, timers and events of the machine.
 //! - `listener`, `entry`, `relay`: the peer listener of the owner, the entry node's question, and the forwarding of bytes.
-//! - `ask`: questions to all other nodes, and notes that later ones read.
+//! - `ask`, `answers`: questions to all other nodes, and notes that later ones read.
 //! - `tls`: the certificates that nodes present to each other; `notices`: one warning for each kind of refusal.
 //! - `state_dir`, `state_file`: without an engine, released sessions reach the next process through one file.
 //! - `figures`: counts for metrics.
 
+mod answers;
 mod ask;
 mod check;
 mod config;
@@ -38,7 +39,8 @@ mod state_file;
 mod tests;
 mod tls;
 
-pub use ask::{Answers, LONGEST_QUESTION, NoAnswer, NodeAnswer, NoteOutcome};
+pub use answers::{Answers, NoAnswer, NodeAnswer, NoteOutcome};
+pub use ask::LONGEST_QUESTION;
 pub use check::EngineFacts;
 pub use config::ClusterConfig;
 pub use engine::{Engine, EngineError};

@@ -19,7 +19,7 @@ pub(super) fn of(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             return Some(Duration::ZERO);
         }
         if name.eq_ignore_ascii_case(b"max-age") {
-            // Of several, the first counts.
+            // The first of several counts.
             max_age = max_age.or(Some(seconds(value).unwrap_or_default()));
         }
     }

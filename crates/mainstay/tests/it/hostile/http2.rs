@@ -224,7 +224,7 @@ async fn a_client_that_cancels_requests_without_end_loses_its_http_2_connection(
     let stage = Stage::set(Config::default()).await;
     let mut raw = stage.raw().await;
     let mut ended = Ended::Lives;
-    for _ in 0..40 {
+    for _ in 0..100 {
         let (begun, streams): (Vec<_>, Vec<_>) = (0..50).map(|_| raw.open(&get_of("/waits"))).unzip();
         let before = stage.waiting.load(Ordering::Relaxed);
         ended = raw.send(&begun.concat()).await;
@@ -238,7 +238,8 @@ async fn a_client_that_cancels_requests_without_end_loses_its_http_2_connection(
     assert_eq!(ended, Ended::Cut);
     until("it is counted", || stage.mainstay.stats().http2_floods == 1).await;
     let served = stage.waiting.load(Ordering::Relaxed);
-    assert!((1000..1300).contains(&served), "{served} requests were begun");
+    // 20 a second are returned meanwhile.
+    assert!((1000..4000).contains(&served), "{served} requests were begun");
     stage.ends_unharmed().await;
 }
 
