@@ -517,7 +517,7 @@ mod tests {
         let links = Links::default();
         let link = Link::builder("ws://127.0.0.1:1/").unwrap().connect();
         link.send(Message::text("four")).await.unwrap();
-        let mut monitor = links.open(link.sender(), None, None, LinkSpans);
+        let mut monitor = links.open(link.sender(), None, None, LinkSpans::default());
         assert_eq!(links.figures().kept_bytes, 4);
         let report = |report| Event::Report(report);
         monitor.observe(&report(Report::Undeliverable { number: 3, message: Message::text("x") }));
@@ -549,7 +549,7 @@ mod tests {
         let backoff =
             mainstay::BackoffConfig::new(hour, hour).and_then(|backoff| backoff.first(hour, hour)).unwrap();
         let link = Link::builder(&format!("ws://{address}")).unwrap().backoff(backoff).connect();
-        let mut monitor = links.open(link.sender(), None, None, LinkSpans);
+        let mut monitor = links.open(link.sender(), None, None, LinkSpans::default());
         let failed = link.event().await.unwrap();
         monitor.observe(&failed);
         assert!(matches!(failed, Event::AttemptFailed { .. }), "{failed:?}");

@@ -38,11 +38,11 @@ impl RequestSpan {
 }
 
 #[derive(Clone, Default)]
-pub(crate) struct LinkSpans;
+pub(crate) struct LinkSpans(());
 
 impl LinkSpans {
     pub(crate) fn of(_: &Parts, _: &mut HeaderMap) -> Self {
-        Self
+        Self(())
     }
 
     pub(crate) fn are_recorded(&self) -> bool {

@@ -97,6 +97,13 @@ pub(super) struct Origin {
     pub(super) entry: Option<NodeId>,
 }
 
+impl Origin {
+    /// Splits the place at its first space: what a gateway set in front of the path, and the path.
+    pub(super) fn route_and_path(&self) -> (Option<&str>, &str) {
+        self.path.split_once(' ').map_or((None, &*self.path), |(route, path)| (Some(route), path))
+    }
+}
+
 impl Inner {
     pub(super) fn new(peer: Peer) -> Self {
         let charge = Charge::default();

@@ -264,7 +264,8 @@ impl Connected {
         let known = self.core.with_session(|session| (session.id(), session.epoch()));
         let Some((session, epoch)) = known else { return };
         let peer = from.address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        tracing::info!(%session, peer, path = &*from.path, epoch, cause, "session resumed");
+        let (route, path) = from.route_and_path();
+        tracing::info!(%session, peer, route, path, epoch, cause, "session resumed");
     }
 
     /// Applies a fault that is due on the connection.

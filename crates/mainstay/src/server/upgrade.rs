@@ -421,9 +421,10 @@ impl SessionUpgrade {
         self
     }
 
-    /// Sets the place where the session is opened, for example the route that a gateway chose, in front of the path. A resume
+    /// Sets the place where the session is opened, for example the route that a gateway chose, a space, and the path. A resume
     /// token that is presented at another place is answered like one that was never issued, and
-    /// [`ClientInfo::path`](super::ClientInfo::path) shows it. Default: the path of the request.
+    /// [`ClientInfo::path`](super::ClientInfo::path) shows it. The log has what stands before the space as `route`. Default:
+    /// the path of the request.
     pub fn opened_at(mut self, place: impl Into<Box<str>>) -> Self {
         self.options.path = place.into();
         self
