@@ -192,6 +192,7 @@ fn the_lines_of_the_log_that_operators_look_for_are_those_of_the_code() {
         include_str!("../crates/mainstay/src/cluster/state_dir.rs"),
         include_str!("../crates/mainstay/src/server/route.rs"),
         include_str!("../crates/mainstay/src/server/attach.rs"),
+        include_str!("../crates/mainstay-cli/src/admin/revocations.rs"),
     ]
     .concat();
     let table = include_str!("CLUSTER.md").split_once("| Line (begins with) |").unwrap().1;

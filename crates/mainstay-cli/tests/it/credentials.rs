@@ -186,7 +186,7 @@ async fn a_token_in_the_query_or_a_cookie_is_taken_only_if_asked_for_and_appears
 
 #[tokio::test]
 async fn a_session_that_renews_its_token_goes_on_and_one_that_does_not_ends_with_4501() {
-    let guarded = Guarded::with_secret("leeway = \"0s\"", "grace = \"2s\"").await;
+    let guarded = Guarded::with_secret("leeway = \"0s\"", "grace = \"6s\"").await;
     let short = || Signer::secret().token(&json!({"sub": "alice", "exp": in_seconds(2)}));
     // The client makes a token for each attempt; the gateway asks it to come back.
     let mut renewing = Client::builder(&guarded.url())

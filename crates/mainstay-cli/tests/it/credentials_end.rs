@@ -225,7 +225,7 @@ async fn what_the_hook_admits_for_a_time_ends_then() {
     let answers = post(|| async { r#"{"subject": "alice", "expires_in": 2.5}"# });
     let hook = serve(Router::new().route("/connect", answers)).await;
     let settings =
-        format!("grace = \"1s\"\n[routes.chat.credentials.connect-hook]\nurl = \"http://{hook}/connect\"");
+        format!("grace = \"8s\"\n[routes.chat.credentials.connect-hook]\nurl = \"http://{hook}/connect\"");
     let guarded = Guarded::start(telling_backend().await, Folder::new(), &settings);
     let (_, mut plain) = guarded.told("/chat", "").await;
     loop {
