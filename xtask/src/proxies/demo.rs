@@ -237,6 +237,10 @@ fn start_balancer(folder: &Path, configuration: &str, at: SocketAddr) -> Result<
     Ok(balancer)
 }
 
+/// Figures of alerts that a gateway without an issuer of tokens does not serve. A test of the gateway compares its figures with
+/// docs/METRICS.md.
+const ELSEWHERE: [&str; 1] = ["mainstay_jwks_stale"];
+
 /// Prometheus with the configuration and the alert rules of `deploy`.
 struct Prometheus {
     process: Background,
@@ -299,6 +303,7 @@ impl Prometheus {
             let query = rule["query"].as_str().unwrap_or_default();
             figures.extend(selector.find_iter(query).map(|found| found.as_str().to_owned()));
         }
+        figures.retain(|figure| !ELSEWHERE.contains(&figure.as_str()));
         for figure in &figures {
             self.wait_for(figure)?;
         }
