@@ -12,6 +12,7 @@ import { CONSOLE, operators } from "../page/build.mjs";
 import { CHROMIUM, launch } from "./browsers.js";
 import { Cable } from "./cable.js";
 import { MAINSTAY, Server } from "./gateway.js";
+import { until } from "./stage.js";
 
 const inWorkspace = (path: string) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 /** With `UPDATE=1` the picture of the README is made anew. */
@@ -21,13 +22,21 @@ const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 const TOKEN = "0123456789abcdef";
 
 let browser: Browser;
+const servers: Server[] = [];
 before(async () => {
   browser = await launch(CHROMIUM);
 });
-after(() => browser.close());
+after(async () => {
+  await browser.close();
+  // A test that fails leaves its server.
+  await Promise.all(servers.map((server) => server.kill()));
+});
 
-const start = (flags: string[] = []) =>
-  Server.start(MAINSTAY, ["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "1s", ...flags]);
+async function start(flags: string[] = []): Promise<Server> {
+  const server = await Server.start(MAINSTAY, ["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--heartbeat", "1s", ...flags]);
+  servers.push(server);
+  return server;
+}
 
 /** Opens the console; collects its errors, and its requests to other servers. */
 async function open(server: Server, { width = 1100, height = 900 } = {}): Promise<{ page: Page; complaints: string[] }> {
@@ -163,9 +172,9 @@ test("in a cluster the list has the node of each session, names the nodes that d
   await yes(page);
   await yes(page);
   await page.waitForFunction(() => !document.querySelector<HTMLDialogElement>("#ask")!.open, BOUND);
+  await until("the node of the session is asked to end it", () => asked.includes("DELETE /sessions/plain-7-b2?node=bbbbbbbbbbbbbbbb"));
   assert.ok(asked.some((request) => request.includes("after=aaaaaaaaaaaaaaaa%3A5")), asked.join());
   assert.ok(asked.includes("GET /sessions/plain-7-b2?node=bbbbbbbbbbbbbbbb"), asked.join());
-  assert.ok(asked.includes("DELETE /sessions/plain-7-b2?node=bbbbbbbbbbbbbbbb"), asked.join());
   await page.close();
   await server.kill();
 });
