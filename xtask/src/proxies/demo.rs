@@ -303,6 +303,10 @@ impl Prometheus {
             let query = rule["query"].as_str().unwrap_or_default();
             figures.extend(selector.find_iter(query).map(|found| found.as_str().to_owned()));
         }
+        let documented = fs::read_to_string("docs/METRICS.md")?;
+        if let Some(unknown) = ELSEWHERE.iter().find(|figure| !documented.contains(**figure)) {
+            return Err(format!("an alert looks at {unknown}, which docs/METRICS.md does not have").into());
+        }
         figures.retain(|figure| !ELSEWHERE.contains(&figure.as_str()));
         for figure in &figures {
             self.wait_for(figure)?;

@@ -189,7 +189,7 @@ async fn with_the_log_at_info_each_end_and_each_resume_of_a_client_is_one_line()
     until("the resume is logged", || line("session resumed").is_some()).await;
     let id = session.id().unwrap().to_string();
     let back = line("session resumed").unwrap();
-    for words in [&id, "peer=\"127.0.0.1:", "path=\"/echo\"", "cause="] {
+    for words in [&id, "peer=\"127.0.0.1:", "route=\"default\"", "path=\"/echo\"", "cause="] {
         assert!(back.contains(words), "{back}");
     }
     session.close(mainstay::CloseCode::NORMAL, "").await;
