@@ -1,0 +1,153 @@
+//! What can go wrong with a connection.
+
+use std::time::Duration;
+
+/// A way in which a connection breaks. The names in files, in the API and in the timeline are those of [`Fault::name`]; where the
+/// simulator of Mainstay has the same fault, it has the same name.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// `reset`: both sides receive a TCP reset; bytes in transit are lost.
+    Reset,
+    /// `fin`: both sides receive the end of the TCP stream, without a closing handshake.
+    Fin,
+    /// `black-hole`: bytes are lost, and neither side is notified. With one direction: half-open.
+    BlackHole(Direction),
+    /// `stall`: bytes stand still, and arrive when the fault ends.
+    Stall(Direction),
+    /// `jam`: the proxy reads nothing, so that the writer's socket fills.
+    Jam(Direction),
+    /// `delay`: each byte arrives later, in order.
+    Delay {
+        /// Which bytes.
+        direction: Direction,
+        /// How much later.
+        latency: Duration,
+        /// Added to it: uniform between zero and this.
+        jitter: Duration,
+    },
+    /// `bandwidth`: at most so many bytes each second.
+    Bandwidth {
+        /// Which bytes; both directions are counted apart.
+        direction: Direction,
+        /// Range: 1 and above.
+        bytes_per_second: u64,
+    },
+    /// `trickle`: bytes are written a few at a time, each in a packet of its own.
+    Trickle {
+        /// Which bytes.
+        direction: Direction,
+        /// Range: 1 and above. Default: 1.
+        bytes: usize,
+    },
+    /// `corrupt`: one bit of the next bytes is inverted. TLS refuses it; a plain WebSocket receives it.
+    Corrupt(Direction),
+    /// `cut-in-frame`: the connection is reset within the payload of the next data frame.
+    CutInFrame(Direction),
+    /// `cut-after`: the connection is reset after so many bytes.
+    CutAfter {
+        /// Which bytes are counted.
+        direction: Direction,
+        /// Counted from the beginning of the connection.
+        bytes: u64,
+    },
+    /// `refuse`: nothing listens; new connections are refused.
+    Refuse,
+    /// `mute`: new connections are accepted, and nothing is sent.
+    Mute,
+    /// `swallow-close`: Close frames are dropped.
+    SwallowClose(Direction),
+    /// `drop-pings`: Pings are dropped.
+    DropPings(Direction),
+    /// `drop-pongs`: Pongs are dropped.
+    DropPongs(Direction),
+    /// `idle-cut`: a connection on which nothing passed for so long is cut, as a proxy does.
+    IdleCut {
+        /// Which bytes count as life: those of one direction, or of either.
+        direction: Direction,
+        /// How long nothing passed.
+        after: Duration,
+        /// Neither side is notified, as with the table of a NAT.
+        silent: bool,
+    },
+    /// `lifetime-cut`: a connection of this age is cut.
+    LifetimeCut {
+        /// The age.
+        after: Duration,
+    },
+    /// `status`: the opening handshake is answered with this status of HTTP, such as 502, and does not reach the upstream.
+    Status {
+        /// Range: 300 to 599.
+        code: u16,
+        /// `Retry-After`, in seconds.
+        retry_after: Option<u32>,
+    },
+    /// `ghost`: the client is cut off, and the upstream does not notice; the last bytes of the old connection arrive at the upstream
+    /// once a new connection is up.
+    Ghost,
+}
+
+/// The direction of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Direction {
+    /// `up`: from the client to the upstream.
+    Up,
+    /// `down`: from the upstream to the client.
+    Down,
+    /// `both`.
+    #[default]
+    Both,
+}
+
+impl Fault {
+    /// Every name, in the order of this type.
+    pub const NAMES: [&str; 20] = [
+        "reset",
+        "fin",
+        "black-hole",
+        "stall",
+        "jam",
+        "delay",
+        "bandwidth",
+        "trickle",
+        "corrupt",
+        "cut-in-frame",
+        "cut-after",
+        "refuse",
+        "mute",
+        "swallow-close",
+        "drop-pings",
+        "drop-pongs",
+        "idle-cut",
+        "lifetime-cut",
+        "status",
+        "ghost",
+    ];
+
+    /// Returns the name in files, in the API and in the timeline.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Fin => "fin",
+            Self::BlackHole(_) => "black-hole",
+            Self::Stall(_) => "stall",
+            Self::Jam(_) => "jam",
+            Self::Delay { .. } => "delay",
+            Self::Bandwidth { .. } => "bandwidth",
+            Self::Trickle { .. } => "trickle",
+            Self::Corrupt(_) => "corrupt",
+            Self::CutInFrame(_) => "cut-in-frame",
+            Self::CutAfter { .. } => "cut-after",
+            Self::Refuse => "refuse",
+            Self::Mute => "mute",
+            Self::SwallowClose(_) => "swallow-close",
+            Self::DropPings(_) => "drop-pings",
+            Self::DropPongs(_) => "drop-pongs",
+            Self::IdleCut { .. } => "idle-cut",
+            Self::LifetimeCut { .. } => "lifetime-cut",
+            Self::Status { .. } => "status",
+            Self::Ghost => "ghost",
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Which faults strike when.
+
+use std::time::Duration;
+
+use crate::fault::Fault;
+
+/// The faults of a run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scenario {
+    /// In the order in which they apply.
+    pub rules: Vec<Rule>,
+}
+
+/// One fault, and when it strikes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// What strikes.
+    pub fault: Fault,
+    /// When it strikes.
+    pub when: When,
+    /// How long it lasts; `None`: until the connection ends, or until it is lifted. Faults of one moment ignore it.
+    pub lasts: Option<Duration>,
+    /// The share of connections that it strikes, drawn from the seed when a connection opens. Range: 0 to 1. Default: 1.
+    pub share: f64,
+}
+
+/// When a fault strikes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum When {
+    /// Always: from the start, and each connection from its opening.
+    Always,
+    /// Once, so long after the start of the proxy, all connections that are open then; and again each `repeat`.
+    At {
+        /// Since the start of the proxy.
+        at: Duration,
+        /// The time between two strikes; `None`: once.
+        repeat: Option<Duration>,
+    },
+    /// So long after the opening of each connection.
+    After(Duration),
+    /// At random times of each connection, drawn from the seed: this long apart on average.
+    Every(Duration),
+}
