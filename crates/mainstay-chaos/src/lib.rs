@@ -4,11 +4,18 @@
 //! - [`Scenario`]: which faults strike when, and [`Rule`], one of them.
 //! - [`ChaosProxy`]: a proxy in this process. [`Event`]: a line of its timeline.
 
+mod connection;
 mod engine;
 mod event;
 mod fault;
+mod frames;
+mod http;
+mod pair;
+mod pipe;
 mod proxy;
 mod scenario;
+mod schedule;
+mod shared;
 mod state;
 
 pub use event::{Cause, Event, FaultId, Lift, What};
