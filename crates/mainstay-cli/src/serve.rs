@@ -18,25 +18,32 @@ use mainstay::server::{Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::{Activated, Passed};
 use crate::admin::{DrainOrder, Opening, Operated, Token};
-use crate::client_tls::ClientTls;
+use crate::clients::client_listeners;
+use crate::clients::client_tls::ClientTls;
+use crate::clients::limits;
+use crate::clients::listen_address::{self, ListenAddress};
+use crate::clients::listeners::{self, Listening, SocketFile};
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
-use crate::heartbeats::HeartbeatFlags;
-use crate::links::Links;
-use crate::listen_address::{self, ListenAddress};
-use crate::listeners::{self, Listening, SocketFile};
-use crate::profiles::ProfileFlags;
-use crate::refusals::Refusals;
-use crate::reload::{Live, Reloads};
+use crate::observe::log;
+use crate::observe::refusals::Refusals;
+use crate::observe::spans;
+use crate::process::activation::{Activated, Passed};
+use crate::process::descriptors;
+use crate::process::signals::{self, Stops};
+use crate::process::successor::Predecessor;
+use crate::process::supervisor;
+use crate::protocols::profiles::ProfileFlags;
+use crate::request::handshake;
+use crate::request::http_proxy;
 use crate::routes::Routes;
-use crate::signals::{self, Stops};
-use crate::successor::Predecessor;
-use crate::{
-    admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
-    reload, spans, supervisor, table, tls, values,
-};
+use crate::routes::heartbeats::HeartbeatFlags;
+use crate::routes::reload;
+use crate::routes::reload::{Live, Reloads};
+use crate::routes::table;
+use crate::upstream::links::Links;
+use crate::{admin, builtin, cluster, config, tls, values};
 
 /// The end of `mainstay serve --help`.
 pub(crate) const AFTER_HELP: &str = "\
