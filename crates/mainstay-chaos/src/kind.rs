@@ -22,8 +22,10 @@ pub enum Strikes {
     Once,
     /// A connection, until the fault ends.
     Lasting,
-    /// New connections only, until the fault ends.
-    New,
+    /// The listener, until the fault ends: new connections meet it.
+    Listener,
+    /// The opening handshake of new connections, until the fault ends.
+    Opening,
 }
 
 const BOTH_WAYS: &[&str] = &["direction"];
@@ -71,8 +73,8 @@ impl Kind {
             &["direction", "bytes"],
             &["bytes"],
         ),
-        new("refuse", "nothing listens: new connections are refused", &[], &[]),
-        new("mute", "new connections are accepted, and nothing is sent", &[], &[]),
+        listener("refuse", "nothing listens: new connections are refused"),
+        listener("mute", "new connections are accepted, and nothing is read or sent until it ends"),
         lasting("swallow-close", "Close frames are dropped", BOTH_WAYS, &[]),
         lasting("drop-pings", "Pings are dropped", BOTH_WAYS, &[]),
         lasting("drop-pongs", "Pongs are dropped", BOTH_WAYS, &[]),
@@ -83,12 +85,13 @@ impl Kind {
             &["idle"],
         ),
         lasting("lifetime-cut", "a connection of this age is cut", &["age"], &["age"]),
-        new(
-            "status",
-            "the opening handshake is answered with this HTTP status, and does not reach the upstream",
-            &["code", "retry-after"],
-            &["code"],
-        ),
+        Self {
+            name: "status",
+            about: "the opening handshake is answered with this HTTP status, and does not reach the upstream",
+            parameters: &["code", "retry-after"],
+            required: &["code"],
+            strikes: Strikes::Opening,
+        },
         once(
             "ghost",
             "the client is cut off and the upstream is not; its last bytes arrive once a new connection is up",
@@ -117,13 +120,8 @@ const fn lasting(
     Kind { name, about, parameters, required, strikes: Strikes::Lasting }
 }
 
-const fn new(
-    name: &'static str,
-    about: &'static str,
-    parameters: &'static [&'static str],
-    required: &'static [&'static str],
-) -> Kind {
-    Kind { name, about, parameters, required, strikes: Strikes::New }
+const fn listener(name: &'static str, about: &'static str) -> Kind {
+    Kind { name, about, parameters: &[], required: &[], strikes: Strikes::Listener }
 }
 
 #[cfg(test)]

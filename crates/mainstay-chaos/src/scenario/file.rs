@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue};
 
 use super::guess::meant;
 use super::profile::Profile;
-use super::table::{fields_of, fields_of_line};
+use super::table::fields_of_line;
 use super::wrong::{ScenarioError, Step, Wrong};
 use super::{Rule, Scenario};
 
@@ -148,13 +147,6 @@ impl FromStr for Rule {
     /// Reads one line: `kind=black-hole,at=10s,for=8s`, or `black-hole,at=10s,for=8s`.
     fn from_str(line: &str) -> Result<Self, ScenarioError> {
         Ok(Self::read(&fields_of_line(line)?)?)
-    }
-}
-
-impl Serialize for Rule {
-    /// Writes the fields of a scenario file.
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        fields_of(self).serialize(to)
     }
 }
 
@@ -323,7 +315,7 @@ mod tests {
         let parameters = |kind: &Kind| {
             let value = |name: &str| match name {
                 "direction" => "direction=down",
-                "latency" => "latency=1m 30s",
+                "latency" => "latency=1m30s",
                 "jitter" => "jitter=7ms",
                 "bytes-per-second" => "bytes-per-second=64KiB",
                 "bytes" => "bytes=1025",
@@ -340,6 +332,7 @@ mod tests {
                 let line = format!("{}{}{when}", kind.name, parameters(&kind));
                 let rule: Rule = line.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
                 assert_eq!(rule.fault.name(), kind.name);
+                assert_eq!(rule.fault.is_of_a_moment(), kind.strikes == crate::Strikes::Once, "{line}");
                 let json = serde_json::to_string(&rule).unwrap();
                 assert_eq!(Rule::from_json(&json).unwrap(), rule, "{line} {json}");
             }
@@ -432,7 +425,7 @@ mod tests {
             ),
             (
                 "kind = \"refuse\"\nafter = \"1s\"",
-                "fault[1].after: counts from the opening of a connection, and refuse concerns new connections; write at",
+                "fault[1].after: counts from the opening of a connection, and refuse strikes connections as they open; write at",
             ),
         ] {
             let line = fault(fields);

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::guess::meant;
 use super::wrong::Wrong;
 use super::{Rule, When};
-use crate::fault::{Direction, Fault};
+use crate::fault::{Direction, Fault, text};
 use crate::kind::{Kind, Strikes};
 
 /// The fields that say when a fault strikes, for how long and how often.
@@ -164,12 +166,15 @@ impl Table<'_> {
                 "needs at, the time of the first strike; add for example at = \"10s\"",
             ));
         }
-        if self.kind.strikes == Strikes::New
-            && let Some(field) = after.map(|_| "after").or(every.map(|_| "every"))
-        {
+        let of_connection = match self.kind.strikes {
+            Strikes::Once | Strikes::Lasting => None,
+            Strikes::Listener => after.map(|_| "after"),
+            Strikes::Opening => after.map(|_| "after").or(every.map(|_| "every")),
+        };
+        if let Some(field) = of_connection {
             let what = format!(
-                "counts from the opening of a connection, and {name} concerns new connections; write at, the time since \
-                 the start"
+                "counts from the opening of a connection, and {name} strikes connections as they open; write at, the time \
+                 since the start"
             );
             return Err(Wrong::at(field, what));
         }
@@ -236,20 +241,20 @@ impl Table<'_> {
     ) -> Result<Option<Duration>, Wrong> {
         let Some(value) = self.fields.get(field) else { return Ok(None) };
         let wrong = |what: String| Err(Wrong::at(field, what));
-        let Value::String(text) = value else {
+        let Value::String(given) = value else {
             let example = if value.is_number() { format!("{value}s") } else { "8s".to_owned() };
             return wrong(format!(
                 "must be a time with a unit in quotes, not {value}; write for example \"{example}\""
             ));
         };
-        match humantime::parse_duration(text) {
+        match humantime::parse_duration(given) {
             Ok(time) if time >= shortest && time <= longest => Ok(Some(time)),
             Ok(_) => {
-                let (shortest, longest) = (written(shortest), written(longest));
-                wrong(format!("must be from {shortest} to {longest}, not {text}"))
+                let (shortest, longest) = (text(shortest), text(longest));
+                wrong(format!("must be from {shortest} to {longest}, not {given}"))
             }
             Err(_) => wrong(format!(
-                "must be a time with a unit, not {text:?}; write for example \"8s\", \"500ms\" or \"2m\""
+                "must be a time with a unit, not {given:?}; write for example \"8s\", \"500ms\" or \"2m\""
             )),
         }
     }
@@ -318,10 +323,6 @@ fn written_size(size: u64) -> String {
     unit.map_or_else(|| size.to_string(), |(name, unit)| format!("{}{name}", size / unit))
 }
 
-fn written(time: Duration) -> String {
-    if time.is_zero() { "0s".to_owned() } else { humantime::format_duration(time).to_string() }
-}
-
 /// Reads the fields of a rule from one line: `kind=black-hole,at=10s,for=8s`. `kind=` may be left out.
 pub(super) fn fields_of_line(line: &str) -> Result<Map<String, Value>, Wrong> {
     let mut fields = Map::new();
@@ -354,91 +355,26 @@ fn value_of_text(text: &str) -> Value {
     }
 }
 
-/// Returns the fields of a rule as they are written.
-pub(super) fn fields_of(rule: &Rule) -> Map<String, Value> {
-    let mut fields = fields_of_fault(&rule.fault);
-    let mut add = |name: &str, value: Option<Duration>| {
-        if let Some(time) = value {
-            fields.insert(name.to_owned(), written(time).into());
+impl Serialize for Rule {
+    /// Writes the fields of a scenario file.
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(None)?;
+        map.serialize_entry("kind", self.fault.name())?;
+        self.fault.parameters().iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
+        let times = match self.when {
+            When::Always => [("at", None), ("repeat", None)],
+            When::At { at, repeat } => [("at", Some(at)), ("repeat", repeat)],
+            When::After(after) => [("after", Some(after)), ("repeat", None)],
+            When::Every(every) => [("every", Some(every)), ("repeat", None)],
+        };
+        for (name, time) in times.into_iter().chain([("for", self.lasts)]) {
+            if let Some(time) = time {
+                map.serialize_entry(name, &text(time))?;
+            }
         }
-    };
-    match rule.when {
-        When::Always => {}
-        When::At { at, repeat } => {
-            add("at", Some(at));
-            add("repeat", repeat);
+        if self.share < 1.0 {
+            map.serialize_entry("share", &self.share)?;
         }
-        When::After(after) => add("after", Some(after)),
-        When::Every(every) => add("every", Some(every)),
-    }
-    add("for", rule.lasts);
-    if rule.share < 1.0 {
-        fields.insert("share".to_owned(), rule.share.into());
-    }
-    fields
-}
-
-fn fields_of_fault(fault: &Fault) -> Map<String, Value> {
-    let mut fields = Map::from_iter([("kind".to_owned(), Value::from(fault.name()))]);
-    let mut add = |name: &str, value: Value| fields.insert(name.to_owned(), value);
-    match *fault {
-        Fault::Delay { latency, jitter, .. } => {
-            add("latency", written(latency).into());
-            add("jitter", written(jitter).into());
-        }
-        Fault::Bandwidth { bytes_per_second, .. } => {
-            add("bytes-per-second", bytes_per_second.into());
-        }
-        Fault::Trickle { bytes, .. } => {
-            add("bytes", bytes.into());
-        }
-        Fault::CutAfter { bytes, .. } => {
-            add("bytes", bytes.into());
-        }
-        Fault::IdleCut { after, silent, .. } => {
-            add("idle", written(after).into());
-            add("silent", silent.into());
-        }
-        Fault::LifetimeCut { after } => {
-            add("age", written(after).into());
-        }
-        Fault::Status { code, retry_after } => {
-            add("code", code.into());
-            retry_after.map(|seconds| add("retry-after", seconds.into()));
-        }
-        _ => {}
-    }
-    let direction = match direction_of(fault) {
-        Some(Direction::Up) => "up",
-        Some(Direction::Down) => "down",
-        Some(Direction::Both) => "both",
-        None => return fields,
-    };
-    fields.insert("direction".to_owned(), direction.into());
-    fields
-}
-
-fn direction_of(fault: &Fault) -> Option<Direction> {
-    match *fault {
-        Fault::BlackHole(direction)
-        | Fault::Stall(direction)
-        | Fault::Jam(direction)
-        | Fault::Corrupt(direction)
-        | Fault::CutInFrame(direction)
-        | Fault::SwallowClose(direction)
-        | Fault::DropPings(direction)
-        | Fault::DropPongs(direction)
-        | Fault::Delay { direction, .. }
-        | Fault::Bandwidth { direction, .. }
-        | Fault::Trickle { direction, .. }
-        | Fault::CutAfter { direction, .. }
-        | Fault::IdleCut { direction, .. } => Some(direction),
-        Fault::Reset
-        | Fault::Fin
-        | Fault::Refuse
-        | Fault::Mute
-        | Fault::LifetimeCut { .. }
-        | Fault::Status { .. }
-        | Fault::Ghost => None,
+        map.end()
     }
 }
