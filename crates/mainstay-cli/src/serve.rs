@@ -39,8 +39,7 @@ use crate::request::handshake;
 use crate::request::http_proxy;
 use crate::routes::Routes;
 use crate::routes::heartbeats::HeartbeatFlags;
-use crate::routes::reload;
-use crate::routes::reload::{Live, Reloads};
+use crate::routes::reload::{self, Live, Reloads, Stamps};
 use crate::routes::table;
 use crate::upstream::links::Links;
 use crate::{admin, builtin, cluster, config, tls, values};
@@ -189,6 +188,7 @@ struct Gateway {
 }
 
 pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) -> ExitCode {
+    let read = reload::now(&sources, &loaded).await;
     let checked = match Checked::new(&loaded) {
         Ok(checked) => checked,
         Err(problem) => {
@@ -196,7 +196,7 @@ pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) 
             return ExitCode::from(2);
         }
     };
-    match serve(sources, loaded, checked, activated).await {
+    match serve(sources, loaded, read, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { line, code }) => {
             log::write_line(&line);
@@ -343,6 +343,7 @@ fn library(
 async fn serve(
     sources: Sources,
     loaded: Loaded,
+    read: Stamps,
     checked: Checked,
     activated: Activated,
 ) -> Result<(), Failed> {
@@ -422,7 +423,7 @@ async fn serve(
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
     let live =
         Live { server: mainstay, routes: Arc::clone(&routes), admin_token, most, tls, admin_tls, status };
-    tokio::spawn(reload::run(live, sources, loaded, reloads));
+    tokio::spawn(reload::run(live, sources, loaded, read, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);

@@ -128,10 +128,10 @@ impl Reloads {
     }
 }
 
-/// Reloads until the process ends.
-pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals: Reloads) {
+/// Reloads until the process ends. `read`: what the files were before the gateway started from them.
+pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, read: Stamps, mut signals: Reloads) {
     let mut state = State { live, sources, in_force: first };
-    let mut changes = watch(&state, HashMap::new());
+    let mut changes = watch(&state, read);
     loop {
         let cause = tokio::select! {
             signal = signals.0.recv() => match signal {
@@ -141,7 +141,7 @@ pub(crate) async fn run(live: Live, sources: Sources, first: Loaded, mut signals
             Some(()) = changes.recv() => "a file has changed",
         };
         supervisor::reloading();
-        let before = stamps(state.files()).await;
+        let before = now(&state.sources, &state.in_force).await;
         state = match tokio::task::spawn_blocking(|| state.reload(cause)).await {
             Ok(state) => state,
             // The panic is in the log.
@@ -195,15 +195,20 @@ impl State {
         self.in_force = loaded;
         self
     }
+}
 
-    /// Returns the files whose change is a reload.
-    fn files(&self) -> Vec<PathBuf> {
-        let own = self.sources.file.iter().cloned();
-        let mut files: Vec<PathBuf> = own.chain(self.in_force.config.files()).collect();
-        files.sort_unstable();
-        files.dedup();
-        files
-    }
+/// Returns the files whose change is a reload.
+fn files(sources: &Sources, loaded: &Loaded) -> Vec<PathBuf> {
+    let own = sources.file.iter().cloned();
+    let mut files: Vec<PathBuf> = own.chain(loaded.config.files()).collect();
+    files.sort_unstable();
+    files.dedup();
+    files
+}
+
+/// Returns what the files of a configuration are now.
+pub(crate) async fn now(sources: &Sources, loaded: &Loaded) -> Stamps {
+    stamps(files(sources, loaded)).await
 }
 
 /// Routes whose backends are probed first at a time.
@@ -216,7 +221,7 @@ const MAX_LINES: usize = 20;
 /// were read; a change since then is reported, too.
 fn watch(state: &State, read: Stamps) -> mpsc::Receiver<()> {
     let (changed, changes) = mpsc::channel(1);
-    let files = state.files();
+    let files = files(&state.sources, &state.in_force);
     let is_watching = state.in_force.config.watch && !files.is_empty();
     tokio::spawn(async move {
         if !is_watching {
@@ -246,7 +251,7 @@ fn watch(state: &State, read: Stamps) -> mpsc::Receiver<()> {
 }
 
 /// What changes when a file does: its inode, size and time.
-type Stamps = HashMap<PathBuf, Option<(u64, u64, SystemTime)>>;
+pub(crate) type Stamps = HashMap<PathBuf, Option<(u64, u64, SystemTime)>>;
 
 async fn stamps(files: Vec<PathBuf>) -> Stamps {
     let stamp = |file: &PathBuf| {
