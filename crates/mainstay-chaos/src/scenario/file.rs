@@ -13,9 +13,11 @@ use super::wrong::{ScenarioError, Step, Wrong};
 use super::{Rule, Scenario};
 
 /// The tables at the top of a file.
-const AT_THE_TOP: [&str; 3] = ["seed", "fault", "profile"];
+const AT_THE_TOP: [&str; 4] = ["seed", "use", "fault", "profile"];
 /// The greatest number of rules in a list.
 const MAX_RULES: usize = 1000;
+/// The greatest seed: programs in JavaScript read it from JSON, too.
+const MAX_SEED: u64 = (1 << 53) - 1;
 
 /// What a scenario file holds.
 ///
@@ -36,7 +38,7 @@ const MAX_RULES: usize = 1000;
 pub struct ScenarioFile {
     /// The seed of the run, where the file fixes one.
     pub seed: Option<u64>,
-    /// The rules of `[[fault]]`.
+    /// The rules of the profiles that `use` names, and then those of `[[fault]]`.
     pub scenario: Scenario,
     /// The rules of `[[profile.NAME.fault]]`, by name.
     pub profiles: BTreeMap<String, Scenario>,
@@ -172,11 +174,13 @@ fn read_file(root: &Map<String, Value>) -> Result<ScenarioFile, Wrong> {
     }
     let seed = match root.get("seed") {
         None => None,
-        Some(seed) => Some(seed.as_u64().ok_or_else(|| {
-            Wrong::at("seed", format!("must be a whole number from 0, not {seed}; write for example 7"))
+        Some(seed) => Some(seed.as_u64().filter(|seed| *seed <= MAX_SEED).ok_or_else(|| {
+            let what =
+                format!("must be a whole number from 0 to {MAX_SEED}, not {seed}; write for example 7");
+            Wrong::at("seed", what)
         })?),
     };
-    let scenario = read_rules(root)?;
+    let own = read_rules(root)?;
     let mut profiles = BTreeMap::new();
     if let Some(named) = root.get("profile") {
         let within = |wrong: Wrong| wrong.within(Step::Name("profile".to_owned()));
@@ -187,7 +191,36 @@ fn read_file(root: &Map<String, Value>) -> Result<ScenarioFile, Wrong> {
             profiles.insert(name.clone(), scenario);
         }
     }
-    Ok(ScenarioFile { seed, scenario, profiles })
+    let mut file = ScenarioFile { seed, scenario: Scenario::default(), profiles };
+    file.scenario = used(root, &file)?;
+    file.scenario.rules.extend(own.rules);
+    Ok(file)
+}
+
+/// Reads the rules of the profiles that `use` names.
+fn used(root: &Map<String, Value>, file: &ScenarioFile) -> Result<Scenario, Wrong> {
+    let mut used = Scenario::default();
+    let names = match root.get("use") {
+        None => return Ok(used),
+        Some(Value::Array(names)) if names.len() <= MAX_RULES => names,
+        Some(_) => {
+            return Err(Wrong::at("use", "must be a list of profiles; write for example [\"mobile\"]"));
+        }
+    };
+    for (index, name) in names.iter().enumerate() {
+        let wrong =
+            |what: String| Wrong::whole(what).within(Step::Index(index)).within(Step::Name("use".to_owned()));
+        let name = name.as_str().ok_or_else(|| wrong(format!("must be a name in quotes, not {name}")))?;
+        let ScenarioError(line) = match file.profile(name) {
+            Ok(scenario) => {
+                used.rules.extend(scenario.rules);
+                continue;
+            }
+            Err(error) => error,
+        };
+        return Err(wrong(line));
+    }
+    Ok(used)
 }
 
 fn read_profile(name: &str, profile: &Value) -> Result<Scenario, Wrong> {
@@ -297,6 +330,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_builds_on_profiles_and_adds_its_own_rules() {
+        let text = "use = [\"mine\", \"alb\"]\n[[fault]]\nkind = \"fin\"\n[[profile.mine.fault]]\nkind = \"reset\"\n";
+        let rules = ScenarioFile::parse_toml(text).unwrap().scenario.rules;
+        assert_eq!(
+            rules.iter().map(|rule| rule.fault.name()).collect::<Vec<_>>(),
+            ["reset", "idle-cut", "fin"]
+        );
+    }
+
+    #[test]
     fn toml_json_and_one_line_are_the_same_table() {
         let toml = Scenario::parse_toml(
             "[[fault]]\nkind = \"status\"\ncode = 502\nretry-after = 3\nat = \"1s\"\nfor = \"2s\"\n",
@@ -335,6 +378,7 @@ mod tests {
                 assert_eq!(rule.fault.is_of_a_moment(), kind.strikes == crate::Strikes::Once, "{line}");
                 let json = serde_json::to_string(&rule).unwrap();
                 assert_eq!(Rule::from_json(&json).unwrap(), rule, "{line} {json}");
+                assert_eq!(rule.to_string().parse::<Rule>().unwrap(), rule, "{line} {rule}");
             }
         }
     }
@@ -437,7 +481,7 @@ mod tests {
     #[test]
     fn a_mistake_around_the_rules_is_named_too() {
         for (text, expected) in [
-            ("seed = -1", "line 1: seed: must be a whole number from 0, not -1"),
+            ("seed = -1", "line 1: seed: must be a whole number from 0 to 9007199254740991, not -1"),
             ("seed = \"7\"", "seed: must be a whole number"),
             ("\nsead = 7", "line 2: sead: unknown field; write seed"),
             ("kind = \"reset\"", "kind: unknown field here; a file has seed, [[fault]] tables"),
@@ -457,6 +501,8 @@ mod tests {
                 "line 2: profile.x.fault[0].kind: \"rest\" is no fault; write reset",
             ),
             ("profile = 1", "profile: write [[profile.NAME.fault]]"),
+            ("use = \"alb\"", "use: must be a list of profiles; write for example [\"mobile\"]"),
+            ("\nuse = [\"alb\", \"tunel\"]", "line 2: use[1]: \"tunel\" is no profile; write tunnel"),
             ("a = \n", "line 1: no valid TOML"),
             ("a = 1\na = 2\n", "line 2: no valid TOML: duplicate key"),
         ] {

@@ -1,9 +1,9 @@
 //! A rule as it is written: one flat table, the same in TOML, in JSON and on the command line. This is the one place that
 //! checks it.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -355,26 +355,45 @@ fn value_of_text(text: &str) -> Value {
     }
 }
 
+impl Rule {
+    /// Returns the fields of a scenario file, with their values.
+    fn fields(&self) -> Vec<(&'static str, Value)> {
+        let mut fields = vec![("kind", self.fault.name().into())];
+        fields.extend(self.fault.parameters());
+        let (times, repeat) = match self.when {
+            When::Always => (None, None),
+            When::At { at, repeat } => (Some(("at", at)), repeat),
+            When::After(after) => (Some(("after", after)), None),
+            When::Every(every) => (Some(("every", every)), None),
+        };
+        let repeat = repeat.map(|repeat| ("repeat", repeat));
+        let lasts = self.lasts.map(|lasts| ("for", lasts));
+        let times = times.into_iter().chain(repeat).chain(lasts);
+        fields.extend(times.map(|(name, time)| (name, Value::from(text(time)))));
+        if self.share < 1.0 {
+            fields.push(("share", self.share.into()));
+        }
+        fields
+    }
+}
+
 impl Serialize for Rule {
     /// Writes the fields of a scenario file.
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut map = to.serialize_map(None)?;
-        map.serialize_entry("kind", self.fault.name())?;
-        self.fault.parameters().iter().try_for_each(|(name, value)| map.serialize_entry(name, value))?;
-        let times = match self.when {
-            When::Always => [("at", None), ("repeat", None)],
-            When::At { at, repeat } => [("at", Some(at)), ("repeat", repeat)],
-            When::After(after) => [("after", Some(after)), ("repeat", None)],
-            When::Every(every) => [("every", Some(every)), ("repeat", None)],
-        };
-        for (name, time) in times.into_iter().chain([("for", self.lasts)]) {
-            if let Some(time) = time {
-                map.serialize_entry(name, &text(time))?;
+        to.collect_map(self.fields())
+    }
+}
+
+impl fmt::Display for Rule {
+    /// Writes one line, as [`FromStr`](std::str::FromStr) reads it.
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, (name, value)) in self.fields().into_iter().enumerate() {
+            let comma = if number == 0 { "" } else { "," };
+            match &value {
+                Value::String(text) => write!(to, "{comma}{name}={text}")?,
+                value => write!(to, "{comma}{name}={value}")?,
             }
         }
-        if self.share < 1.0 {
-            map.serialize_entry("share", &self.share)?;
-        }
-        map.end()
+        Ok(())
     }
 }
