@@ -36,8 +36,9 @@ use self::measured::Measured;
 use self::progress::Progress;
 use self::report::{Facts, Report, ms};
 use self::target::Target;
-use crate::signals::Stops;
-use crate::{log, log_text, print, values};
+use crate::observe::{log, log_text};
+use crate::process::signals::Stops;
+use crate::{print, values};
 
 /// The end of `mainstay doctor --help`.
 pub(crate) const AFTER_HELP: &str = "\
