@@ -20,6 +20,7 @@ mod config;
 mod connect;
 mod credentials;
 mod descriptors;
+mod doctor;
 mod exchange;
 mod forward;
 mod graphql;

@@ -78,13 +78,24 @@ struct Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
-    Opening { target: Duration },
+    Opening {
+        target: Duration,
+    },
     /// Without a target it only waits for a visible end.
-    Silent { since: Duration, target: Option<Duration> },
+    Silent {
+        since: Duration,
+        target: Option<Duration>,
+    },
     /// A Ping was sent at `at`.
-    Checking { since: Duration, at: Duration },
+    Checking {
+        since: Duration,
+        at: Duration,
+    },
     /// The Pong did not come in time. It may still come.
-    Overdue { since: Duration, at: Duration },
+    Overdue {
+        since: Duration,
+        at: Duration,
+    },
     Ended,
 }
 
@@ -140,7 +151,10 @@ impl Search {
         let latest = self.bounds.until.saturating_sub(self.bounds.patience + now);
         let Some(connection) = self.connections.get_mut(number) else { return };
         if let State::Opening { target } = connection.state {
-            *connection = Connection { opened: now, state: State::Silent { since: now, target: Some(target.min(latest)) } };
+            *connection = Connection {
+                opened: now,
+                state: State::Silent { since: now, target: Some(target.min(latest)) },
+            };
         }
     }
 
@@ -161,7 +175,10 @@ impl Search {
     /// The Pong for the Ping of [`Do::Check`] came.
     pub(crate) fn handle_pong(&mut self, now: Duration, number: usize) {
         self.answers = Some(true);
-        let (Some(State::Checking { since, at }) | Some(State::Overdue { since, at })) = self.state(number) else { return };
+        let (Some(State::Checking { since, at }) | Some(State::Overdue { since, at })) = self.state(number)
+        else {
+            return;
+        };
         self.deaths.retain(|death| death.connection != number);
         self.note_lived(at.saturating_sub(since));
         self.set(number, State::Silent { since: now, target: None });
@@ -210,7 +227,9 @@ impl Search {
     /// Returns when to poll again, if nothing happens before.
     pub(crate) fn poll_timeout(&self) -> Duration {
         let due = self.connections.iter().filter_map(|connection| match connection.state {
-            State::Silent { since, target } if self.answers != Some(false) => target.map(|target| since + target),
+            State::Silent { since, target } if self.answers != Some(false) => {
+                target.map(|target| since + target)
+            }
             State::Checking { at, .. } => Some(at + self.bounds.patience),
             _ => None,
         });
@@ -225,9 +244,16 @@ impl Search {
         let seen = self.counted().filter(|other| other.silence >= death.silence).count() as u32;
         let how = death.how.clone();
         if !death.is_exact {
-            return Limit::Cut { after: middle(lived, death.silence), between: (lived, death.silence), how, seen };
+            return Limit::Cut {
+                after: middle(lived, death.silence),
+                between: (lived, death.silence),
+                how,
+                seen,
+            };
         }
-        let near = |other: &&Death| other.is_exact && other.silence.as_secs_f64() <= death.silence.as_secs_f64() * 1.5;
+        let near = |other: &&Death| {
+            other.is_exact && other.silence.as_secs_f64() <= death.silence.as_secs_f64() * 1.5
+        };
         let latest = self.counted().filter(near).map(|other| other.silence).max().unwrap_or(death.silence);
         let earliest = lived.max(death.silence.saturating_sub(self.bounds.slack));
         Limit::Cut { after: death.silence, between: (earliest, latest), how, seen }
@@ -238,7 +264,9 @@ impl Search {
             return Limit::Holds { for_at_least: lived };
         }
         Limit::unknown(match self.answers {
-            Some(false) => "the server answers no Ping, so a cut that notifies neither end cannot be seen, and no other was",
+            Some(false) => {
+                "the server answers no Ping, so a cut that notifies neither end cannot be seen, and no other was"
+            }
             _ if self.connections.is_empty() || self.failures > 0 => "too few connections could be opened",
             _ if !self.deaths.is_empty() => "connections ended for other reasons before a silence was over",
             _ => "no silence was over in time",
@@ -260,7 +288,10 @@ impl Search {
                 self.note_death(number, since, at, false, CutHow::Silent);
                 self.set(number, State::Overdue { since, at });
             }
-            State::Overdue { .. } if self.open_now() >= self.bounds.connections && self.choose(now, Duration::ZERO, now).is_some() => {
+            State::Overdue { .. }
+                if self.open_now() >= self.bounds.connections
+                    && self.choose(now, Duration::ZERO, now).is_some() =>
+            {
                 self.set(number, State::Ended);
                 return Some(Do::Close(number));
             }
@@ -270,14 +301,23 @@ impl Search {
     }
 
     /// Keeps the target while it can show something, finds another, or ends the silence if a new one can show more.
-    fn aim(&self, now: Duration, number: usize, silence: Duration, target: Option<Duration>) -> Option<Duration> {
+    fn aim(
+        &self,
+        now: Duration,
+        number: usize,
+        silence: Duration,
+        target: Option<Duration>,
+    ) -> Option<Duration> {
         let interval = self.interval();
-        if target.is_some_and(|target| interval.contains(target)) || interval.death.is_some_and(|death| death.is_exact) {
+        if target.is_some_and(|target| interval.contains(target))
+            || interval.death.is_some_and(|death| death.is_exact)
+        {
             return target;
         }
         let opened = self.connections.get(number)?.opened;
         let is_long = interval.death.is_some_and(|death| silence >= death.silence);
-        self.choose(now, silence, opened).or_else(|| (is_long || self.choose(now, Duration::ZERO, opened).is_some()).then_some(silence))
+        self.choose(now, silence, opened)
+            .or_else(|| (is_long || self.choose(now, Duration::ZERO, opened).is_some()).then_some(silence))
     }
 
     fn poll_opening(&mut self, now: Duration) -> Option<Do> {
@@ -303,9 +343,12 @@ impl Search {
             return None;
         }
         let longest = self.longest(now, silence, opened)?;
-        let is_possible = |target: &Duration| interval.contains(*target) && *target > silence && *target <= longest;
+        let is_possible =
+            |target: &Duration| interval.contains(*target) && *target > silence && *target <= longest;
         let targets: Vec<_> = self.connections.iter().filter_map(Connection::target).collect();
-        let is_new = |target: &Duration| targets.iter().all(|other| ratio(*other, *target) > (1.0 + self.bounds.ratio) / 2.0);
+        let is_new = |target: &Duration| {
+            targets.iter().all(|other| ratio(*other, *target) > (1.0 + self.bounds.ratio) / 2.0)
+        };
         self.first_targets().find(|target| is_possible(target) && is_new(target)).or_else(|| {
             let death = interval.death?;
             halve(interval.lived.max(self.shortest()), death.silence, &targets).filter(is_possible)
@@ -327,7 +370,8 @@ impl Search {
         let longest = self.bounds.until.saturating_sub(self.bounds.patience + opening);
         let shortest = self.shortest();
         let ratio = self.bounds.ratio;
-        std::iter::successors(Some(longest), move |target| Some(target.div_f64(ratio))).take_while(move |target| *target > shortest)
+        std::iter::successors(Some(longest), move |target| Some(target.div_f64(ratio)))
+            .take_while(move |target| *target > shortest)
     }
 
     fn shortest(&self) -> Duration {
@@ -346,9 +390,13 @@ impl Search {
     /// The limit that contradicts the fewest silences; none if that contradicts no more.
     fn interval(&self) -> Interval<'_> {
         let contradictions = |limit: Duration| {
-            self.lived.iter().filter(|lived| **lived >= limit).count() + self.counted().filter(|death| death.silence < limit).count()
+            self.lived.iter().filter(|lived| **lived >= limit).count()
+                + self.counted().filter(|death| death.silence < limit).count()
         };
-        let best = self.counted().map(|death| (contradictions(death.silence), death)).min_by_key(|(count, death)| (*count, death.silence));
+        let best = self
+            .counted()
+            .map(|death| (contradictions(death.silence), death))
+            .min_by_key(|(count, death)| (*count, death.silence));
         let death = best.filter(|(count, _)| *count < self.counted().count()).map(|(_, death)| death);
         let below = |lived: &&Duration| death.is_none_or(|death| **lived < death.silence);
         Interval { lived: self.lived.iter().filter(below).max().copied().unwrap_or_default(), death }
@@ -363,15 +411,25 @@ impl Search {
             return;
         }
         if self.lived.len() == LIVED {
-            let shortest = self.lived.iter().enumerate().min_by_key(|(_, lived)| **lived).map_or(0, |(index, _)| index);
+            let shortest =
+                self.lived.iter().enumerate().min_by_key(|(_, lived)| **lived).map_or(0, |(index, _)| index);
             self.lived.swap_remove(shortest);
         }
         self.lived.push(silence);
     }
 
     fn note_death(&mut self, connection: usize, since: Duration, at: Duration, is_exact: bool, how: CutHow) {
-        let Some(opened) = self.connections.get(connection).map(|connection| connection.opened) else { return };
-        self.deaths.push(Death { connection, opened, since, silence: at.saturating_sub(since), is_exact, how });
+        let Some(opened) = self.connections.get(connection).map(|connection| connection.opened) else {
+            return;
+        };
+        self.deaths.push(Death {
+            connection,
+            opened,
+            since,
+            silence: at.saturating_sub(since),
+            is_exact,
+            how,
+        });
     }
 
     fn state(&self, number: usize) -> Option<State> {
@@ -399,9 +457,13 @@ impl Connection {
 
 /// Halves the widest gap between `from` and `to`, both of which are known, and the targets between them.
 fn halve(from: Duration, to: Duration, targets: &[Duration]) -> Option<Duration> {
-    let mut points: Vec<_> = targets.iter().copied().filter(|target| *target > from && *target < to).chain([from, to]).collect();
+    let mut points: Vec<_> =
+        targets.iter().copied().filter(|target| *target > from && *target < to).chain([from, to]).collect();
     points.sort_unstable();
-    let widest = points.windows(2).map(|pair| (pair[0], pair[1])).max_by(|a, b| ratio(a.0, a.1).total_cmp(&ratio(b.0, b.1)));
+    let widest = points
+        .windows(2)
+        .map(|pair| (pair[0], pair[1]))
+        .max_by(|a, b| ratio(a.0, a.1).total_cmp(&ratio(b.0, b.1)));
     widest.filter(|(low, high)| ratio(*low, *high) > CLOSE_ENOUGH).map(|(low, high)| middle(low, high))
 }
 
@@ -413,7 +475,11 @@ fn ratio(a: Duration, b: Duration) -> f64 {
 
 /// The geometric mean, or half if `low` is zero.
 fn middle(low: Duration, high: Duration) -> Duration {
-    if low.is_zero() { high / 2 } else { Duration::from_secs_f64((low.as_secs_f64() * high.as_secs_f64()).sqrt()) }
+    if low.is_zero() {
+        high / 2
+    } else {
+        Duration::from_secs_f64((low.as_secs_f64() * high.as_secs_f64()).sqrt())
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,8 @@ impl Explained {
     /// Returns whether a cut that happened between `from` and `to`, of a connection that was opened at `opened`, needs no other
     /// explanation.
     pub(crate) fn covers(&self, opened: Duration, from: Duration, to: Duration) -> bool {
-        let between = |moment: Duration, tolerance: Duration| moment + tolerance >= from && moment <= to + tolerance;
+        let between =
+            |moment: Duration, tolerance: Duration| moment + tolerance >= from && moment <= to + tolerance;
         self.restarts.iter().any(|&moment| between(moment, ONE_MOMENT))
             || self.lifetime.is_some_and(|age| between(opened + age, ONE_MOMENT + age / 100))
     }
@@ -65,7 +66,11 @@ pub(crate) fn explain(lives: &[Life]) -> Explained {
 pub(crate) fn judge(lives: &[Life], now: Duration) -> Lifetime {
     let restarts = restarts(lives);
     let ages = ages(lives, &restarts);
-    let oldest = lives.iter().filter(|life| life.is_busy && life.cut.is_none()).map(|life| life.last.min(now).saturating_sub(life.opened)).max();
+    let oldest = lives
+        .iter()
+        .filter(|life| life.is_busy && life.cut.is_none())
+        .map(|life| life.last.min(now).saturating_sub(life.opened))
+        .max();
     Lifetime { limit: limit(lives, &ages, &restarts, oldest), restarts }
 }
 
@@ -83,9 +88,15 @@ fn limit(lives: &[Life], ages: &[Duration], restarts: &[Duration], oldest: Optio
     }
     if let Some(oldest) = oldest.filter(|oldest| oldest.as_secs_f64() > most.as_secs_f64() * ONE_LIMIT) {
         let (cut, lives) = (least.as_secs_f64(), oldest.as_secs_f64());
-        return Limit::unknown(format!("a busy connection was cut at the age of {cut:.1} s, and another lived for {lives:.1} s"));
+        return Limit::unknown(format!(
+            "a busy connection was cut at the age of {cut:.1} s, and another lived for {lives:.1} s"
+        ));
     }
-    let of_limit = |life: &&Life| life.is_busy && life.age_at_cut().is_some_and(|age| age >= least && age <= most) && !struck(life, restarts);
+    let of_limit = |life: &&Life| {
+        life.is_busy
+            && life.age_at_cut().is_some_and(|age| age >= least && age <= most)
+            && !struck(life, restarts)
+    };
     let cuts: Vec<_> = lives.iter().filter(of_limit).collect();
     let alive = cuts.iter().map(|life| life.last.saturating_sub(life.opened)).min().unwrap_or(least);
     let how = cuts.first().and_then(|life| life.cut.clone()).map_or(CutHow::Silent, |(_, how)| how);
@@ -94,11 +105,18 @@ fn limit(lives: &[Life], ages: &[Duration], restarts: &[Duration], oldest: Optio
 
 /// The moments at which a busy connection was cut, and with it one of another age.
 fn restarts(lives: &[Life]) -> Vec<Duration> {
-    let cut: Vec<_> = lives.iter().filter(|life| !life.is_silent()).filter_map(|life| Some((life, life.cut.as_ref()?.0))).collect();
+    let cut: Vec<_> = lives
+        .iter()
+        .filter(|life| !life.is_silent())
+        .filter_map(|life| Some((life, life.cut.as_ref()?.0)))
+        .collect();
     let with_another = |life: &Life, at: Duration| {
-        cut.iter().any(|(other, other_at)| other_at.abs_diff(at) <= ONE_MOMENT && other.opened.abs_diff(life.opened) >= ANOTHER_AGE)
+        cut.iter().any(|(other, other_at)| {
+            other_at.abs_diff(at) <= ONE_MOMENT && other.opened.abs_diff(life.opened) >= ANOTHER_AGE
+        })
     };
-    let mut moments: Vec<_> = cut.iter().filter(|(life, at)| life.is_busy && with_another(life, *at)).map(|(_, at)| *at).collect();
+    let mut moments: Vec<_> =
+        cut.iter().filter(|(life, at)| life.is_busy && with_another(life, *at)).map(|(_, at)| *at).collect();
     moments.sort_unstable();
     moments.dedup_by(|later, earlier| later.abs_diff(*earlier) <= ONE_MOMENT);
     moments
@@ -110,14 +128,20 @@ fn struck(life: &Life, restarts: &[Duration]) -> bool {
 
 /// The ages, in order, at which busy connections were cut by no restart.
 fn ages(lives: &[Life], restarts: &[Duration]) -> Vec<Duration> {
-    let mut ages: Vec<_> = lives.iter().filter(|life| life.is_busy && !struck(life, restarts)).filter_map(Life::age_at_cut).collect();
+    let mut ages: Vec<_> = lives
+        .iter()
+        .filter(|life| life.is_busy && !struck(life, restarts))
+        .filter_map(Life::age_at_cut)
+        .collect();
     ages.sort_unstable();
     ages
 }
 
 fn one_limit(ages: &[Duration]) -> bool {
     match (ages.first(), ages.last()) {
-        (Some(least), Some(most)) => most.as_secs_f64() <= least.as_secs_f64() * ONE_LIMIT + ONE_MOMENT.as_secs_f64(),
+        (Some(least), Some(most)) => {
+            most.as_secs_f64() <= least.as_secs_f64() * ONE_LIMIT + ONE_MOMENT.as_secs_f64()
+        }
         _ => false,
     }
 }
@@ -142,7 +166,11 @@ mod tests {
     #[test]
     fn connections_that_end_at_one_age_show_a_lifetime() {
         let lives = [busy(0.0, Some(30.0)), busy(13.0, Some(43.05))];
-        let Lifetime { limit: Limit::Cut { after, between, seen, how }, restarts } = judge(&lives, seconds(60.0)) else { panic!() };
+        let Lifetime { limit: Limit::Cut { after, between, seen, how }, restarts } =
+            judge(&lives, seconds(60.0))
+        else {
+            panic!()
+        };
         assert_eq!((after, seen, how, restarts), (seconds(30.0), 2, CutHow::Fin, vec![]));
         assert!(between.0 < seconds(30.0) && between.1 >= seconds(30.0));
     }
@@ -151,7 +179,10 @@ mod tests {
     fn connections_of_different_age_that_end_at_once_show_a_restart_and_no_lifetime() {
         let lives = [busy(0.0, Some(30.0)), busy(13.0, Some(30.05)), busy(31.0, None)];
         let lifetime = judge(&lives, seconds(60.0));
-        assert_eq!(lifetime, Lifetime { limit: Limit::Holds { for_at_least: seconds(29.0) }, restarts: vec![seconds(30.0)] });
+        assert_eq!(
+            lifetime,
+            Lifetime { limit: Limit::Holds { for_at_least: seconds(29.0) }, restarts: vec![seconds(30.0)] }
+        );
         assert!(explain(&lives).covers(seconds(3.0), seconds(3.0), seconds(30.1)));
         assert!(!explain(&lives).covers(seconds(31.0), seconds(31.0), seconds(40.0)));
     }
@@ -164,7 +195,9 @@ mod tests {
 
     #[test]
     fn cuts_at_ages_that_have_nothing_in_common_are_no_lifetime() {
-        for lives in [[busy(0.0, Some(3.0)), busy(13.0, Some(43.0))], [busy(0.0, None), busy(13.0, Some(43.0))]] {
+        for lives in
+            [[busy(0.0, Some(3.0)), busy(13.0, Some(43.0))], [busy(0.0, None), busy(13.0, Some(43.0))]]
+        {
             let limit = judge(&lives, seconds(100.0)).limit;
             assert!(matches!(limit, Limit::Unknown { .. }), "{limit:?}");
         }
@@ -172,7 +205,10 @@ mod tests {
 
     #[test]
     fn a_connection_that_outlives_the_experiments_holds() {
-        assert_eq!(judge(&[busy(0.0, None)], seconds(60.0)).limit, Limit::Holds { for_at_least: seconds(60.0) });
+        assert_eq!(
+            judge(&[busy(0.0, None)], seconds(60.0)).limit,
+            Limit::Holds { for_at_least: seconds(60.0) }
+        );
         assert!(matches!(judge(&[], seconds(60.0)).limit, Limit::Unknown { .. }));
     }
 }

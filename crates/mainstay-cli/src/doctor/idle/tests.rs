@@ -56,7 +56,8 @@ impl World {
             if now >= search.bounds.until {
                 return outcome;
             }
-            let next = wires.iter().filter_map(|wire| self.next(wire)).chain([search.poll_timeout()]).min().unwrap();
+            let next =
+                wires.iter().filter_map(|wire| self.next(wire)).chain([search.poll_timeout()]).min().unwrap();
             assert!(next > now || search.poll_timeout() > now, "the search waits for {next:?} at {now:?}");
             now = next.max(now);
             for number in 0..wires.len() {
@@ -77,7 +78,9 @@ impl World {
                 let wire = &mut wires[number];
                 match self.limit {
                     Some((limit, Path::Silent)) if now - wire.last >= limit => {}
-                    Some((limit, Path::ResetOnSend)) if now - wire.last >= limit => wire.arrives = Some((now + RTT, Some(CutHow::Reset))),
+                    Some((limit, Path::ResetOnSend)) if now - wire.last >= limit => {
+                        wire.arrives = Some((now + RTT, Some(CutHow::Reset)))
+                    }
                     _ => {
                         wire.last = now;
                         wire.arrives = Some((now + RTT, None)).filter(|_| !self.answers_no_ping);
@@ -100,7 +103,8 @@ impl World {
 
     fn next(&self, wire: &Wire) -> Option<Duration> {
         let arrives = wire.arrives.as_ref().map(|(at, _)| *at);
-        wire.is_open.then(|| self.cut_at(wire).into_iter().chain(arrives).chain(self.speaks_at(wire)).min())?
+        wire.is_open
+            .then(|| self.cut_at(wire).into_iter().chain(arrives).chain(self.speaks_at(wire)).min())?
     }
 
     fn pass(&self, search: &mut Search, wire: &mut Wire, now: Duration, number: usize) {
@@ -216,7 +220,8 @@ fn the_limits_that_people_meet_are_found_in_130_seconds() {
 
 #[test]
 fn a_server_that_answers_no_ping_shows_visible_cuts_only() {
-    let world = |path| World { limit: Some((seconds(20.0), path)), answers_no_ping: true, ..World::default() };
+    let world =
+        |path| World { limit: Some((seconds(20.0), path)), answers_no_ping: true, ..World::default() };
     let Limit::Cut { after, how: CutHow::Fin, .. } = search(100.0, &world(Path::Fin)) else { panic!() };
     assert_eq!(after, seconds(20.0));
     let Limit::Unknown { why } = search(100.0, &world(Path::Silent)) else { panic!() };
