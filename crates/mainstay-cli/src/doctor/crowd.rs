@@ -25,7 +25,12 @@ impl Crowd {
     pub(crate) fn new(count: u32, time: Duration) -> Self {
         let rate = (f64::from(count) / time.as_secs_f64().max(0.1)).clamp(1.0, FASTEST);
         let asked = count.min((rate * time.as_secs_f64()).ceil() as u32);
-        Self { result: measured::Crowd { asked, rate, ..measured::Crowd::default() }, started: 0, in_a_row: 0, open: 0 }
+        Self {
+            result: measured::Crowd { asked, rate, ..measured::Crowd::default() },
+            started: 0,
+            in_a_row: 0,
+            open: 0,
+        }
     }
 
     /// Returns when the next one is due; `None`: no more are opened.

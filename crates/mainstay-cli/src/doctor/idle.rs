@@ -114,7 +114,8 @@ struct Death {
 impl Death {
     /// The time in which it happened.
     fn window(&self, patience: Duration) -> (Duration, Duration) {
-        let earliest = if self.is_exact { self.noticed } else { self.noticed.saturating_sub(self.silence + patience) };
+        let earliest =
+            if self.is_exact { self.noticed } else { self.noticed.saturating_sub(self.silence + patience) };
         (earliest, self.noticed)
     }
 }
@@ -188,13 +189,18 @@ impl Search {
     pub(crate) fn handle_end(&mut self, now: Duration, number: usize, how: CutHow) {
         match self.state(number) {
             Some(State::Opening { .. }) => self.handle_failure(now, number),
-            Some(State::Silent { since, .. }) => self.note_death(now, number, now.saturating_sub(since), true, how),
+            Some(State::Silent { since, .. }) => {
+                self.note_death(now, number, now.saturating_sub(since), true, how)
+            }
             Some(State::Checking { since, at }) => {
                 let how = if how == CutHow::Reset { CutHow::ResetOnSend } else { how };
                 self.note_death(now, number, at.saturating_sub(since), false, how);
             }
             Some(State::Overdue { .. }) if how == CutHow::Reset => {
-                self.deaths.iter_mut().filter(|death| death.connection == number).for_each(|death| death.how = CutHow::ResetOnSend);
+                self.deaths
+                    .iter_mut()
+                    .filter(|death| death.connection == number)
+                    .for_each(|death| death.how = CutHow::ResetOnSend);
             }
             Some(State::Overdue { .. }) => {}
             Some(State::Ended) | None => {}
@@ -422,8 +428,17 @@ impl Search {
         self.lived.push(silence);
     }
 
-    fn note_death(&mut self, now: Duration, connection: usize, silence: Duration, is_exact: bool, how: CutHow) {
-        let Some(opened) = self.connections.get(connection).map(|connection| connection.opened) else { return };
+    fn note_death(
+        &mut self,
+        now: Duration,
+        connection: usize,
+        silence: Duration,
+        is_exact: bool,
+        how: CutHow,
+    ) {
+        let Some(opened) = self.connections.get(connection).map(|connection| connection.opened) else {
+            return;
+        };
         self.deaths.push(Death { connection, opened, noticed: now, silence, is_exact, how });
     }
 

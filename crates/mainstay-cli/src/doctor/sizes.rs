@@ -34,7 +34,9 @@ impl Sizes {
             None if self.accepted == 0 => Some(self.first),
             None => (self.accepted < self.bound).then(|| (self.accepted * 2).min(self.bound)),
             // Most limits are a power of two: one more decides whether it is exactly that.
-            Some((refused, _)) if *refused == self.accepted * 2 && self.accepted.is_power_of_two() => Some(self.accepted + 1),
+            Some((refused, _)) if *refused == self.accepted * 2 && self.accepted.is_power_of_two() => {
+                Some(self.accepted + 1)
+            }
             Some((refused, _)) if self.accepted > 0 && refused - self.accepted > self.accepted / NARROW => {
                 Some(self.accepted + (refused - self.accepted) / 2)
             }

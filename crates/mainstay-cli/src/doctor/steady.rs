@@ -28,9 +28,24 @@ pub(crate) struct Steady {
 
 impl Steady {
     /// Creates one that was opened at `opened`. Its last Ping is sent at `last_ping`; a Pong may take `patience`.
-    pub(crate) fn new(opened: Duration, every: Option<Duration>, last_ping: Duration, patience: Duration) -> Self {
+    pub(crate) fn new(
+        opened: Duration,
+        every: Option<Duration>,
+        last_ping: Duration,
+        patience: Duration,
+    ) -> Self {
         let next = every.map_or(last_ping, |_| opened);
-        Self { opened, every, next, last_ping, patience, unanswered: None, heard: opened, pongs: 0, cut: None }
+        Self {
+            opened,
+            every,
+            next,
+            last_ping,
+            patience,
+            unanswered: None,
+            heard: opened,
+            pongs: 0,
+            cut: None,
+        }
     }
 
     /// The server sent something.

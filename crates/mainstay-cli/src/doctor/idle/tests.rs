@@ -54,8 +54,12 @@ impl World {
             if now >= search.bounds.until {
                 return outcome;
             }
-            let next =
-                wires.iter().filter_map(|wire| self.next(wire)).chain([search.poll_timeout(now)]).min().unwrap();
+            let next = wires
+                .iter()
+                .filter_map(|wire| self.next(wire))
+                .chain([search.poll_timeout(now)])
+                .min()
+                .unwrap();
             assert!(next > now || search.poll_timeout(now) > now, "the search waits for {next:?} at {now:?}");
             now = next.max(now);
             for number in 0..wires.len() {
