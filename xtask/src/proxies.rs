@@ -34,6 +34,7 @@ pub(crate) fn step() -> Result<Outcome> {
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];
     proxies.extend(skipped.unless(Proxy::traefik(), "Traefik"));
     proxies.extend(skipped.unless(Proxy::envoy(), "Envoy"));
+    proxies.extend(skipped.unless(Proxy::envoy_over_http2(), "Envoy over HTTP/2"));
     if skipped.unless(install::kubernetes_validate(), "the schemas of Kubernetes").is_some() {
         schemas::check_kubernetes()?;
     }

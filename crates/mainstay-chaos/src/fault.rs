@@ -53,7 +53,7 @@ pub enum Fault {
     },
     /// `refuse`: nothing listens; new connections are refused.
     Refuse,
-    /// `mute`: new connections are accepted, and nothing is sent.
+    /// `mute`: new connections are accepted, and nothing is read or sent. When it ends, they go on to the upstream.
     Mute,
     /// `swallow-close`: Close frames are dropped.
     SwallowClose(Direction),
@@ -150,4 +150,62 @@ impl Fault {
             Self::Ghost => "ghost",
         }
     }
+
+    /// Returns the parameters as a scenario file and the API have them, beside the kind: names and values.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(&'static str, serde_json::Value)> {
+        let direction = |direction: &Direction| ("direction", direction.name().into());
+        match self {
+            Self::Reset | Self::Fin | Self::Refuse | Self::Mute | Self::Ghost => Vec::new(),
+            Self::BlackHole(way)
+            | Self::Stall(way)
+            | Self::Jam(way)
+            | Self::Corrupt(way)
+            | Self::CutInFrame(way)
+            | Self::SwallowClose(way)
+            | Self::DropPings(way)
+            | Self::DropPongs(way) => vec![direction(way)],
+            Self::Delay { direction: way, latency, jitter } => {
+                vec![direction(way), ("latency", text(*latency).into()), ("jitter", text(*jitter).into())]
+            }
+            Self::Bandwidth { direction: way, bytes_per_second } => {
+                vec![direction(way), ("bytes-per-second", (*bytes_per_second).into())]
+            }
+            Self::Trickle { direction: way, bytes } => vec![direction(way), ("bytes", (*bytes).into())],
+            Self::CutAfter { direction: way, bytes } => vec![direction(way), ("bytes", (*bytes).into())],
+            Self::IdleCut { direction: way, after, silent } => {
+                vec![direction(way), ("idle", text(*after).into()), ("silent", (*silent).into())]
+            }
+            Self::LifetimeCut { after } => vec![("age", text(*after).into())],
+            Self::Status { code, retry_after } => {
+                let mut parameters = vec![("code", (*code).into())];
+                parameters.extend(retry_after.map(|seconds| ("retry-after", seconds.into())));
+                parameters
+            }
+        }
+    }
+
+    /// Whether it strikes at one moment; the others last until their end.
+    #[must_use]
+    pub fn is_of_a_moment(&self) -> bool {
+        matches!(self, Self::Reset | Self::Fin | Self::Corrupt(_) | Self::CutInFrame(_) | Self::Ghost)
+    }
+}
+
+impl Direction {
+    /// Returns `up`, `down` or `both`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// Returns a duration as a scenario file has it.
+pub(crate) fn text(duration: Duration) -> String {
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    humantime::format_duration(Duration::from_millis(milliseconds)).to_string().replace(' ', "")
 }

@@ -24,13 +24,15 @@ pub struct Rule {
     pub share: f64,
 }
 
-/// When a fault strikes.
+/// When a fault strikes. `refuse` and `mute` are about connections that are not open yet: the schedule of their rule is the proxy's, and
+/// counts from its start.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum When {
     /// Always: from the start, and each connection from its opening.
     Always,
-    /// Once, so long after the start of the proxy, all connections that are open then; and again each `repeat`.
+    /// Once, so long after the start of the proxy, all connections that are open then, and while it lasts also those that open; and
+    /// again each `repeat`.
     At {
         /// Since the start of the proxy.
         at: Duration,

@@ -46,13 +46,14 @@ use tokio::task::AbortHandle;
 use self::access::{Access, CameBy};
 pub(crate) use self::access::{Keys, Token};
 pub(crate) use self::drain::DrainOrder;
-use crate::client_tls::ClientTls;
-use crate::descriptors::{self, Spare};
-use crate::listen_address::Place;
-use crate::listeners::Socket;
-use crate::refusals::Refusals;
+use crate::clients::client_tls::ClientTls;
+use crate::clients::listen_address::Place;
+use crate::clients::listeners::Socket;
+use crate::observe::metrics;
+use crate::observe::refusals::Refusals;
+use crate::process::descriptors::{self, Spare};
+use crate::process::successor;
 use crate::routes::Routes;
-use crate::{metrics, successor};
 
 /// Maximum number of open connections. Supervisors, scrapers and operators are few.
 const MAX_CONNECTIONS: usize = 32;

@@ -45,8 +45,8 @@ pub(crate) use self::load::{Loaded, Sources};
 pub(crate) use self::problem::Problem;
 pub(crate) use self::route::RouteSection;
 pub(crate) use self::text::Text;
-use crate::client_tls::TlsSection;
-use crate::listen_address::ListenAddress;
+use crate::clients::client_tls::TlsSection;
+use crate::clients::listen_address::ListenAddress;
 
 /// All settings of `mainstay serve`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

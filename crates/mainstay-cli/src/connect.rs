@@ -15,8 +15,9 @@ use mainstay::{Client, CloseCode, Fate, Limits, Link, Message};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use self::output::{Output, escaped};
-use crate::signals::Stops;
-use crate::{log, tls, values};
+use crate::observe::log;
+use crate::process::signals::Stops;
+use crate::{tls, values};
 
 /// The end of `mainstay connect --help`.
 pub(crate) const AFTER_HELP: &str = "\

@@ -11,8 +11,9 @@ use std::time::Duration;
 use mainstay::client::rustls::pki_types::ServerName;
 use mainstay::client::rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use crate::listen_address::{ListenAddress, Place};
-use crate::{log, tls, values};
+use crate::clients::listen_address::{ListenAddress, Place};
+use crate::observe::log;
+use crate::{tls, values};
 
 /// Timeout of the connection, and of each read and write.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -4,79 +4,29 @@
 //! - [`connect`]: a client for terminals and pipes.
 //! - [`bench`]: measures any WebSocket server.
 
-mod access_log;
-mod activation;
 mod admin;
-mod backend_end;
-mod backend_health;
 mod bench;
 mod builtin;
-mod client_identity;
-mod client_listeners;
-mod client_request;
-mod client_tls;
+mod clients;
 mod cluster;
 mod config;
 mod connect;
 mod credentials;
-mod descriptors;
 mod doctor;
-mod exchange;
-mod forward;
-mod graphql;
-mod handshake;
 mod health;
-mod heartbeats;
-mod hibernate;
 mod http_client;
-mod http_proxy;
-mod idle_timeout;
-mod limits;
-mod links;
-mod listen_address;
-mod listeners;
-mod log;
-mod log_text;
-mod lookup;
 mod manual;
-mod match_rule;
-mod message_filter;
-mod metrics;
-mod moving;
+mod observe;
 mod page_policy;
-mod pool;
-mod principal;
-mod process_metrics;
-mod profiles;
-mod prologue;
-mod refusals;
-mod reload;
-mod reload_figures;
-mod request_body;
-mod response_body;
-mod retry_after;
-mod route;
+mod process;
+mod protocols;
+mod request;
 mod routes;
-mod rules;
-mod saved;
 mod serve;
-mod session;
-mod signals;
-mod slow_clients;
-mod spans;
-mod stickiness;
-mod successor;
-mod supervisor;
-mod table;
 mod tls;
 mod upstream;
-mod upstream_addresses;
-mod upstream_error;
-mod upstream_probe;
 mod values;
-mod variables;
 mod version;
-mod when_down;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -86,8 +36,10 @@ use std::time::Duration;
 use clap::error::{ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::activation::Activated;
 use crate::config::{Loaded, Sources};
+use crate::observe::log;
+use crate::process::activation::{self, Activated};
+use crate::process::{process_metrics, variables};
 
 /// The system's allocator keeps nine tenths of the memory of closed connections. jemalloc, built as `.cargo/config.toml`
 /// configures it, returns the memory to the system within a second. See `docs/adr/0007-an-allocator-that-gives-back.md`.

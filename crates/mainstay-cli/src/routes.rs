@@ -5,16 +5,24 @@
 //!
 //! Not here: how a rule matches (`match_rule`), how one is found among many (`lookup`), and how a route is built (`table`).
 
+pub(crate) mod heartbeats;
+pub(crate) mod lookup;
+pub(crate) mod match_rule;
+pub(crate) mod reload;
+pub(crate) mod reload_figures;
+pub(crate) mod route;
+pub(crate) mod table;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::credentials::Access;
-use crate::links::Links;
-use crate::lookup::Lookup;
-use crate::match_rule::{self, MatchRule};
-use crate::reload_figures::ReloadFigures;
-use crate::route::Route;
+use crate::routes::lookup::Lookup;
+use crate::routes::match_rule::MatchRule;
+use crate::routes::reload_figures::ReloadFigures;
+use crate::routes::route::Route;
+use crate::upstream::links::Links;
 
 /// The table in force. A reload replaces it as a whole.
 #[derive(Default)]

@@ -18,25 +18,31 @@ use mainstay::server::{Config, Origins, Sessions};
 use mainstay::{Budget, ConfigError, HeartbeatConfig, Limits, Server};
 use tokio::sync::watch;
 
-use crate::activation::{Activated, Passed};
 use crate::admin::{DrainOrder, Opening, Operated, Token};
-use crate::client_tls::ClientTls;
+use crate::clients::client_listeners;
+use crate::clients::client_tls::ClientTls;
+use crate::clients::limits;
+use crate::clients::listen_address::{self, ListenAddress};
+use crate::clients::listeners::{self, Listening, SocketFile};
 use crate::cluster::ClusterFlags;
 use crate::config::{Loaded, Problem, RouteSection, Sources};
-use crate::heartbeats::HeartbeatFlags;
-use crate::links::Links;
-use crate::listen_address::{self, ListenAddress};
-use crate::listeners::{self, Listening, SocketFile};
-use crate::profiles::ProfileFlags;
-use crate::refusals::Refusals;
-use crate::reload::{Live, Reloads};
+use crate::observe::log;
+use crate::observe::refusals::Refusals;
+use crate::observe::spans;
+use crate::process::activation::{Activated, Passed};
+use crate::process::descriptors;
+use crate::process::signals::{self, Stops};
+use crate::process::successor::Predecessor;
+use crate::process::supervisor;
+use crate::protocols::profiles::ProfileFlags;
+use crate::request::handshake;
+use crate::request::http_proxy;
 use crate::routes::Routes;
-use crate::signals::{self, Stops};
-use crate::successor::Predecessor;
-use crate::{
-    admin, builtin, client_listeners, cluster, config, descriptors, handshake, http_proxy, limits, log,
-    reload, spans, supervisor, table, tls, values,
-};
+use crate::routes::heartbeats::HeartbeatFlags;
+use crate::routes::reload::{self, Live, Reloads, Stamps};
+use crate::routes::table;
+use crate::upstream::links::Links;
+use crate::{admin, builtin, cluster, config, tls, values};
 
 /// The end of `mainstay serve --help`.
 pub(crate) const AFTER_HELP: &str = "\
@@ -182,6 +188,7 @@ struct Gateway {
 }
 
 pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) -> ExitCode {
+    let read = reload::now(&sources, &loaded).await;
     let checked = match Checked::new(&loaded) {
         Ok(checked) => checked,
         Err(problem) => {
@@ -189,7 +196,7 @@ pub(crate) async fn run(sources: Sources, loaded: Loaded, activated: Activated) 
             return ExitCode::from(2);
         }
     };
-    match serve(sources, loaded, checked, activated).await {
+    match serve(sources, loaded, read, checked, activated).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { line, code }) => {
             log::write_line(&line);
@@ -336,6 +343,7 @@ fn library(
 async fn serve(
     sources: Sources,
     loaded: Loaded,
+    read: Stamps,
     checked: Checked,
     activated: Activated,
 ) -> Result<(), Failed> {
@@ -415,7 +423,7 @@ async fn serve(
     tokio::spawn(announced(stop, mainstay.clone(), drains, config.drain));
     let live =
         Live { server: mainstay, routes: Arc::clone(&routes), admin_token, most, tls, admin_tls, status };
-    tokio::spawn(reload::run(live, sources, loaded, reloads));
+    tokio::spawn(reload::run(live, sources, loaded, read, reloads));
     let served = serving.serve_all(clients).await;
     admin_file.into_iter().for_each(SocketFile::remove);
     warn_about_unconfirmed(&routes);

@@ -7,6 +7,16 @@
 //! connection was used before; an opening handshake needs a connection of its own; and that client spawns a task for each
 //! response.
 
+pub(crate) mod addresses;
+pub(crate) mod backend_health;
+pub(crate) mod error;
+pub(crate) mod hibernate;
+pub(crate) mod links;
+pub(crate) mod pool;
+pub(crate) mod probe;
+pub(crate) mod stickiness;
+pub(crate) mod when_down;
+
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,10 +32,10 @@ use mainstay::client::{ConnectFailure, Connector, FailureKind, ServerStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
-use crate::limits;
-use crate::links::{Lease, Links, is_unavailable};
-use crate::request_body::{Progress, Upload};
-use crate::upstream_error::UpstreamError;
+use crate::clients::limits;
+use crate::request::request_body::{Progress, Upload};
+use crate::upstream::error::UpstreamError;
+use crate::upstream::links::{Lease, Links, is_unavailable};
 
 /// How many idle connections the pool holds, and for how long.
 const POOL_SIZE: usize = 256;

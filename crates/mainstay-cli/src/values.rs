@@ -8,7 +8,7 @@ use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
 
-use crate::listen_address::ListenAddress;
+use crate::clients::listen_address::ListenAddress;
 use mainstay::server::Network;
 
 /// Parses a duration such as `25s`, `2m` or `500ms`.

@@ -24,8 +24,8 @@ use http::uri::Authority;
 use sha2::{Digest, Sha256};
 
 use super::guesses::Guesses;
-use crate::client_tls::Hosts;
-use crate::refusals::{Refusal, Refusals};
+use crate::clients::client_tls::Hosts;
+use crate::observe::refusals::{Refusal, Refusals};
 
 /// The header that a request without a token needs to change something; its value does not matter.
 pub(super) const INTENT: &str = "x-mainstay-admin";

@@ -3,7 +3,7 @@
 use mainstay::server::ClientInfo;
 use serde_json::{Value, json};
 
-use crate::client_identity::subject_of;
+use crate::clients::identity::subject_of;
 
 /// Whether a client's name, address, path or subject contains this text.
 pub(super) fn mentions(client: &ClientInfo, search: &str) -> bool {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::client::{client, mentions, subject};
 use super::words::{Calendar, object, reconnects};
-use crate::client_identity::subject_of;
+use crate::clients::identity::subject_of;
 use crate::routes::Routes;
 
 /// What the envelope of an answer takes, at most.

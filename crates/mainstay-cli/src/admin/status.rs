@@ -19,7 +19,7 @@ use super::query::Query;
 use super::question::node_of;
 use super::sessions::answer;
 use super::words::{Calendar, object, why};
-use crate::route::{BackendStatus, Route};
+use crate::routes::route::{BackendStatus, Route};
 
 /// Lost connections are summed by evidence over this time.
 const LOSSES_OVER: Duration = Duration::from_secs(600);

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use http::{HeaderName, HeaderValue};
 
-use crate::{log, print, values};
+use crate::observe::log;
+use crate::{print, values};
 use counts::Counts;
 use plan::{Phase, Plan, Shared};
 use report::Report;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::counts::{Counts, WINDOW};
 use super::plan::{Load, Plan};
 use super::usage::Usage;
-use crate::log;
+use crate::observe::log;
 
 const DELIVERIES: &str = "deliveries_per_second";
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::text::Text;
-use crate::client_tls::{ClientCertificates, TlsSection};
-use crate::listen_address::{ListenAddress, Place};
+use crate::clients::client_tls::{ClientCertificates, TlsSection};
+use crate::clients::listen_address::{ListenAddress, Place};
 
 /// Settings of the admin listener.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::{Loaded, Sources, reference, schema, show};
-use crate::{log, print};
+use crate::observe::log;
+use crate::print;
 
 /// The end of `mainstay config --help`.
 pub(crate) const AFTER_HELP: &str = "\

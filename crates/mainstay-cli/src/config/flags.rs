@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, joined, split};
 use super::schema::{Kind, Node, node_at};
-use crate::variables;
+use crate::process::variables;
 
 /// Stands for the name of the route that a flag is about.
 const ROUTE: &str = "*";

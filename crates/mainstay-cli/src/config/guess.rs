@@ -6,7 +6,7 @@ use super::flags;
 use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, joined};
 use super::schema::{Kind, Node, node_at};
-use crate::variables::edits;
+use crate::process::variables::edits;
 
 /// A name within this many edits of a known one is a misspelling of it.
 const MAX_EDITS: usize = 2;

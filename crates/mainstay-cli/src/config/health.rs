@@ -6,8 +6,8 @@ use http::uri::PathAndQuery;
 
 use super::duration;
 use super::text::{Expected, Text, Written};
-use crate::pool::PoolConfig;
-use crate::upstream_probe::Ask;
+use crate::upstream::pool::PoolConfig;
+use crate::upstream::probe::Ask;
 
 /// The health of the backend's addresses.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

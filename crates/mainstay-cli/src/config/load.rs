@@ -14,8 +14,8 @@ use super::layers::Tree;
 use super::problem::{KeyPath, Origin, Problem, split};
 use super::schema::{Kind, Node, node_at};
 use super::{Config, NEEDS_RESTART, RouteSection};
-use crate::profiles::BackendLoss;
-use crate::variables::{self, UnknownVariable};
+use crate::process::variables::{self, UnknownVariable};
+use crate::protocols::profiles::BackendLoss;
 
 /// Where settings come from. The file is read again for a reload; the rest is as it was when the process started.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,6 @@
 //! `[log]`: the log on standard error.
 
-use crate::log::{self, Format};
+use crate::observe::log::{self, Format};
 
 /// Settings of the log.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use mainstay::{Confirm, Guarantee};
 
 use super::text::{Expected, Text, Written};
-use crate::profiles::{BackendLoss, Closes, ConfirmBy, Delivery, Overrides, Protocol, Settings};
-use crate::prologue::{Answer, MAX_RULES, Rules};
-use crate::rules::{self, Pattern, Rule};
-use crate::stickiness::Stickiness;
+use crate::protocols::profiles::{BackendLoss, Closes, ConfirmBy, Delivery, Overrides, Protocol, Settings};
+use crate::protocols::prologue::{Answer, MAX_RULES, Rules};
+use crate::protocols::rules::{self, Pattern, Rule};
+use crate::upstream::stickiness::Stickiness;
 
 /// The backend's protocol.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

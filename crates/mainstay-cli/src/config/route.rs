@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::text::{Expected, Text, Written};
 use super::{heartbeat, limits, origins, profile, session, upstream};
 use crate::credentials;
-use crate::match_rule::{HostPattern, MatchRule, PathPattern};
-use crate::profiles::{BackendLoss, Settings};
+use crate::protocols::profiles::{BackendLoss, Settings};
+use crate::routes::match_rule::{HostPattern, MatchRule, PathPattern};
 
 /// A route: which requests it takes, and what is done with them.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

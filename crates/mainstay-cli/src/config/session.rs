@@ -8,7 +8,7 @@ use mainstay::server::LifetimeConfig;
 
 use super::duration;
 use super::text::{Expected, Text, Written};
-use crate::principal::PrincipalSource;
+use crate::clients::principal::PrincipalSource;
 use crate::values;
 
 /// The sessions of a route.

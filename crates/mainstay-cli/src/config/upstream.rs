@@ -9,12 +9,13 @@ use mainstay::client::Place;
 
 use super::text::{Expected, Text, Written};
 use super::{duration, health, size};
-use crate::stickiness::Stickiness;
 use crate::tls::{self, Tls};
 use crate::upstream::Address;
-use crate::upstream_probe::Prober;
-use crate::when_down::{Policy, WhenDown};
-use crate::{upstream_addresses, values};
+use crate::upstream::addresses;
+use crate::upstream::probe::Prober;
+use crate::upstream::stickiness::Stickiness;
+use crate::upstream::when_down::{Policy, WhenDown};
+use crate::values;
 
 /// The backend of a route.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -127,7 +128,7 @@ impl Section {
     pub(crate) fn connected(&self) -> Result<Vec<Address>, String> {
         let places = || self.addresses.iter().map(|address| &**address);
         let connectors = tls::connectors(&self.tls, places())?;
-        upstream_addresses::addresses(places(), connectors)
+        addresses::addresses(places(), connectors)
     }
 
     /// Returns what clients stick by, if the section says so.

@@ -9,7 +9,7 @@ use mainstay::{CloseCode, Fate, Message};
 use serde_json::{Value, json};
 
 use super::Arguments;
-use crate::log;
+use crate::observe::log;
 
 /// Prints messages and events.
 pub(super) struct Output {

@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
 use super::refusal::{Reason, Refusal};
-use crate::client_identity::Subject;
+use crate::clients::identity::Subject;
 
 /// The longest part of a certificate that is used, in bytes.
 const MAX_PART: usize = 1024;

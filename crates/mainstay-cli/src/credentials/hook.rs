@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::refusal::{Reason, Refusal};
-use crate::client_identity::Subject;
+use crate::clients::identity::Subject;
 use crate::http_client::HttpClient;
 
 /// The longest answer.

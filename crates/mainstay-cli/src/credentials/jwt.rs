@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::keys::{KeySet, NoKey, Signing};
 use super::refusal::{Reason, Refusal};
 use super::token::{MAX_TOKEN, Token};
-use crate::client_identity::Subject;
+use crate::clients::identity::Subject;
 
 /// The longest value of a header that a claim becomes.
 const MAX_FIELD: usize = 4096;

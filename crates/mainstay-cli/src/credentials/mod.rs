@@ -51,8 +51,9 @@ use self::refusal::{Figures, Reason, Refusal};
 pub(crate) use self::section::Section;
 pub(crate) use self::subjects::Subjects;
 use self::token::{Found, Place, Token};
-use crate::client_identity::{ClientAddress, Subject};
-use crate::{client_tls, forward};
+use crate::clients::client_tls;
+use crate::clients::identity::{ClientAddress, Subject};
+use crate::request::forward;
 
 /// What the credentials of all routes share.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 
-use crate::retry_after;
+use crate::request::retry_after;
 
 /// The least time between two lines about one reason.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

@@ -17,7 +17,8 @@ use super::token::Place as TokenPlace;
 use crate::config::duration;
 use crate::config::text::{Expected, Text, Written};
 use crate::http_client::HttpClient;
-use crate::{forward, values};
+use crate::request::forward;
+use crate::values;
 
 /// The clients that may use a route: those with a client certificate, those whose token is valid, or that the connect hook
 /// admits. With several, all of them must agree, in this order.

@@ -12,7 +12,7 @@ use mainstay::server::Sender as ToClient;
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use crate::client_identity::Subject;
+use crate::clients::identity::Subject;
 
 /// How many revocations are remembered. The oldest make room.
 const MAX_REVOKED: usize = 100_000;

@@ -4,9 +4,13 @@
 
 #![allow(dead_code, reason = "the parts are being built")]
 
+mod advice;
 mod answer;
+mod cutters;
 mod dial;
 mod facts;
+mod findings;
+mod heartbeat;
 mod idle;
 mod lifetime;
 mod measure;
@@ -16,8 +20,10 @@ mod products;
 mod progress;
 mod report;
 mod screen;
+mod suspects;
 mod target;
 mod verdict;
+mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

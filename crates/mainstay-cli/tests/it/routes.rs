@@ -260,6 +260,17 @@ async fn a_file_that_changes_is_read_again_and_so_is_a_file_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_file_that_changes_while_the_gateway_starts_is_read_again() {
+    let (one, other) = (named("one").await, named("other").await);
+    let folder = Folder::new("changed-at-start");
+    let file = folder.write("mainstay.toml", &routes(&[("a", one)]));
+    let gateway = gateway(&file);
+    folder.write("mainstay.toml", &routes(&[("a", other)]));
+    gateway.wait_for_metric("config_reloads_total{outcome=\"done\"}", 1.0).await;
+    assert_eq!(get(gateway.address(), "x", "/a").await.1.trim_end(), "other /a");
+}
+
+#[tokio::test]
 async fn a_reload_names_the_settings_that_only_a_restart_changes() {
     let folder = Folder::new("restart");
     let backend = named("backend").await;

@@ -41,8 +41,10 @@ pub struct Agreed {
 /// A valid opening request, ready to be accepted.
 #[derive(Debug, Clone)]
 pub struct Accept {
-    /// The answer to the key; `None` over HTTP/2, which has no key.
+    /// The answer to the key; `None` over HTTP/2 from a client that sends no key.
     accept: Option<HeaderValue>,
+    /// The response is that of HTTP/2: 200, without `Connection` and `Upgrade`.
+    over_http2: bool,
     protocols: Vec<HeaderValue>,
     extensions: Vec<HeaderValue>,
 }
@@ -82,14 +84,14 @@ pub fn check_request(
     if single(headers, &SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(HandshakeError::WebSocketVersion);
     }
-    let accept = single(headers, &SEC_WEBSOCKET_KEY)
-        .filter(|key| is_key(key.as_bytes()))
-        .and_then(|key| HeaderValue::try_from(accept_key(key.as_bytes())).ok())
-        .ok_or(HandshakeError::Key)?;
-    Ok(Accept::new(Some(accept), headers))
+    let accept = answer_to_key(headers).ok_or(HandshakeError::Key)?;
+    Ok(Accept { accept: Some(accept), ..Accept::new(headers) })
 }
 
 /// Checks an opening request of HTTP/2: CONNECT with `:protocol`, whose value is `protocol`.
+///
+/// A key has no meaning over HTTP/2 and is not required. It is answered where there is one, because a proxy that carries a client's
+/// HTTP/1.1 over HTTP/2 passes on the client's key, and the client needs the answer.
 ///
 /// # Errors
 ///
@@ -103,21 +105,29 @@ pub fn check_connect(protocol: &str, headers: &HeaderMap) -> Result<Accept, Hand
     if single(headers, &SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(HandshakeError::WebSocketVersion);
     }
-    Ok(Accept::new(None, headers))
+    Ok(Accept { accept: answer_to_key(headers), over_http2: true, ..Accept::new(headers) })
+}
+
+/// Returns the value of `Sec-WebSocket-Accept`, if there is one valid key.
+fn answer_to_key(headers: &HeaderMap) -> Option<HeaderValue> {
+    let key = single(headers, &SEC_WEBSOCKET_KEY).filter(|key| is_key(key.as_bytes()))?;
+    HeaderValue::try_from(accept_key(key.as_bytes())).ok()
 }
 
 impl Accept {
-    fn new(accept: Option<HeaderValue>, headers: &HeaderMap) -> Self {
+    fn new(headers: &HeaderMap) -> Self {
         let all = |name: HeaderName| headers.get_all(name).iter().cloned().collect();
-        Self { accept, protocols: all(SEC_WEBSOCKET_PROTOCOL), extensions: all(SEC_WEBSOCKET_EXTENSIONS) }
+        Self {
+            accept: None,
+            over_http2: false,
+            protocols: all(SEC_WEBSOCKET_PROTOCOL),
+            extensions: all(SEC_WEBSOCKET_EXTENSIONS),
+        }
     }
 
     /// Returns the status of the response that accepts: 101, and 200 over HTTP/2.
     pub fn status(&self) -> StatusCode {
-        match self.accept {
-            Some(_) => StatusCode::SWITCHING_PROTOCOLS,
-            None => StatusCode::OK,
-        }
+        if self.over_http2 { StatusCode::OK } else { StatusCode::SWITCHING_PROTOCOLS }
     }
 
     /// Returns the offered subprotocols, the client's favourite first. Values that are not ASCII are left out.
@@ -131,9 +141,11 @@ impl Accept {
     /// `deflate` is what the server prefers; `None` declines compression.
     pub fn response(&self, protocol: Option<&str>, deflate: Option<DeflateParams>) -> (HeaderMap, Agreed) {
         let mut headers = HeaderMap::new();
-        if let Some(accept) = &self.accept {
+        if !self.over_http2 {
             headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        if let Some(accept) = &self.accept {
             headers.insert(SEC_WEBSOCKET_ACCEPT, accept.clone());
         }
         let mut agreed = Agreed::default();

@@ -5,10 +5,15 @@
 //! ```
 #![allow(dead_code)] // The gateway uses more of its files.
 
-#[path = "../../../../crates/mainstay-cli/src/client_identity.rs"]
-mod client_identity;
-#[path = "../../../../crates/mainstay-cli/src/retry_after.rs"]
-mod retry_after;
+#[path = "../../../../crates/mainstay-cli/src/clients"]
+mod clients {
+    pub(crate) mod identity;
+}
+
+#[path = "../../../../crates/mainstay-cli/src/request"]
+mod request {
+    pub(crate) mod retry_after;
+}
 
 #[path = "../../../../crates/mainstay-cli/src/credentials"]
 mod credentials {

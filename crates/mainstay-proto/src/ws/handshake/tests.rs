@@ -379,3 +379,18 @@ fn over_http_2_connect_opens_a_websocket_without_a_key_and_is_accepted_with_200(
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));
     assert_eq!(check_connect("websocket", &headers).unwrap_err(), HandshakeError::WebSocketVersion);
 }
+
+#[test]
+fn over_http_2_a_key_that_a_proxy_passes_on_is_answered_and_a_wrong_one_is_ignored() {
+    let mut headers = HeaderMap::new();
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+    let accept = check_connect("websocket", &headers).unwrap();
+    let (answer, _) = accept.response(None, None);
+    assert_eq!(accept.status(), StatusCode::OK);
+    let fields: Vec<_> = answer.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    assert_eq!(fields, [("sec-websocket-accept", &b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="[..])]);
+    headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::from_static("short"));
+    let (answer, _) = check_connect("websocket", &headers).unwrap().response(None, None);
+    assert!(answer.is_empty(), "{answer:?}");
+}

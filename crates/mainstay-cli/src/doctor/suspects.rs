@@ -1,0 +1,275 @@
+//! Ranks what may have ended a connection: the figures of [`cutters`](super::cutters) against what was seen, and against the fields
+//! of the response.
+//!
+//! Nothing is certain from one end of a path. A product is *most probable* if a field of the response names it and its own default is
+//! what was measured; *probable* if one of the two holds and nothing else comes into question; *possible* otherwise.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::advice;
+use super::cutters::{self, Basis, CUTTERS, Cut, Cutter, Figure, Place, ResetBy, Signs};
+use super::report::Product;
+use super::words::{age, span};
+
+/// How many are worth reading.
+const SHOWN: usize = 4;
+
+/// Something that may have ended the connections.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Suspect {
+    /// The id of a [`Cutter`], or `server`, or `operator`.
+    pub(crate) id: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) certainty: Certainty,
+    pub(crate) reasons: Vec<String>,
+    /// How its limit is changed, or what helps.
+    pub(crate) remedy: &'static str,
+    /// Lines of configuration that raise the limit.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lines: Vec<&'static str>,
+    pub(crate) source: Option<&'static str>,
+}
+
+/// How sure a guess is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Certainty {
+    Possible,
+    Probable,
+    MostProbable,
+}
+
+impl Certainty {
+    /// Returns it as an adverb.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Possible => "possibly",
+            Self::Probable => "probably",
+            Self::MostProbable => "most probably",
+        }
+    }
+}
+
+/// A cut that was seen, and what is known beside it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sighting<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) after: Duration,
+    /// [`Cut::Unknown`] fits everything.
+    pub(crate) cut: Cut,
+    /// Whether bytes from the client alone keep the connection, if that was tried.
+    pub(crate) client_keeps: Option<bool>,
+    pub(crate) products: &'a [Product],
+    /// Whether the target is this machine or a private network.
+    pub(crate) is_near: bool,
+}
+
+/// What ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Silence,
+    Age,
+}
+
+/// Returns those that come into question, the most probable first; never none.
+pub(crate) fn rank(seen: &Sighting) -> Vec<Suspect> {
+    let mut guesses: Vec<Guess> = CUTTERS.iter().filter_map(|cutter| Guess::of(cutter, seen)).collect();
+    guesses.sort_by_key(|guess| Reverse(guess.points));
+    let mut families = Vec::new();
+    guesses.retain(|guess| {
+        let family = guess.cutter.families.first();
+        let is_new = !families.contains(&family);
+        families.push(family);
+        is_new
+    });
+    let alone = guesses.iter().filter(|guess| guess.fits).count() == 1;
+    let mut suspects: Vec<Suspect> = guesses.iter().map(|guess| guess.suspect(alone)).collect();
+    if let Some(server) = the_server(seen, suspects.is_empty()) {
+        let at = suspects.iter().take_while(|suspect| suspect.certainty >= server.certainty).count();
+        suspects.insert(at, server);
+    }
+    suspects.truncate(SHOWN);
+    suspects
+}
+
+/// A cutter held against what was seen.
+struct Guess<'a> {
+    cutter: &'static Cutter,
+    sign: Option<&'a Product>,
+    /// Its own figure is what was measured.
+    fits: bool,
+    points: i32,
+    reasons: Vec<String>,
+}
+
+impl<'a> Guess<'a> {
+    fn of(cutter: &'static Cutter, seen: &Sighting<'a>) -> Option<Self> {
+        let limit = match seen.kind {
+            Kind::Silence => cutter.idle?.limit,
+            Kind::Age => cutter.lifetime?,
+        };
+        let sign = cutters::sign_of(cutter, seen.products);
+        let fits = limit.fits(seen.after);
+        // A product without a trace in the response may have been given any limit; one with a trace is expected to leave it.
+        let may_be_set = limit.can_be_set() && (sign.is_some() || is_unsigned_and_set(cutter, limit));
+        let is_elsewhere = seen.is_near && cutter.place == Place::Cloud && sign.is_none();
+        if !(fits || may_be_set) || is_elsewhere || contradicts(cutter.cut, seen.cut) {
+            return None;
+        }
+        let mut guess = Self { cutter, sign, fits, points: 0, reasons: Vec::new() };
+        guess.weigh_sign();
+        guess.weigh_figure(limit, seen.kind);
+        guess.weigh_cut(seen.cut);
+        if seen.kind == Kind::Silence {
+            guess.weigh_direction(seen.client_keeps)?;
+        }
+        Some(guess)
+    }
+
+    fn weigh_sign(&mut self) {
+        match (self.sign, self.cutter.signs) {
+            (Some(sign), _) => {
+                self.points += 5;
+                self.reasons.push(format!("the response has {}", sign.evidence));
+            }
+            (None, Signs::Field) => {
+                self.points -= 2;
+                self.reasons.push("but no field of the response names it".into());
+            }
+            (None, Signs::None) => self.reasons.push("it leaves no field in the response".into()),
+        }
+    }
+
+    fn weigh_figure(&mut self, limit: Figure, kind: Kind) {
+        let what = match kind {
+            Kind::Silence => "idle limit",
+            Kind::Age => "limit of age",
+        };
+        let reported = if self.cutter.basis == Basis::Users { ", as users report" } else { "" };
+        let reason = match limit {
+            Figure::Default(value) if self.fits => {
+                format!("its {what} is {} by default{reported}", age(value))
+            }
+            Figure::Fixed(value) if self.fits => format!("its {what} is {}{reported}", age(value)),
+            Figure::Between(low, high) => {
+                format!("its {what} is between {} and {}, as studies measured", age(low), age(high))
+            }
+            Figure::Default(value) => {
+                format!("its {what} is {} by default, and can be set to this one", age(value))
+            }
+            Figure::Set | Figure::Fixed(_) => format!("its {what} is what its operator sets"),
+        };
+        self.points += match limit {
+            Figure::Default(_) | Figure::Fixed(_) if self.fits => 4,
+            Figure::Between(..) => 1,
+            _ => 0,
+        };
+        self.reasons.insert(0, reason);
+    }
+
+    fn weigh_cut(&mut self, seen: Cut) {
+        if self.cutter.cut == seen && seen != Cut::Unknown {
+            self.points += 1;
+            self.reasons.push(
+                match seen {
+                    Cut::Tcp => "it ends TCP without a Close, as here",
+                    Cut::Close => "it sends a Close, as here",
+                    _ => "it forgets connections in silence, as here",
+                }
+                .into(),
+            );
+        }
+    }
+
+    /// `None`: what it counts is not what was seen to count.
+    fn weigh_direction(&mut self, client_keeps: Option<bool>) -> Option<()> {
+        let reset_by = self.cutter.idle?.reset_by;
+        let would_keep = matches!(reset_by, ResetBy::Any | ResetBy::Client);
+        match client_keeps {
+            Some(keeps) if keeps != would_keep && self.sign.is_none() => None,
+            Some(keeps) if keeps == would_keep && !keeps => {
+                self.points += 1;
+                self.reasons.push("it counts bytes from the server".into());
+                Some(())
+            }
+            _ => Some(()),
+        }
+    }
+
+    fn suspect(&self, alone: bool) -> Suspect {
+        let certainty = match (self.sign.is_some(), self.fits) {
+            (true, true) => Certainty::MostProbable,
+            (true, false) => Certainty::Probable,
+            (false, true) if alone && self.is_exact() => Certainty::Probable,
+            _ => Certainty::Possible,
+        };
+        Suspect {
+            id: self.cutter.id,
+            name: self.cutter.name,
+            certainty,
+            reasons: self.reasons.clone(),
+            remedy: self.cutter.remedy,
+            lines: advice::lines(self.cutter.id).to_vec(),
+            source: Some(self.cutter.source),
+        }
+    }
+
+    /// Whether the figure is one value, and not a range that many things are in.
+    fn is_exact(&self) -> bool {
+        let limits = [self.cutter.idle.map(|idle| idle.limit), self.cutter.lifetime];
+        !limits.into_iter().flatten().any(|limit| matches!(limit, Figure::Between(..)))
+    }
+}
+
+fn is_unsigned_and_set(cutter: &Cutter, limit: Figure) -> bool {
+    cutter.signs == Signs::None && limit == Figure::Set
+}
+
+/// Whether a connection that ended like this was not ended by such a cutter.
+fn contradicts(known: Cut, seen: Cut) -> bool {
+    known != seen && known != Cut::Unknown && seen != Cut::Unknown
+}
+
+/// The end of the path, which may always end a connection itself.
+fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
+    let after = span(seen.after);
+    let (certainty, reason) = match seen.cut {
+        Cut::Close => {
+            (Certainty::Probable, "a Close came first: proxies that only forward bytes send none".into())
+        }
+        Cut::Silent => return is_alone.then(the_network),
+        _ if is_alone => (
+            Certainty::Possible,
+            format!(
+                "nothing that is known has a limit of {after}, so that someone set it: there or in a proxy"
+            ),
+        ),
+        _ => return None,
+    };
+    Some(Suspect {
+        id: "server",
+        name: "the server itself",
+        certainty,
+        reasons: vec![reason],
+        remedy: "the server's own idle limit or limit of age",
+        lines: Vec::new(),
+        source: None,
+    })
+}
+
+fn the_network() -> Suspect {
+    Suspect {
+        id: "network",
+        name: "a firewall or NAT on the way",
+        certainty: Certainty::Possible,
+        reasons: vec![
+            "the connection went dead without an end: what forwards packets forgets them so".into(),
+        ],
+        remedy: "nothing but a heartbeat that is more frequent",
+        lines: Vec::new(),
+        source: None,
+    }
+}
