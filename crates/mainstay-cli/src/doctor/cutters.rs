@@ -146,7 +146,7 @@ pub(crate) const CUTTERS: &[Cutter] = &[
     },
     Cutter {
         id: "ingress-nginx",
-        families: &["nginx", "openresty"],
+        families: &["ingress-nginx"],
         name: "ingress-nginx (Kubernetes)",
         place: Place::Proxy,
         idle: idle(Figure::Default(secs(60)), ResetBy::Any),

@@ -15,7 +15,7 @@ use super::report::Product;
 use super::words::{age, span};
 
 /// How many are worth reading.
-const SHOWN: usize = 4;
+const SHOWN: usize = 5;
 
 /// Something that may have ended the connections.
 #[derive(Debug, Clone, Serialize)]
@@ -88,7 +88,7 @@ pub(crate) fn rank(seen: &Sighting) -> Vec<Suspect> {
     let alone = guesses.iter().filter(|guess| guess.fits).count() == 1;
     let mut suspects: Vec<Suspect> = guesses.iter().map(|guess| guess.suspect(alone)).collect();
     if let Some(server) = the_server(seen, suspects.is_empty()) {
-        let at = suspects.iter().take_while(|suspect| suspect.certainty >= server.certainty).count();
+        let at = suspects.iter().take_while(|suspect| suspect.certainty > server.certainty).count();
         suspects.insert(at, server);
     }
     suspects.truncate(SHOWN);
@@ -136,7 +136,7 @@ impl<'a> Guess<'a> {
                 self.reasons.push(format!("the response has {}", sign.evidence));
             }
             (None, Signs::Field) => {
-                self.points -= 2;
+                self.points -= 1;
                 self.reasons.push("but no field of the response names it".into());
             }
             (None, Signs::None) => self.reasons.push("it leaves no field in the response".into()),
@@ -271,5 +271,162 @@ fn the_network() -> Suspect {
         remedy: "nothing but a heartbeat that is more frequent",
         lines: Vec::new(),
         source: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cutters::Idle;
+    use super::*;
+
+    fn seen(kind: Kind, seconds: u64, cut: Cut) -> Sighting<'static> {
+        let after = Duration::from_secs(seconds);
+        Sighting { kind, after, cut, client_keeps: None, products: &[], is_near: false }
+    }
+
+    fn product(name: &'static str) -> Product {
+        Product { name, evidence: format!("server: {name}") }
+    }
+
+    fn names(suspects: &[Suspect]) -> Vec<(&'static str, Certainty)> {
+        suspects.iter().map(|suspect| (suspect.id, suspect.certainty)).collect()
+    }
+
+    /// A time that the figure itself gives.
+    fn typical(figure: Figure) -> Option<Duration> {
+        match figure {
+            Figure::Default(value) | Figure::Fixed(value) => Some(value),
+            Figure::Between(low, _) => Some(low),
+            Figure::Set => None,
+        }
+    }
+
+    fn own_cut(cutter: &Cutter) -> Cut {
+        match cutter.cut {
+            Cut::Unknown => Cut::Tcp,
+            known => known,
+        }
+    }
+
+    #[test]
+    fn each_cutters_own_figures_and_field_make_it_the_first_suspect() {
+        for cutter in CUTTERS {
+            let Some(family) = cutter.families.first() else { panic!("{} has no family", cutter.id) };
+            let products = [product(family)];
+            let idle = cutter.idle.map(|Idle { limit, reset_by }| (Kind::Silence, limit, Some(reset_by)));
+            let age = cutter.lifetime.map(|limit| (Kind::Age, limit, None));
+            for (kind, figure, reset_by) in [idle, age].into_iter().flatten() {
+                let Some(after) = typical(figure) else { continue };
+                let client_keeps = reset_by.map(|by| matches!(by, ResetBy::Any | ResetBy::Client));
+                let sighting =
+                    Sighting { after, client_keeps, products: &products, ..seen(kind, 0, own_cut(cutter)) };
+                let suspects = rank(&sighting);
+                let first =
+                    CUTTERS.iter().find(|known| known.id == suspects[0].id).map(|known| known.families);
+                assert_eq!(first, Some(cutter.families), "{}: {:?}", cutter.id, names(&suspects));
+                assert_eq!(suspects[0].certainty, Certainty::MostProbable, "{}", cutter.id);
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_field_a_cutters_own_figures_still_bring_it_into_question_and_no_product_is_most_probable() {
+        for cutter in CUTTERS {
+            let Some(idle) = cutter.idle else { continue };
+            let Some(after) = typical(idle.limit) else { continue };
+            let suspects = rank(&Sighting { after, ..seen(Kind::Silence, 0, own_cut(cutter)) });
+            let is_there = names(&suspects).iter().any(|(id, _)| {
+                CUTTERS.iter().any(|known| known.id == *id && known.families == cutter.families)
+            });
+            // What many share may be beyond the few that are shown.
+            let rivals = CUTTERS.iter().filter(|other| {
+                other.idle.is_some_and(|other| other.limit.fits(after))
+                    && !contradicts(other.cut, own_cut(cutter))
+            });
+            assert!(is_there || rivals.count() > SHOWN, "{}: {:?}", cutter.id, names(&suspects));
+            assert!(
+                suspects.iter().all(|suspect| suspect.certainty < Certainty::MostProbable),
+                "{}",
+                cutter.id
+            );
+        }
+    }
+
+    #[test]
+    fn a_limit_that_several_products_share_names_none_of_them_as_probable() {
+        let suspects = rank(&seen(Kind::Silence, 60, Cut::Tcp));
+        assert!(suspects.len() > 2, "{suspects:?}");
+        assert!(suspects.iter().all(|suspect| suspect.certainty == Certainty::Possible), "{suspects:?}");
+    }
+
+    #[test]
+    fn a_limit_that_one_product_alone_has_makes_it_probable() {
+        let suspects = rank(&seen(Kind::Silence, 55, Cut::Tcp));
+        assert_eq!(names(&suspects)[0], ("heroku", Certainty::Probable), "{suspects:?}");
+    }
+
+    #[test]
+    fn a_product_that_the_response_names_is_probable_with_another_limit_than_its_default() {
+        let products = [product("nginx")];
+        let suspects =
+            rank(&Sighting { products: &products, is_near: true, ..seen(Kind::Silence, 3, Cut::Tcp) });
+        assert_eq!(names(&suspects)[0], ("nginx", Certainty::Probable));
+        assert!(suspects[0].reasons.iter().any(|reason| reason.contains("can be set")), "{suspects:?}");
+        assert!(suspects[0].lines.contains(&"proxy_read_timeout 1h;"));
+    }
+
+    #[test]
+    fn a_product_whose_limit_cannot_be_changed_is_not_suspected_of_another_one() {
+        let products = [product("heroku")];
+        let suspects = rank(&Sighting { products: &products, ..seen(Kind::Silence, 20, Cut::Tcp) });
+        assert!(!names(&suspects).iter().any(|(id, _)| *id == "heroku"), "{suspects:?}");
+    }
+
+    #[test]
+    fn haproxy_which_leaves_no_field_and_has_no_default_is_possible_for_any_limit() {
+        let suspects = rank(&Sighting { is_near: true, ..seen(Kind::Silence, 3, Cut::Tcp) });
+        assert_eq!(names(&suspects), [("haproxy", Certainty::Possible)]);
+    }
+
+    #[test]
+    fn a_close_frame_points_to_the_server_and_not_to_what_forwards_bytes() {
+        let suspects = rank(&seen(Kind::Silence, 60, Cut::Close));
+        assert_eq!(suspects[0].id, "server");
+        assert_eq!(suspects[0].certainty, Certainty::Probable);
+        assert!(!names(&suspects).iter().any(|(id, _)| ["nginx", "aws-alb"].contains(id)), "{suspects:?}");
+        assert!(names(&suspects).iter().any(|(id, _)| *id == "cowboy"), "{suspects:?}");
+    }
+
+    #[test]
+    fn silence_without_an_end_points_to_what_forwards_packets() {
+        let suspects = rank(&seen(Kind::Silence, 240, Cut::Silent));
+        assert!(names(&suspects).iter().any(|(id, _)| *id == "azure-load-balancer"), "{suspects:?}");
+        assert!(!names(&suspects).iter().any(|(id, _)| *id == "nginx"), "{suspects:?}");
+        assert_eq!(rank(&seen(Kind::Silence, 3, Cut::Silent))[0].id, "network");
+    }
+
+    #[test]
+    fn a_cloud_does_not_stand_between_a_machine_and_itself() {
+        let suspects = rank(&Sighting { is_near: true, ..seen(Kind::Silence, 60, Cut::Tcp) });
+        assert!(!names(&suspects).iter().any(|(id, _)| *id == "aws-alb"), "{suspects:?}");
+        assert!(names(&suspects).iter().any(|(id, _)| *id == "nginx"), "{suspects:?}");
+    }
+
+    #[test]
+    fn what_counts_the_clients_bytes_is_not_suspected_where_they_do_not_count() {
+        let suspects = rank(&Sighting { client_keeps: Some(false), ..seen(Kind::Silence, 60, Cut::Tcp) });
+        assert_eq!(names(&suspects)[0].0, "oracle-load-balancer", "{suspects:?}");
+        assert!(!names(&suspects).iter().any(|(id, _)| *id == "aws-alb"), "{suspects:?}");
+    }
+
+    #[test]
+    fn there_is_always_a_suspect() {
+        for seconds in [1, 7, 42, 77, 1_000, 100_000] {
+            for cut in [Cut::Tcp, Cut::Close, Cut::Silent, Cut::Unknown] {
+                for kind in [Kind::Silence, Kind::Age] {
+                    assert!(!rank(&seen(kind, seconds, cut)).is_empty(), "{kind:?} {seconds} {cut:?}");
+                }
+            }
+        }
     }
 }
