@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use mainstay::client::DeflateParams;
 use mainstay::client::rustls::client::ClientConfig;
+use mainstay::client::rustls::pki_types::ServerName;
+use mainstay::client::rustls::{self, AlertDescription};
 use mainstay_proto::ws::handshake::{Agreed, Offer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -61,7 +63,7 @@ pub(crate) async fn open(target: &Target, compression: bool) -> Result<Opened, O
 }
 
 /// Opens a byte stream to the target's address; if that is not known yet, to the first one that answers.
-async fn connect(target: &Target) -> Result<Box<dyn Stream>, OpenError> {
+pub(super) async fn connect(target: &Target) -> Result<Box<dyn Stream>, OpenError> {
     if let Some(path) = target.socket() {
         let connecting = timeout(STEP_TIME, UnixStream::connect(path)).await;
         return match connecting {
@@ -161,7 +163,7 @@ fn tls_words(target: &Target, error: &io::Error, first: &[u8]) -> String {
                 .to_owned()
         }
         // A record of TLS: handshake, alert, change of cipher.
-        [0x14..=0x17, 3, ..] | [] => plain(error),
+        [0x14..=0x17, 3, ..] | [] => alert_words(target, error),
         _ if first.starts_with(b"HTTP/") => {
             "the server speaks HTTP without TLS at this port: write ws://".to_owned()
         }
@@ -169,6 +171,37 @@ fn tls_words(target: &Target, error: &io::Error, first: &[u8]) -> String {
             let text = target.shown(&String::from_utf8_lossy(first));
             format!("the server speaks no TLS at this port; it sent {text:?}")
         }
+    }
+}
+
+/// Says what an alert of the server means.
+fn alert_words(target: &Target, error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::AlertReceived(alert)) = inner else { return target.shown(&plain(error)) };
+    let is_address = matches!(target.server_name(), Some(ServerName::IpAddress(_)));
+    match alert {
+        AlertDescription::ProtocolVersion => {
+            "the server speaks neither TLS 1.2 nor 1.3; older versions are not safe".to_owned()
+        }
+        AlertDescription::UnrecognisedName
+        | AlertDescription::HandshakeFailure
+        | AlertDescription::InternalError
+            if is_address =>
+        {
+            format!(
+                "the server refuses TLS ({alert:?}); to an address no name is sent (SNI), so write the host's name"
+            )
+        }
+        AlertDescription::UnrecognisedName => {
+            format!("the server does not know the name {} (SNI)", target.host())
+        }
+        AlertDescription::HandshakeFailure => {
+            "the server accepts none of the ciphers and curves that are offered".to_owned()
+        }
+        AlertDescription::CertificateRequired => {
+            "the server requires a certificate of the client, which the doctor cannot send".to_owned()
+        }
+        alert => format!("the server ended the handshake of TLS with the alert {alert:?}"),
     }
 }
 

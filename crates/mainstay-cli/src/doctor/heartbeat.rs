@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
+use super::judgement::Heartbeat;
 use super::report::ms;
 use super::words::span;
 
@@ -11,17 +10,6 @@ use super::words::span;
 pub(crate) const DEFAULT: Duration = Duration::from_secs(25);
 /// Intervals that people write, in milliseconds.
 const STEPS: [u64; 9] = [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000];
-
-/// The interval, and what to set where.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Heartbeat {
-    pub(crate) interval_ms: f64,
-    /// The longest interval that still leaves room for one that is late.
-    pub(crate) at_most_ms: Option<f64>,
-    pub(crate) server: String,
-    pub(crate) client: String,
-    pub(crate) mainstay: String,
-}
 
 /// Which end's bytes keep a silent connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

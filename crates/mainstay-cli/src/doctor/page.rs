@@ -6,12 +6,11 @@
 use std::io::IsTerminal;
 
 use super::Plan;
+use super::judgement::{CutVerdict, Suspect, Verdict};
 use super::progress::State;
 use super::report::{Finding, Report, Severity};
 use super::rows::{self, Row};
 use super::screen;
-use super::suspects::Suspect;
-use super::verdict::{CutVerdict, Verdict};
 use crate::observe::log_text;
 
 /// The width of a page that no terminal bounds.

@@ -110,6 +110,14 @@ impl End {
         }
     }
 
+    /// Returns what went wrong, for an end of another kind.
+    pub(crate) fn words(&self) -> Option<&str> {
+        match self {
+            Self::Error(words) => Some(words),
+            _ => None,
+        }
+    }
+
     fn of(error: &io::Error) -> Self {
         match error.kind() {
             ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => Self::Reset,
@@ -246,6 +254,14 @@ impl Probe {
     /// Safe: nothing is lost.
     pub(crate) async fn next(&mut self) -> Seen {
         poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Returns the server's Close if it has arrived and [`next`](Self::next) has not returned it.
+    pub(crate) fn received_close(&self) -> Option<(Option<u16>, String)> {
+        self.seen.iter().find_map(|seen| match seen {
+            Seen::Close { code, reason } => Some((*code, reason.clone())),
+            _ => None,
+        })
     }
 
     /// Writes everything, and reads meanwhile: the server may have to be read before it reads on, and its Close is not lost.

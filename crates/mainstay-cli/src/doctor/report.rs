@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::judgement::Verdict;
 use super::measured::Measured;
 
 /// The whole result.
@@ -26,13 +27,6 @@ pub(crate) struct Report {
     pub(crate) complete: bool,
     /// How long everything took.
     pub(crate) took_ms: f64,
-}
-
-/// The verdict on everything.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Verdict {
-    /// One sentence.
-    pub(crate) summary: String,
 }
 
 /// What was examined.
@@ -269,6 +263,22 @@ pub(crate) struct Spread {
     pub(crate) jitter_ms: f64,
 }
 
+impl Spread {
+    /// Returns the spread of these times; `None`: there are none.
+    pub(crate) fn of(times: &[f64]) -> Option<Self> {
+        let mut sorted = times.to_vec();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let steps = times.windows(2).filter_map(|pair| Some((pair.last()? - pair.first()?).abs()));
+        let jitter = steps.clone().sum::<f64>() / steps.count().max(1) as f64;
+        Some(Self {
+            min_ms: *sorted.first()?,
+            median_ms: *sorted.get(sorted.len() / 2)?,
+            max_ms: *sorted.last()?,
+            jitter_ms: (jitter * 1e3).round() / 1e3,
+        })
+    }
+}
+
 /// What answers Pings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -279,7 +289,9 @@ pub(crate) enum AnsweredBy {
     Server,
     /// A Pong takes much less time than an echo: something in front of the server answers.
     Nearer,
-    /// Without an echo the two cannot be told apart.
+    /// A Pong takes much longer than TCP's handshake: it comes from behind what accepts TCP.
+    Behind,
+    /// Without an echo the ends cannot be told apart.
     #[default]
     Unknown,
 }

@@ -51,8 +51,7 @@ fn name(facts: &Facts) -> Option<Row> {
     if let Some(error) = &lookup.error {
         return Some(row("name", State::Bad, error.clone()));
     }
-    let addresses: Vec<String> =
-        lookup.ipv4.iter().chain(&lookup.ipv6).map(ToString::to_string).collect();
+    let addresses: Vec<String> = lookup.ipv4.iter().chain(&lookup.ipv6).map(ToString::to_string).collect();
     Some(row("name", State::Good, format!("{} ({})", addresses.join(", "), millis(lookup.took_ms))))
 }
 
@@ -89,11 +88,8 @@ fn of_handshake(handshake: &HandshakeFacts) -> Vec<Row> {
     words.extend(handshake.compressed.then(|| "compressed".to_owned()));
     words.push(millis(handshake.took_ms));
     let mut rows = vec![row("handshake", good_if(handshake.wrong.is_none()), words.join(", "))];
-    let products: Vec<String> = handshake
-        .products
-        .iter()
-        .map(|product| format!("{} ({})", product.name, product.evidence))
-        .collect();
+    let products: Vec<String> =
+        handshake.products.iter().map(|product| format!("{} ({})", product.name, product.evidence)).collect();
     let words = if products.is_empty() { "no field names one".to_owned() } else { products.join(", ") };
     rows.push(row("on the way", State::Done, words));
     rows
@@ -101,12 +97,15 @@ fn of_handshake(handshake: &HandshakeFacts) -> Vec<Row> {
 
 fn pings(pings: &PingFacts) -> Row {
     let mut words = vec![format!("{} of {} answered", pings.answered, pings.sent)];
-    words.extend(pings.rtt.map(|rtt| {
-        format!("round trip {}, jitter {}", millis(rtt.median_ms), millis(rtt.jitter_ms))
-    }));
+    words.extend(
+        pings
+            .rtt
+            .map(|rtt| format!("round trip {}, jitter {}", millis(rtt.median_ms), millis(rtt.jitter_ms))),
+    );
     words.extend(match pings.answered_by {
         AnsweredBy::Nearer => Some("by something in front of the server".to_owned()),
         AnsweredBy::Server => Some("by the end that echoes".to_owned()),
+        AnsweredBy::Behind => Some("from behind what accepts TCP".to_owned()),
         AnsweredBy::Nothing | AnsweredBy::Unknown => None,
     });
     if let Some(interval) = pings.server_interval_ms {
@@ -124,12 +123,19 @@ pub(super) fn of_measured(measured: &Measured) -> Vec<Row> {
     if let Some(lifetime) = &measured.lifetime {
         rows.push(limit("age", &lifetime.limit));
         for &at in &lifetime.restarts {
-            rows.push(row("restart", State::Bad, format!("many connections ended at once after {}", span(at))));
+            rows.push(row(
+                "restart",
+                State::Bad,
+                format!("many connections ended at once after {}", span(at)),
+            ));
         }
     }
     rows.extend(measured.largest_message.as_ref().map(|largest| largest_row("message", largest, size)));
     rows.extend(
-        measured.fragments.as_ref().map(|largest| largest_row("fragments", largest, |count| count.to_string())),
+        measured
+            .fragments
+            .as_ref()
+            .map(|largest| largest_row("fragments", largest, |count| count.to_string())),
     );
     rows.extend(closes(&measured.close_codes));
     if let Some(compression) = &measured.compression {
@@ -172,7 +178,9 @@ fn limit(name: &'static str, limit: &Limit) -> Row {
 
 fn how_words(how: &CutHow) -> String {
     match how {
-        CutHow::Close { code: Some(code), reason } if reason.is_empty() => format!("by a Close with code {code}"),
+        CutHow::Close { code: Some(code), reason } if reason.is_empty() => {
+            format!("by a Close with code {code}")
+        }
         CutHow::Close { code: Some(code), reason } => format!("by a Close with code {code}, \"{reason}\""),
         CutHow::Close { code: None, .. } => "by a Close without a code".into(),
         CutHow::Fin => "by FIN".into(),
@@ -190,7 +198,9 @@ fn largest_row(name: &'static str, largest: &Largest, show: impl Fn(u64) -> Stri
             let how = largest.how.as_ref().map_or_else(String::new, |how| format!(" {}", how_words(how)));
             row(name, State::Done, format!("{accepted} passes, {} is refused{how}", show(*refused)))
         }
-        (None, Some(ended)) => row(name, State::Done, format!("{accepted} passes; no larger one was tried: {ended}")),
+        (None, Some(ended)) => {
+            row(name, State::Done, format!("{accepted} passes; no larger one was tried: {ended}"))
+        }
         (None, None) => row(name, State::Good, format!("{accepted} passes, the largest that was tried")),
     }
 }
@@ -216,13 +226,16 @@ fn closes(closes: &[ClosePassage]) -> Option<Row> {
 fn crowd(crowd: &Crowd) -> Row {
     let words = format!("{} of {} open at once, {} each second", crowd.most_open, crowd.asked, crowd.rate);
     let is_good = crowd.refused.is_none() && crowd.lost == 0;
-    let refused = crowd.refused.as_ref().map_or_else(String::new, |refused| format!("; refused: {}", refused.words));
+    let refused =
+        crowd.refused.as_ref().map_or_else(String::new, |refused| format!("; refused: {}", refused.words));
     row("connections", good_if(is_good), words + &refused)
 }
 
 fn reconnect(reconnect: &Reconnect) -> Row {
     let words = match (reconnect.accepted_rate, reconnect.refused_rate) {
-        (Some(accepted), Some(refused)) => format!("{accepted:.0} each second accepted, {refused:.0} refused"),
+        (Some(accepted), Some(refused)) => {
+            format!("{accepted:.0} each second accepted, {refused:.0} refused")
+        }
         (Some(accepted), None) => format!("{accepted:.0} each second accepted"),
         (None, Some(refused)) => format!("{refused:.0} each second refused"),
         (None, None) => format!("{} opened", reconnect.opened),

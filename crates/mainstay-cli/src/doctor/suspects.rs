@@ -7,51 +7,14 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::advice;
 use super::cutters::{self, Basis, CUTTERS, Cut, Cutter, Figure, Place, ResetBy, Signs};
+use super::judgement::{Certainty, Suspect};
 use super::report::Product;
 use super::words::{age, span};
 
 /// How many are worth reading.
 const SHOWN: usize = 5;
-
-/// Something that may have ended the connections.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Suspect {
-    /// The id of a [`Cutter`], or `server`, or `operator`.
-    pub(crate) id: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) certainty: Certainty,
-    pub(crate) reasons: Vec<String>,
-    /// How its limit is changed, or what helps.
-    pub(crate) remedy: &'static str,
-    /// Lines of configuration that raise the limit.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) lines: Vec<&'static str>,
-    pub(crate) source: Option<&'static str>,
-}
-
-/// How sure a guess is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Certainty {
-    Possible,
-    Probable,
-    MostProbable,
-}
-
-impl Certainty {
-    /// Returns it as an adverb.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Possible => "possibly",
-            Self::Probable => "probably",
-            Self::MostProbable => "most probably",
-        }
-    }
-}
 
 /// A cut that was seen, and what is known beside it.
 #[derive(Debug, Clone, Copy)]

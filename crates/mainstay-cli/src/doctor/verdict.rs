@@ -5,35 +5,14 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::cutters::Cut;
 use super::findings;
-use super::heartbeat::{self, Counts, Heartbeat};
+use super::heartbeat::{self, Counts};
+use super::judgement::{Certainty, CutVerdict, Suspect, Verdict};
 use super::measured::{CutHow, Idle, Limit, Measured};
 use super::report::{Finding, Report, Severity};
-use super::suspects::{self, Certainty, Kind, Sighting, Suspect};
+use super::suspects::{self, Kind, Sighting};
 use super::words::span;
-
-/// The verdict.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Verdict {
-    /// What to know, in plain words.
-    pub(crate) summary: String,
-    /// One for each limit that cuts.
-    pub(crate) cuts: Vec<CutVerdict>,
-    /// `None`: nothing was measured.
-    pub(crate) heartbeat: Option<Heartbeat>,
-}
-
-/// What may have made one of the cuts.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct CutVerdict {
-    /// The [`Finding::id`] that it belongs to.
-    pub(crate) finding: &'static str,
-    /// The most probable first.
-    pub(crate) suspects: Vec<Suspect>,
-}
 
 /// Returns the findings that the measurements show, beside those of the facts, and the verdict on everything.
 pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
