@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use super::report::Report;
 use super::{Plan, measure};
-use crate::log;
+use crate::observe::log;
 
 /// Asks on the terminal.
 ///
