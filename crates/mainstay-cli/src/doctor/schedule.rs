@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     fn schedule(lasts: u64, connections: usize) -> Schedule {
-        Schedule::new(&Plan { lasts: Duration::from_secs(lasts), connections, echo: false })
+        Schedule::new(&Plan { lasts: Duration::from_secs(lasts), connections, echo: false, quick: false })
     }
 
     #[test]
