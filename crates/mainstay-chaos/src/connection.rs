@@ -25,7 +25,7 @@ use crate::frames::{Dialogue, Frame, Part, opcode};
 use crate::http;
 use crate::pipe::{Gates, Pipe, ROOM, Tail};
 use crate::scenario::Scenario;
-use crate::schedule::{self, Strikes};
+use crate::schedule::{self, Schedule};
 
 /// How long the proxy reads on after it has ended both streams, so that unread bytes do not turn the end into a reset.
 const LINGER: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ pub(crate) struct Connection {
     dialogue: Dialogue,
     dial: Dial,
     in_force: Vec<InForce>,
-    rules: Vec<(Fault, Strikes)>,
+    rules: Vec<(Fault, Schedule)>,
     /// A request that is kept back because it may be answered by the fault `status`.
     held: Held,
     /// By side: it has ended its stream or is gone.
@@ -154,7 +154,7 @@ impl Connection {
             })
             .map(|(number, rule)| {
                 let random = schedule::random(self.seed, self.id, number as u64);
-                (rule.fault.clone(), Strikes::new(number, rule, base, random))
+                (rule.fault.clone(), Schedule::new(number, rule, base, random))
             })
             .collect();
     }
@@ -203,7 +203,7 @@ impl Connection {
 
     /// Returns when time has something to do.
     pub(crate) fn poll_timeout(&self, now: Duration) -> Option<Duration> {
-        let rules = self.rules.iter().filter_map(|(_, strikes)| strikes.next());
+        let rules = self.rules.iter().filter_map(|(_, schedule)| schedule.next());
         match self.life {
             Life::Over { .. } => None,
             Life::Lingers { until, .. } => Some(until),

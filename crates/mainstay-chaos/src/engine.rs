@@ -20,7 +20,7 @@ use crate::event::{Cause, FaultId, Lift, What};
 use crate::fault::Fault;
 use crate::pair::Pair;
 use crate::scenario::Scenario;
-use crate::schedule::{self, Strike, Strikes};
+use crate::schedule::{self, Schedule, Strike};
 use crate::shared::{OnEvent, Shared};
 use crate::state::{ActiveFault, ConnectionInfo, Target};
 
@@ -63,7 +63,7 @@ pub(crate) struct Engine {
     pairs: Rc<RefCell<BTreeMap<u64, Rc<RefCell<Pair>>>>>,
     accepted: u64,
     /// The schedules of the rules that strike the whole proxy.
-    strikes: Vec<Strikes>,
+    schedules: Vec<Schedule>,
     /// The lasting faults of the whole proxy, and those of single connections that were commanded.
     standing: Vec<Standing>,
     faults: u64,
@@ -122,7 +122,7 @@ impl Engine {
             again: None,
             pairs: Rc::default(),
             accepted: 0,
-            strikes: Vec::new(),
+            schedules: Vec::new(),
             standing: Vec::new(),
             faults: 0,
             has_ended: false,
@@ -184,9 +184,9 @@ impl Engine {
         for standing in ended {
             self.stopped(&standing, Lift::End);
         }
-        for index in 0..self.strikes.len() {
-            while let Some(strike) = self.strikes[index].pop(now) {
-                self.strike(self.strikes[index].rule, strike);
+        for index in 0..self.schedules.len() {
+            while let Some(strike) = self.schedules[index].pop(now) {
+                self.strike(self.schedules[index].rule, strike);
             }
         }
         self.listen_or_not();
@@ -248,7 +248,7 @@ impl Engine {
 
     fn next_time(&self) -> Option<Duration> {
         let ends = self.standing.iter().filter_map(|standing| standing.until);
-        ends.chain(self.strikes.iter().filter_map(Strikes::next)).chain(self.again).min()
+        ends.chain(self.schedules.iter().filter_map(Schedule::next)).chain(self.again).min()
     }
 
     /// Ghosts that are older than the newest connection appear.
@@ -264,10 +264,10 @@ impl Engine {
 
     fn begin_scenario(&mut self, scenario: Scenario, now: Duration) {
         let rules = scenario.rules.iter().enumerate().map(|(index, rule)| (index + 1, rule));
-        self.strikes = rules
+        self.schedules = rules
             .filter(|(_, rule)| schedule::is_of_the_proxy(rule))
             .map(|(number, rule)| {
-                Strikes::new(number, rule, now, schedule::random(self.seed, 0, number as u64))
+                Schedule::new(number, rule, now, schedule::random(self.seed, 0, number as u64))
             })
             .collect();
         self.scenario = scenario;

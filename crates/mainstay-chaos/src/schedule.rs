@@ -13,7 +13,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 
 /// The strikes of one rule on one connection, or on the proxy.
 #[derive(Debug)]
-pub(crate) struct Strikes {
+pub(crate) struct Schedule {
     /// The rule's number, from 1.
     pub(crate) rule: usize,
     when: When,
@@ -34,7 +34,7 @@ pub(crate) struct Strike {
     pub(crate) until: Option<Duration>,
 }
 
-impl Strikes {
+impl Schedule {
     /// Counts from `base`. `random` is for this rule and this connection alone.
     pub(crate) fn new(number: usize, rule: &Rule, base: Duration, mut random: SmallRng) -> Self {
         let first = match rule.when {

@@ -70,10 +70,10 @@ impl Connection {
         if self.life != Life::Open {
             return false;
         }
-        let due = self.rules.iter_mut().filter(|(_, strikes)| strikes.next().is_some_and(|at| at <= now));
-        let Some((fault, strikes)) = due.min_by_key(|(_, strikes)| strikes.next()) else { return false };
-        let (fault, number) = (fault.clone(), strikes.rule);
-        let Some(Strike { at, due, until }) = strikes.pop(now) else { return false };
+        let due = self.rules.iter_mut().filter(|(_, schedule)| schedule.next().is_some_and(|at| at <= now));
+        let Some((fault, schedule)) = due.min_by_key(|(_, schedule)| schedule.next()) else { return false };
+        let (fault, number) = (fault.clone(), schedule.rule);
+        let Some(Strike { at, due, until }) = schedule.pop(now) else { return false };
         let lasts = until.map(|until| until.saturating_sub(at));
         let by = Cause::Rule(number);
         self.notes.push_back(What::Fault { fault: fault.clone(), by, lasts, due: Some(due) });
