@@ -1,36 +1,37 @@
 //! `mainstay doctor`: finds out why WebSocket connections to a URL drop.
 //!
 //! [`facts`] looks at one connection, and [`symptoms`] says what the facts alone show. [`measure`] waits on several connections.
-//! [`verdict`] says what it all means, [`screen`] shows it to people, and [`report`] is what `--json` prints.
+//! [`verdict`] says what it all means; [`screen`] shows progress and [`page`] the result to people, and [`report`] is what `--json` prints.
 
 #![allow(dead_code, reason = "the parts are being built")]
 
+mod advice;
 mod answer;
 mod certificates;
 mod consent;
-mod crowd;
+mod cutters;
 mod dial;
 mod facts;
+mod findings;
+mod heartbeat;
 mod http2;
-mod idle;
-mod lifetime;
+mod judgement;
 mod measure;
 mod measured;
+mod page;
 mod pings;
 mod probe;
 mod products;
 mod progress;
 mod report;
-mod schedule;
+mod rows;
 mod screen;
-mod sends;
-mod sizes;
-mod steady;
+mod suspects;
 mod symptoms;
 mod target;
 mod verdict;
+mod words;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -153,8 +154,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         Err(line) => return refuse(&line),
         Ok(true) => {
             let (progress, updates) = Progress::channel();
-            let is_shown = std::io::stderr().is_terminal() && !arguments.json;
-            let screen = tokio::spawn(screen::show(updates, is_shown));
+            let screen = tokio::spawn(screen::show(updates, !arguments.json));
             examination.report.complete = tokio::select! {
                 () = examination.examine(progress) => true,
                 _ = stops.next() => false,
@@ -169,7 +169,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 /// Prints the report, and returns the exit code of its findings.
 fn finish(examination: Examination, json: bool) -> ExitCode {
     let (report, plan) = examination.finish();
-    let text = if json { json_line(&report) } else { screen::text(&report, &plan) };
+    let text = if json { json_line(&report) } else { page::text(&report, &plan) };
     match print(text.as_bytes()) {
         ExitCode::SUCCESS => ExitCode::from(report.exit_code()),
         failed => failed,
@@ -244,11 +244,10 @@ impl Examination {
 
     fn finish(mut self) -> (Report, Plan) {
         self.report.took_ms = ms(self.began.elapsed());
-        let mut findings = symptoms::find(&self.report.facts, &self.report.target);
+        self.report.findings = symptoms::find(&self.report.facts, &self.report.target);
         let (more, verdict) = verdict::judge(&self.report);
-        findings.extend(more);
-        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        self.report.findings = findings;
+        self.report.findings.extend(more);
+        self.report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         self.report.verdict = verdict;
         (self.report, self.plan)
     }
