@@ -138,28 +138,26 @@ impl Seen<'_> {
     }
 
     fn finding(&self, suspects: &[Suspect]) -> Finding {
-        let mut advice = Vec::new();
-        match self.kind {
+        let mut advice = vec![match self.kind {
             Kind::Silence => {
-                let every = heartbeat::advise(Some(self.after), self.counts);
-                advice.push(format!("send something more often: {}", every.server));
+                format!("Send more often: {}.", heartbeat::advise(Some(self.after), self.counts).server)
             }
-            Kind::Age => advice.push(format!(
-                "nothing keeps a connection beyond it: let clients reconnect and resume (mainstay serve --max-lifetime, below {}, moves \
-                 sessions in time)",
+            Kind::Age => format!(
+                "Nothing keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
+                 --max-lifetime below {} moves them in time.",
                 span(self.after)
-            )),
-        }
-        let raised =
+            ),
+        }];
+        let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
-        advice.extend(raised.map(|suspect| format!("{}: {}", suspect.name, suspect.remedy)));
+        advice.extend(named.map(|suspect| format!("In {}: {}.", suspect.name, suspect.remedy)));
         let words = format!("{} {}", self.sentence(), cut_words(self.how));
         Finding { id: self.id(), severity: Severity::Problem, words, advice }
     }
 }
 
 /// How the cut looked, in one sentence.
-pub(super) fn cut_words(how: &CutHow) -> String {
+fn cut_words(how: &CutHow) -> String {
     match how {
         CutHow::Close { code: Some(code), reason } if reason.is_empty() => format!("A Close came with code {code}."),
         CutHow::Close { code: Some(code), reason } => format!("A Close came with code {code}: \"{reason}\"."),
