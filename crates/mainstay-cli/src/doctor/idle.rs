@@ -104,18 +104,19 @@ enum State {
 struct Death {
     connection: usize,
     opened: Duration,
-    since: Duration,
     silence: Duration,
-    /// The end came within the silence, and shows the limit by itself.
+    noticed: Duration,
+    /// The end came within the silence, and shows the limit by itself. Otherwise it was noticed by a Ping after the silence.
     is_exact: bool,
     how: CutHow,
 }
 
 impl Death {
     /// The time in which it happened.
-    fn window(&self) -> (Duration, Duration) {
-        let to = self.since + self.silence;
-        (if self.is_exact { to } else { self.since }, to)
+    fn window(&self, patience: Duration) -> (Duration, Duration) {
+        let earliest =
+            if self.is_exact { self.noticed } else { self.noticed.saturating_sub(self.silence + patience) };
+        (earliest, self.noticed)
     }
 }
 
@@ -188,12 +189,20 @@ impl Search {
     pub(crate) fn handle_end(&mut self, now: Duration, number: usize, how: CutHow) {
         match self.state(number) {
             Some(State::Opening { .. }) => self.handle_failure(now, number),
-            Some(State::Silent { since, .. }) => self.note_death(number, since, now, true, how),
-            Some(State::Checking { since, at }) | Some(State::Overdue { since, at }) => {
-                self.deaths.retain(|death| death.connection != number);
-                let how = if how == CutHow::Reset { CutHow::ResetOnSend } else { how };
-                self.note_death(number, since, at, false, how);
+            Some(State::Silent { since, .. }) => {
+                self.note_death(now, number, now.saturating_sub(since), true, how)
             }
+            Some(State::Checking { since, at }) => {
+                let how = if how == CutHow::Reset { CutHow::ResetOnSend } else { how };
+                self.note_death(now, number, at.saturating_sub(since), false, how);
+            }
+            Some(State::Overdue { .. }) if how == CutHow::Reset => {
+                self.deaths
+                    .iter_mut()
+                    .filter(|death| death.connection == number)
+                    .for_each(|death| death.how = CutHow::ResetOnSend);
+            }
+            Some(State::Overdue { .. }) => {}
             Some(State::Ended) | None => {}
         }
         self.set(number, State::Ended);
@@ -225,7 +234,7 @@ impl Search {
     }
 
     /// Returns when to poll again, if nothing happens before.
-    pub(crate) fn poll_timeout(&self) -> Duration {
+    pub(crate) fn poll_timeout(&self, now: Duration) -> Duration {
         let due = self.connections.iter().filter_map(|connection| match connection.state {
             State::Silent { since, target } if self.answers != Some(false) => {
                 target.map(|target| since + target)
@@ -233,7 +242,8 @@ impl Search {
             State::Checking { at, .. } => Some(at + self.bounds.patience),
             _ => None,
         });
-        let opening = self.wants_opening(self.next_opening).map(|_| self.next_opening);
+        let next = self.next_opening.max(now);
+        let opening = self.wants_opening(next).map(|_| next);
         due.chain(opening).chain([self.bounds.until]).min().unwrap_or(self.bounds.until)
     }
 
@@ -285,7 +295,7 @@ impl Search {
                 self.set(number, State::Silent { since, target });
             }
             State::Checking { since, at } if now >= at + self.bounds.patience => {
-                self.note_death(number, since, at, false, CutHow::Silent);
+                self.note_death(now, number, at.saturating_sub(since), false, CutHow::Silent);
                 self.set(number, State::Overdue { since, at });
             }
             State::Overdue { .. }
@@ -381,7 +391,7 @@ impl Search {
     /// The deaths that silence explains best.
     fn counted(&self) -> impl Iterator<Item = &Death> {
         self.deaths.iter().filter(|death| {
-            let (from, to) = death.window();
+            let (from, to) = death.window(self.bounds.patience);
             let is_seen = death.how != CutHow::Silent || self.answers == Some(true);
             is_seen && !self.explained.covers(death.opened, from, to)
         })
@@ -418,18 +428,18 @@ impl Search {
         self.lived.push(silence);
     }
 
-    fn note_death(&mut self, connection: usize, since: Duration, at: Duration, is_exact: bool, how: CutHow) {
+    fn note_death(
+        &mut self,
+        now: Duration,
+        connection: usize,
+        silence: Duration,
+        is_exact: bool,
+        how: CutHow,
+    ) {
         let Some(opened) = self.connections.get(connection).map(|connection| connection.opened) else {
             return;
         };
-        self.deaths.push(Death {
-            connection,
-            opened,
-            since,
-            silence: at.saturating_sub(since),
-            is_exact,
-            how,
-        });
+        self.deaths.push(Death { connection, opened, noticed: now, silence, is_exact, how });
     }
 
     fn state(&self, number: usize) -> Option<State> {

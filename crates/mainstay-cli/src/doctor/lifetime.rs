@@ -76,6 +76,7 @@ pub(crate) fn judge(lives: &[Life], now: Duration) -> Lifetime {
 
 fn limit(lives: &[Life], ages: &[Duration], restarts: &[Duration], oldest: Option<Duration>) -> Limit {
     let (Some(&least), Some(&most)) = (ages.first(), ages.last()) else {
+        // What a restart ended had lived until then.
         let cut = lives.iter().filter(|life| life.is_busy).filter_map(Life::age_at_cut).max();
         return match oldest.max(cut) {
             Some(for_at_least) => Limit::Holds { for_at_least },
@@ -159,7 +160,7 @@ mod tests {
     }
 
     fn busy(opened: f64, cut: Option<f64>) -> Life {
-        let last = cut.map_or(seconds(100.0), |at| seconds(at - 0.5));
+        let last = cut.map_or(seconds(60.0), |at| seconds(at - 0.5));
         Life { opened: seconds(opened), last, cut: cut.map(|at| (seconds(at), CutHow::Fin)), is_busy: true }
     }
 
@@ -181,7 +182,7 @@ mod tests {
         let lifetime = judge(&lives, seconds(60.0));
         assert_eq!(
             lifetime,
-            Lifetime { limit: Limit::Holds { for_at_least: seconds(29.0) }, restarts: vec![seconds(30.0)] }
+            Lifetime { limit: Limit::Holds { for_at_least: seconds(30.0) }, restarts: vec![seconds(30.0)] }
         );
         assert!(explain(&lives).covers(seconds(3.0), seconds(3.0), seconds(30.1)));
         assert!(!explain(&lives).covers(seconds(31.0), seconds(31.0), seconds(40.0)));
