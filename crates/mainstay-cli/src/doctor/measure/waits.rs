@@ -8,17 +8,17 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::idle::{Do, Search};
-use super::super::lifetime::{self, Explained, Life};
-use super::super::measured::{CutHow, Idle, Lifetime, Limit};
+use super::super::measured::{CutHow, Idle, Lifetime, Limit, Measured};
 use super::super::probe::Options;
 use super::super::progress::{Progress, State};
-use super::super::schedule::{Habit, Schedule};
-use super::super::sends::Sends;
-use super::super::steady::Steady;
 use super::super::target::Target;
+use super::super::words::span;
 use super::hold::{Command, Event, hold};
-use super::words;
+use super::idle::{Do, Search};
+use super::lifetime::{self, Explained, Life};
+use super::schedule::{Habit, Schedule};
+use super::sends::Sends;
+use super::steady::Steady;
 
 /// The results are written this often.
 const PUBLISH: Duration = Duration::from_millis(250);
@@ -52,7 +52,12 @@ pub(super) struct Results<'a> {
 }
 
 /// Waits until the schedule ends the waiting. The results are up to date every 250 ms.
-pub(super) async fn wait(target: &Target, schedule: &Schedule, mut results: Results<'_>, progress: &Progress) {
+pub(super) async fn wait(
+    target: &Target,
+    schedule: &Schedule,
+    mut results: Results<'_>,
+    progress: &Progress,
+) {
     let (sender, mut events) = mpsc::channel(EVENTS);
     let mut waits = Waits::new(target, schedule, sender);
     let mut publish = Duration::ZERO;
@@ -113,7 +118,13 @@ impl<'a> Waits<'a> {
             Habit::SecondBusy => schedule.second_busy,
             _ => schedule.apart * index as u32,
         };
-        let slot = |entry: (usize, &Habit)| Slot { habit: *entry.1, due: Some(due(entry)), again: 0, machine: None, first_ping: None };
+        let slot = |entry: (usize, &Habit)| Slot {
+            habit: *entry.1,
+            due: Some(due(entry)),
+            again: 0,
+            machine: None,
+            first_ping: None,
+        };
         Self {
             target,
             schedule,
@@ -145,7 +156,8 @@ impl<'a> Waits<'a> {
             }
             self.perform(what, Who::Up);
         }
-        let due: Vec<_> = self.next_pongs.iter().filter(|(_, due)| **due <= now).map(|(number, _)| *number).collect();
+        let due: Vec<_> =
+            self.next_pongs.iter().filter(|(_, due)| **due <= now).map(|(number, _)| *number).collect();
         for number in due {
             self.command(Who::Up(number), Command::Pong);
             self.next_pongs.insert(number, now + self.schedule.every);
@@ -187,11 +199,15 @@ impl<'a> Waits<'a> {
             }
         }
         let current: Vec<_> = self.habits.iter().map(|slot| slot.again).collect();
-        self.commands.retain(|who, _| !matches!(who, Who::Habit(index, again) if current.get(*index) != Some(again)));
+        self.commands
+            .retain(|who, _| !matches!(who, Who::Habit(index, again) if current.get(*index) != Some(again)));
     }
 
     fn poll_timeout(&self, now: Duration) -> Duration {
-        let habits = self.habits.iter().flat_map(|slot| [slot.due, slot.machine.as_ref().and_then(Steady::poll_timeout)]);
+        let habits = self
+            .habits
+            .iter()
+            .flat_map(|slot| [slot.due, slot.machine.as_ref().and_then(Steady::poll_timeout)]);
         let searches = [self.silent.poll_timeout(now), self.up.poll_timeout(now)];
         habits.flatten().chain(searches).chain(self.next_pongs.values().copied()).min().unwrap_or_default()
     }
@@ -242,7 +258,7 @@ impl<'a> Waits<'a> {
         match event {
             Event::Opened => slot.machine = Some(machine(slot.habit, now, schedule)),
             Event::Failed(_) => slot.due = Some(now + schedule.apart * 20).filter(|_| slot.again < AGAIN),
-            Event::Ping => _ = slot.first_ping.get_or_insert(now),
+            Event::Ping => drop(slot.first_ping.get_or_insert(now)),
             _ => {}
         }
         if let Event::Failed(_) = event {
@@ -297,21 +313,26 @@ impl<'a> Waits<'a> {
         let lifetime = lifetime::judge(&lives, now);
         let idle = self.idle(now);
         let is_over = now >= self.schedule.waiting;
-        words::show_waits(progress, &idle, &lifetime, is_over);
+        *results.waited = now;
+        *results.idle = Some(idle.clone());
+        *results.lifetime = Some(lifetime.clone());
+        let part = Measured { idle: Some(idle), lifetime: Some(lifetime), ..Measured::default() };
+        super::show(progress, &part, is_over);
         if !is_over {
             let left = self.schedule.waiting.saturating_sub(now);
-            progress.report("waiting", State::Running, format!("{} s left", left.as_secs()));
+            progress.report("waiting", State::Running, format!("{} left", span(left)));
         } else {
-            progress.report("waiting", State::Done, words::seconds(self.schedule.waiting));
+            progress.report("waiting", State::Done, span(self.schedule.waiting));
         }
-        *results.waited = now;
-        *results.idle = Some(idle);
-        *results.lifetime = Some(lifetime);
     }
 
     fn idle(&self, now: Duration) -> Idle {
         let server = self.sends.result();
-        let server_sends = if server.is_regular() { self.habit_limit(Habit::Answers, now) } else { Limit::unknown("the server sends nothing by itself") };
+        let server_sends = if server.is_regular() {
+            self.habit_limit(Habit::Answers, now)
+        } else {
+            Limit::unknown("the server sends nothing by itself")
+        };
         let unanswered_pings =
             if server.pings > 0 { self.unanswered(now) } else { Limit::unknown("the server sends no Pings") };
         Idle {
@@ -350,7 +371,8 @@ impl<'a> Waits<'a> {
     /// How long a server keeps a client that does not answer, from the first Ping that this client did not answer.
     fn unanswered(&self, now: Duration) -> Limit {
         let slot = self.habits.iter().find(|slot| slot.habit == Habit::Mute);
-        let Some((machine, first)) = slot.and_then(|slot| Some((slot.machine.as_ref()?, slot.first_ping?))) else {
+        let Some((machine, first)) = slot.and_then(|slot| Some((slot.machine.as_ref()?, slot.first_ping?)))
+        else {
             return Limit::unknown("the server sent no Ping to the connection that does not answer");
         };
         let life = machine.life(now, false);
@@ -381,7 +403,9 @@ fn quiet() -> Options {
 fn machine(habit: Habit, now: Duration, schedule: &Schedule) -> Steady {
     let last_ping = schedule.waiting.saturating_sub(schedule.patience);
     match habit {
-        Habit::Busy | Habit::SecondBusy => Steady::new(now, Some(schedule.busy_every), last_ping, schedule.patience),
+        Habit::Busy | Habit::SecondBusy => {
+            Steady::new(now, Some(schedule.busy_every), last_ping, schedule.patience)
+        }
         Habit::Pings => Steady::new(now, Some(schedule.every), last_ping, schedule.patience),
         Habit::Answers => Steady::new(now, None, last_ping, schedule.patience),
         Habit::Mute => Steady::new(now, None, Duration::MAX, schedule.patience),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
-use super::measured::ServerSends;
+use super::super::measured::ServerSends;
 
 /// The intervals that are remembered.
 const INTERVALS: usize = 512;

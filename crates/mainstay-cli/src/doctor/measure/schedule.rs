@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::Plan;
+use super::super::Plan;
+use super::crowd::Crowd;
 use super::idle::Bounds;
 
 /// The most silent connections at once.
@@ -42,8 +43,8 @@ pub(crate) struct Schedule {
     pub(crate) habits: Vec<Habit>,
     /// Whether the short experiments run beside the waiting, with one more connection, or before it.
     pub(crate) is_side_by_side: bool,
-    /// The connections of the crowd.
-    pub(crate) crowd: usize,
+    /// The connections at once, at most. The one that showed the facts is open, too, and not counted here.
+    pub(crate) at_once: usize,
 }
 
 /// What a watched connection does all the time.
@@ -68,7 +69,8 @@ impl Schedule {
     pub(crate) fn new(plan: &Plan) -> Self {
         let lasts = plan.lasts;
         let tail = TAIL.min(lasts / 5);
-        let mut left = plan.connections.max(1);
+        let at_once = plan.connections.saturating_sub(1).max(1);
+        let mut left = at_once;
         let mut take = |most: usize| {
             let taken = most.min(left);
             left -= taken;
@@ -90,7 +92,7 @@ impl Schedule {
             up,
             habits,
             is_side_by_side: beside == 1,
-            crowd: plan.connections,
+            at_once,
         }
     }
 
@@ -118,6 +120,27 @@ impl Schedule {
         Bounds { connections: self.up, openings: self.up * 4, ratio: 2.0, ..self.silent_bounds() }
     }
 
+    /// Returns the machine that opens many connections.
+    pub(crate) fn crowd(&self) -> Crowd {
+        Crowd::new(u32::try_from(self.at_once).unwrap_or(u32::MAX), self.tail_part())
+    }
+
+    /// Returns how many connections are opened each second, at most, while connections wait.
+    pub(crate) fn openings_per_second(&self) -> f64 {
+        // The two searches open side by side; the watched connections and the short experiments are few.
+        2.0 / self.apart.as_secs_f64() + 1.0
+    }
+
+    /// Returns how long a message may take, there and back.
+    pub(crate) fn longest_echo(&self) -> Duration {
+        (self.waiting / 8).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    }
+
+    /// Returns the longest `Retry-After` that is waited for.
+    pub(crate) fn longest_retry_after(&self) -> Duration {
+        self.tail
+    }
+
     /// How late the end of a connection may be noticed.
     fn slack(&self) -> Duration {
         (self.waiting / 50).clamp(Duration::from_millis(50), Duration::from_millis(250))
@@ -141,7 +164,10 @@ mod tests {
     fn the_connections_that_wait_are_within_the_bound() {
         for connections in 1..300 {
             let schedule = schedule(130, connections);
-            assert!(schedule.waiting_at_once() <= connections && schedule.silent >= 1, "{schedule:?}");
+            assert!(
+                schedule.waiting_at_once() <= connections.saturating_sub(1).max(1) && schedule.silent >= 1,
+                "{schedule:?}"
+            );
         }
         assert_eq!(schedule(130, 200).waiting_at_once(), 25);
     }

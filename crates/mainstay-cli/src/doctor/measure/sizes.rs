@@ -2,7 +2,7 @@
 //!
 //! A machine without time: it returns which size is tried next.
 
-use super::measured::{CutHow, Largest};
+use super::super::measured::{CutHow, Largest};
 
 /// The interval is narrow enough once it is below this share of what is accepted.
 const NARROW: u64 = 16;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::measured::{self, Refused};
+use super::super::measured::{self, Refused};
 
 /// So many refusals in a row end the experiment.
 const ENOUGH: u32 = 3;
@@ -65,6 +65,19 @@ impl Crowd {
     pub(crate) fn handle_loss(&mut self) {
         self.open = self.open.saturating_sub(1);
         self.result.lost += 1;
+    }
+
+    /// The last ones, so many, are neither open nor refused after this time.
+    pub(crate) fn handle_unanswered(&mut self, count: u32, time: Duration) {
+        if count > 0 {
+            let words = format!("no answer within {} s", time.as_secs());
+            self.handle_refusal(Refused {
+                number: self.started.saturating_sub(count) + 1,
+                words,
+                ..Refused::default()
+            });
+            self.result.refusals += count - 1;
+        }
     }
 
     pub(crate) fn result(&self) -> &measured::Crowd {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::measured::{CutHow, Lifetime, Limit};
+use super::super::measured::{CutHow, Lifetime, Limit};
 
 /// Ends this close together happened at one moment.
 const ONE_MOMENT: Duration = Duration::from_millis(150);

@@ -15,8 +15,8 @@
 
 use std::time::Duration;
 
+use super::super::measured::{CutHow, Limit};
 use super::lifetime::Explained;
-use super::measured::{CutHow, Limit};
 
 /// Two silences whose ratio is below this are not told apart further.
 const CLOSE_ENOUGH: f64 = 1.03;

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
+use super::super::measured::CutHow;
 use super::lifetime::Life;
-use super::measured::CutHow;
 
 /// A watched connection.
 #[derive(Debug)]
