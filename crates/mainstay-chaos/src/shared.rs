@@ -1,4 +1,4 @@
-//! What the connections and the engine share on the proxy's thread: the clock, the timeline, and a buffer to read into.
+//! What the connections and the engine share on the proxy's thread: the clock, the upstream, the timeline, and a buffer to read into.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
@@ -18,6 +18,7 @@ const SCRATCH: usize = 64 * 1024;
 
 pub(crate) struct Shared {
     since: Instant,
+    upstream: RefCell<String>,
     timeline: RefCell<Timeline>,
     newcomer: Cell<Option<u64>>,
     /// Notified when a connection has come up.
@@ -32,9 +33,10 @@ struct Timeline {
 }
 
 impl Shared {
-    pub(crate) fn new(receive: Option<OnEvent>) -> Self {
+    pub(crate) fn new(upstream: String, receive: Option<OnEvent>) -> Self {
         Self {
             since: Instant::now(),
+            upstream: RefCell::new(upstream),
             timeline: RefCell::new(Timeline { events: VecDeque::new(), count: 0, receive }),
             newcomer: Cell::new(None),
             has_newcomer: Notify::new(),
@@ -51,6 +53,15 @@ impl Shared {
     pub(crate) fn instant(&self, at: Duration) -> Instant {
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         self.since + at.min(FAR)
+    }
+
+    /// Returns where new connections lead.
+    pub(crate) fn upstream(&self) -> String {
+        self.upstream.borrow().clone()
+    }
+
+    pub(crate) fn set_upstream(&self, upstream: String) {
+        *self.upstream.borrow_mut() = upstream;
     }
 
     pub(crate) fn event(&self, connection: Option<u64>, what: What) {
