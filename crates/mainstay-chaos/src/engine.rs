@@ -16,7 +16,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep_until;
 
 use crate::connection::Connection;
-use crate::event::{Cause, FaultId, Lift, What};
+use crate::event::{Cause, Event, FaultId, Lift, What};
 use crate::fault::Fault;
 use crate::pair::Pair;
 use crate::scenario::Scenario;
@@ -395,8 +395,12 @@ impl Engine {
         self.standing.iter().map(active).collect()
     }
 
-    pub(crate) fn timeline(&self) -> Vec<crate::event::Event> {
+    pub(crate) fn timeline(&self) -> Vec<Event> {
         self.shared.timeline()
+    }
+
+    pub(crate) fn follow(&self) -> (Vec<Event>, answers::Receiver<Event>) {
+        self.shared.follow()
     }
 
     pub(crate) fn end(&mut self) {

@@ -64,3 +64,8 @@ pub use kind::{Kind, Strikes};
 pub use proxy::{Builder, ChaosProxy};
 pub use scenario::{Profile, Rule, Scenario, ScenarioError, ScenarioFile, When};
 pub use state::{ActiveFault, ConnectionInfo, Target};
+
+/// The README, whose example compiles.
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+pub struct Readme;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -30,6 +31,8 @@ struct Timeline {
     events: VecDeque<Event>,
     count: u64,
     receive: Option<OnEvent>,
+    /// Callers that wait for an event.
+    waiting: Vec<mpsc::Sender<Event>>,
 }
 
 impl Shared {
@@ -37,7 +40,12 @@ impl Shared {
         Self {
             since: Instant::now(),
             upstream: RefCell::new(upstream),
-            timeline: RefCell::new(Timeline { events: VecDeque::new(), count: 0, receive }),
+            timeline: RefCell::new(Timeline {
+                events: VecDeque::new(),
+                count: 0,
+                receive,
+                waiting: Vec::new(),
+            }),
             newcomer: Cell::new(None),
             has_newcomer: Notify::new(),
             scratch: RefCell::new(vec![0; SCRATCH]),
@@ -72,6 +80,7 @@ impl Shared {
         if let Some(receive) = &mut timeline.receive {
             receive(&event);
         }
+        timeline.waiting.retain(|waiting| waiting.send(event.clone()).is_ok());
         if timeline.events.len() == TIMELINE {
             timeline.events.pop_front();
         }
@@ -80,6 +89,13 @@ impl Shared {
 
     pub(crate) fn timeline(&self) -> Vec<Event> {
         self.timeline.borrow().events.iter().cloned().collect()
+    }
+
+    /// Returns the events so far, and what receives those that follow.
+    pub(crate) fn follow(&self) -> (Vec<Event>, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        self.timeline.borrow_mut().waiting.push(sender);
+        (self.timeline(), receiver)
     }
 
     pub(crate) fn newcomer(&self, id: u64) {
