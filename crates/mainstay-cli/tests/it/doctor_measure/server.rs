@@ -13,11 +13,12 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// How a server ends an idle connection.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Cut {
     Fin,
     Reset,
-    Close(u16),
+    /// By code 4000.
+    Close,
     /// It forgets the connection: nothing is answered.
     Silent,
     /// It forgets the connection, and resets it once something comes.
@@ -232,7 +233,7 @@ impl Connection<'_> {
         match how {
             Cut::Fin => {}
             Cut::Reset => self.reset(),
-            Cut::Close(code) => self.end(code.to_be_bytes().to_vec()).await,
+            Cut::Close => self.end(4000_u16.to_be_bytes().to_vec()).await,
             Cut::Silent => while self.frame().await.is_some() {},
             Cut::ResetOnSend => {
                 if self.frame().await.is_some() {
