@@ -44,7 +44,7 @@ fn unanswered_pings(idle: &Idle) -> Option<Finding> {
         "The server ends connections whose client leaves its Pings unanswered, after {}.",
         span(*after)
     );
-    let advice = ["nothing: so it finds dead clients. A client that does not answer Pings is ended, too"];
+    let advice = ["Nothing: so it finds dead clients. A client that does not answer Pings is ended, too."];
     Some(finding("ends-unanswered-pings", Severity::Note, words, advice))
 }
 
@@ -58,7 +58,7 @@ fn restarts(measured: &Measured) -> Option<Finding> {
         "Connections of different ages ended at once, {} after the beginning: a restart, a deploy or a reload of a proxy.",
         times.join(" and ")
     );
-    let advice = ["if it was none of yours, look for what restarts: the server, or a proxy in front of it"];
+    let advice = ["If it was none of yours, look for what restarts: the server, or a proxy in front of it."];
     Some(finding("restart", Severity::Problem, words, advice))
 }
 
@@ -72,7 +72,7 @@ fn messages(largest: &Largest) -> Option<Finding> {
         refusal(largest.how.as_ref())
     );
     let advice = [
-        "if your messages are larger, raise the server's limit: mainstay serve --max-message; AWS API Gateway passes 128 KiB at most",
+        "If your messages are larger, raise the server's limit (mainstay serve --max-message). AWS API Gateway passes 128 KiB at most.",
     ];
     Some(finding("message-limit", severity, words, advice))
 }
@@ -86,7 +86,7 @@ fn fragments(largest: &Largest) -> Option<Finding> {
         refusal(largest.how.as_ref())
     );
     let advice =
-        ["a client that fragments its messages has to use fewer fragments, or the server to accept more"];
+        ["A client that fragments its messages has to use fewer fragments, or the server to accept more."];
     Some(finding("fragment-limit", severity, words, advice))
 }
 
@@ -107,7 +107,7 @@ fn compression(compression: &Compression) -> Option<Finding> {
     let words =
         "A compressed message came back changed: something on the way breaks permessage-deflate.".to_owned();
     let advice =
-        ["turn compression off at the server until that is found; look for a proxy that changes frames"];
+        ["Turn compression off at the server until that is found, and look for a proxy that changes frames."];
     Some(finding("compression-broken", Severity::Problem, words, advice))
 }
 
@@ -124,7 +124,7 @@ fn replaced_codes(closes: &[ClosePassage]) -> Option<Finding> {
         return None;
     }
     let words = format!("Close codes do not come back as they were sent: {}.", replaced.join(", "));
-    let advice = ["do not let clients act on codes that they get back to their own Close"];
+    let advice = ["Do not let clients act on codes that they get back to their own Close."];
     Some(finding("close-code-replaced", Severity::Note, words, advice))
 }
 
@@ -136,7 +136,7 @@ fn unanswered_closes(closes: &[ClosePassage]) -> Option<Finding> {
     }
     let words = format!("No Close answers a Close with code {}.", unanswered.join(", "));
     let advice = [
-        "the server has to answer each Close (RFC 6455 section 5.5.1): clients report 1006, and wait until they give up",
+        "The server has to answer each Close (RFC 6455 section 5.5.1): clients wait for the answer until they give up, and report 1006.",
     ];
     Some(finding("close-unanswered", Severity::Note, words, advice))
 }
@@ -148,7 +148,7 @@ fn crowd(crowd: &Crowd) -> Option<Finding> {
             crowd.lost, crowd.opened
         );
         let advice = [
-            "look for a limit of connections for each address, or a server that has too little memory or too few descriptors",
+            "Look for a limit of connections for each address, or a server that has too little memory or too few descriptors.",
         ];
         return Some(finding("crowd-lost", Severity::Problem, words, advice));
     }
@@ -160,7 +160,7 @@ fn crowd(crowd: &Crowd) -> Option<Finding> {
         refused_words(refused)
     );
     let advice = [
-        "clients behind one address, such as an office, share that limit: raise it there if it is meant for one client",
+        "Clients behind one address, such as an office, share that limit: raise it if it is meant for one client.",
     ];
     Some(finding("crowd-limit", severity_of(refused), words, advice))
 }
@@ -171,8 +171,8 @@ fn reconnect(reconnect: &Reconnect) -> Option<Finding> {
     let words =
         format!("One client that reconnects again and again is refused{rate}: {}.", refused_words(refused));
     let advice = match refused.retry_after_ms {
-        Some(_) => "nothing: Retry-After says when to come back; clients have to obey it",
-        None => "send Retry-After with the refusal, and let clients wait longer after each one, at random",
+        Some(_) => "Nothing: Retry-After says when to come back, and clients have to obey it.",
+        None => "Send Retry-After with the refusal, and let clients wait longer after each one, at random.",
     };
     Some(finding("reconnect-limit", severity_of(refused), words, [advice]))
 }

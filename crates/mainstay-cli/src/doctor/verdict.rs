@@ -138,28 +138,26 @@ impl Seen<'_> {
     }
 
     fn finding(&self, suspects: &[Suspect]) -> Finding {
-        let mut advice = Vec::new();
-        match self.kind {
+        let mut advice = vec![match self.kind {
             Kind::Silence => {
-                let every = heartbeat::advise(Some(self.after), self.counts);
-                advice.push(format!("send something more often: {}", every.server));
+                format!("Send more often: {}.", heartbeat::advise(Some(self.after), self.counts).server)
             }
-            Kind::Age => advice.push(format!(
-                "nothing keeps a connection beyond it: let clients reconnect and resume (mainstay serve --max-lifetime, below {}, moves \
-                 sessions in time)",
+            Kind::Age => format!(
+                "Nothing keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
+                 --max-lifetime below {} moves them in time.",
                 span(self.after)
-            )),
-        }
-        let raised =
+            ),
+        }];
+        let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
-        advice.extend(raised.map(|suspect| format!("{}: {}", suspect.name, suspect.remedy)));
+        advice.extend(named.map(|suspect| format!("In {}: {}.", suspect.name, suspect.remedy)));
         let words = format!("{} {}", self.sentence(), cut_words(self.how));
         Finding { id: self.id(), severity: Severity::Problem, words, advice }
     }
 }
 
 /// How the cut looked, in one sentence.
-pub(super) fn cut_words(how: &CutHow) -> String {
+fn cut_words(how: &CutHow) -> String {
     match how {
         CutHow::Close { code: Some(code), reason } if reason.is_empty() => format!("A Close came with code {code}."),
         CutHow::Close { code: Some(code), reason } => format!("A Close came with code {code}: \"{reason}\"."),
@@ -220,5 +218,215 @@ fn unmeasured(report: &Report) -> String {
         Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
         _ if report.complete => "The facts are healthy; nothing was measured by waiting.".to_owned(),
         _ => "Nothing was found before the command was interrupted.".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cutters::{CUTTERS, Figure};
+    use super::super::measured::{Lifetime, ServerSends};
+    use super::super::report::{Facts, HandshakeFacts, Product, TargetFacts};
+    use super::*;
+
+    const WAITED: Duration = Duration::from_secs(130);
+
+    fn cut(after: Duration, how: CutHow) -> Limit {
+        Limit::Cut { after, between: (after, after), how, seen: 3 }
+    }
+
+    fn held() -> Limit {
+        Limit::Holds { for_at_least: WAITED }
+    }
+
+    /// A path that ends silent connections, and keeps those of which one end sends.
+    fn silent_for(seconds: u64, how: CutHow) -> Measured {
+        let idle = Idle {
+            silent: cut(Duration::from_secs(seconds), how),
+            our_pings: held(),
+            up_only: held(),
+            server_sends: Limit::unknown("the server sends nothing"),
+            unanswered_pings: Limit::unknown("the server sends no Pings"),
+            every: Duration::from_secs(5),
+            server: ServerSends::default(),
+        };
+        let lifetime = Some(Lifetime { limit: held(), restarts: Vec::new() });
+        Measured { waited: WAITED, idle: Some(idle), lifetime, ..Measured::default() }
+    }
+
+    fn report(measured: Option<Measured>, products: &[&'static str]) -> Report {
+        let products =
+            products.iter().map(|name| Product { name, evidence: format!("server: {name}/1") }).collect();
+        Report {
+            version: 1,
+            target: TargetFacts {
+                url: "wss://example.com/ws".into(),
+                host: "example.com".into(),
+                port: 443,
+                secure: true,
+                added_fields: Vec::new(),
+                subprotocols: Vec::new(),
+                is_near: false,
+            },
+            facts: Facts {
+                handshake: Some(HandshakeFacts { products, ..HandshakeFacts::default() }),
+                ..Facts::default()
+            },
+            measured,
+            findings: Vec::new(),
+            verdict: None,
+            complete: true,
+            took_ms: 0.0,
+        }
+    }
+
+    fn judged(measured: Measured, products: &[&'static str]) -> (Vec<Finding>, Verdict) {
+        match judge(&report(Some(measured), products)) {
+            (findings, Some(verdict)) => (findings, verdict),
+            (_, None) => panic!("no verdict"),
+        }
+    }
+
+    fn ids(findings: &[Finding]) -> Vec<&'static str> {
+        findings.iter().map(|finding| finding.id).collect()
+    }
+
+    #[test]
+    fn nginx_with_its_default_is_named_in_plain_words() {
+        let (findings, verdict) = judged(silent_for(60, CutHow::Fin), &["nginx"]);
+        assert_eq!(ids(&findings), ["idle-limit"]);
+        assert_eq!(
+            verdict.summary,
+            "Something between you and the server ends connections after 60 s of silence. That is most probably nginx: its idle limit \
+             is 60 s by default; the response has server: nginx/1; it ends TCP without a Close, as here."
+        );
+        assert!(findings[0].advice.iter().any(|step| step.contains("proxy_read_timeout")), "{findings:?}");
+        assert_eq!(verdict.heartbeat.map(|heartbeat| heartbeat.interval_ms), Some(25_000.0));
+    }
+
+    #[test]
+    fn no_verdict_is_certain() {
+        for cutter in CUTTERS {
+            let Some(Figure::Default(limit) | Figure::Fixed(limit)) = cutter.idle.map(|idle| idle.limit)
+            else {
+                continue;
+            };
+            let how = match cutter.cut {
+                Cut::Close => CutHow::Close { code: Some(1001), reason: String::new() },
+                Cut::Silent => CutHow::Silent,
+                Cut::Tcp | Cut::Unknown => CutHow::Fin,
+            };
+            let (_, verdict) = judged(silent_for(limit.as_secs(), how), cutter.families);
+            let words = &verdict.summary;
+            assert!(
+                words.contains("probably")
+                    || words.contains("comes into question")
+                    || words.contains("come into question"),
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_limit_of_many_names_them_all_as_questions() {
+        let (findings, verdict) = judged(silent_for(60, CutHow::Fin), &[]);
+        assert!(verdict.summary.contains("Nothing names it;"), "{}", verdict.summary);
+        for name in ["nginx", "AWS Application Load Balancer"] {
+            assert!(verdict.summary.contains(name), "{}", verdict.summary);
+        }
+        assert_eq!(findings[0].advice.len(), 1, "no single one is blamed: {:?}", findings[0].advice);
+    }
+
+    #[test]
+    fn silence_from_the_server_is_told_from_silence() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        if let Some(idle) = &mut measured.idle {
+            idle.up_only = cut(Duration::from_secs(60), CutHow::Fin);
+        }
+        let (_, verdict) = judged(measured, &["nginx"]);
+        assert!(verdict.summary.contains("after 60 s of silence from the server."), "{}", verdict.summary);
+        assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.client.contains("do not count")));
+    }
+
+    #[test]
+    fn a_cut_that_pings_do_not_prevent_is_one_by_age() {
+        let mut measured = silent_for(30, CutHow::Fin);
+        if let Some(lifetime) = &mut measured.lifetime {
+            lifetime.limit = cut(Duration::from_secs(30), CutHow::Fin);
+        }
+        let (findings, verdict) = judged(measured, &["google-load-balancer"]);
+        assert_eq!(ids(&findings), ["age-limit"]);
+        assert!(verdict.summary.contains("when it is 30 s old, even a busy one."), "{}", verdict.summary);
+        assert_eq!(verdict.cuts[0].suspects[0].id, "google-cloud-load-balancer");
+    }
+
+    #[test]
+    fn an_idle_limit_and_a_longer_limit_of_age_are_both_reported() {
+        let mut measured = silent_for(20, CutHow::Fin);
+        if let Some(lifetime) = &mut measured.lifetime {
+            lifetime.limit = cut(Duration::from_secs(100), CutHow::Reset);
+        }
+        let (findings, verdict) = judged(measured, &[]);
+        assert_eq!(ids(&findings), ["idle-limit", "age-limit"]);
+        assert_eq!(verdict.cuts.len(), 2);
+    }
+
+    #[test]
+    fn connections_that_end_at_once_are_a_restart_and_no_limit_of_age() {
+        let mut measured = silent_for(20, CutHow::Fin);
+        measured.idle = None;
+        measured.lifetime = Some(Lifetime {
+            limit: cut(Duration::from_secs(40), CutHow::Fin),
+            restarts: vec![Duration::from_secs(40)],
+        });
+        assert_eq!(ids(&judged(measured, &[]).0), ["restart"]);
+    }
+
+    #[test]
+    fn a_close_is_laid_to_the_server() {
+        let how = CutHow::Close { code: Some(1001), reason: "Idle Timeout".into() };
+        let (findings, verdict) = judged(silent_for(30, how), &[]);
+        assert!(
+            verdict
+                .summary
+                .starts_with("The server, or something in front of it that speaks WebSocket, closes")
+        );
+        assert!(
+            findings[0].words.ends_with("A Close came with code 1001: \"Idle Timeout\"."),
+            "{findings:?}"
+        );
+        assert_eq!(verdict.cuts[0].suspects[0].id, "server");
+    }
+
+    #[test]
+    fn a_path_that_held_is_healthy_as_far_as_it_was_watched() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        if let Some(idle) = &mut measured.idle {
+            idle.silent = held();
+        }
+        let (findings, verdict) = judged(measured, &["nginx"]);
+        assert!(findings.is_empty(), "{findings:?}");
+        assert!(verdict.summary.starts_with("Healthy as far as 130 s of silence"), "{}", verdict.summary);
+    }
+
+    #[test]
+    fn without_a_websocket_the_gravest_fact_is_the_verdict() {
+        let mut report = report(None, &[]);
+        let words = "The name is unknown.";
+        report.findings = vec![
+            Finding { id: "proxy", severity: Severity::Note, words: "A note.".into(), advice: Vec::new() },
+            Finding {
+                id: "name-unknown",
+                severity: Severity::Unreachable,
+                words: words.into(),
+                advice: Vec::new(),
+            },
+        ];
+        assert_eq!(judge(&report).1.map(|verdict| verdict.summary), Some(words.into()));
+    }
+
+    #[test]
+    fn an_interrupt_before_any_result_is_no_bill_of_health() {
+        let unknown = Measured { waited: Duration::from_secs(2), ..Measured::default() };
+        assert!(!judged(unknown, &[]).1.summary.contains("Healthy"));
     }
 }
