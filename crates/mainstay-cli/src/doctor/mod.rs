@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, header};
 use mainstay::client::Place;
+use tokio::time::timeout;
 
 use self::facts::Facing;
 use self::measured::Measured;
@@ -37,8 +38,11 @@ use self::progress::Progress;
 use self::report::{Facts, Report, ms};
 use self::target::Target;
 use crate::observe::{log, log_text};
-use crate::process::signals::Stops;
+use crate::process::signals::{Stop, Stops};
 use crate::{print, values};
+
+/// How long the screen may take to show the last updates.
+const SCREEN_TIME: Duration = Duration::from_secs(1);
 
 /// The end of `mainstay doctor --help`.
 pub(crate) const AFTER_HELP: &str = "\
@@ -65,7 +69,8 @@ Exit codes:
   2  the arguments are wrong, or the question was not answered with yes
   3  no WebSocket could be opened
   An interrupt (Ctrl-C) or SIGTERM ends the measurement: what is known so far
-  is printed, and the exit code is that of the findings so far.";
+  is printed, and the exit code is that of the findings so far; 130 or 143 if
+  no WebSocket was open yet.";
 
 /// Flags of `mainstay doctor`.
 #[derive(clap::Args)]
@@ -138,34 +143,31 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         quick: arguments.quick,
     };
     let mut examination = Examination::new(&target, plan);
-    let resolved = tokio::select! {
-        resolved = examination.resolve(arguments.yes) => resolved,
-        _ = stops.next() => Ok(false),
-    };
-    match resolved {
-        Err(line) => return refuse(&line),
-        Ok(true) => {
-            let (progress, updates) = Progress::channel();
-            let is_shown = std::io::stderr().is_terminal() && !arguments.json;
-            let screen = tokio::spawn(screen::show(updates, is_shown));
-            examination.report.complete = tokio::select! {
-                () = examination.examine(progress) => true,
-                _ = stops.next() => false,
-            };
-            let _ = screen.await;
+    let agreed = tokio::select! {
+        agreed = examination.resolve(arguments.yes) => agreed,
+        stop = stops.next() => {
+            examination.stopped = Some(stop);
+            Ok(())
         }
-        Ok(false) => {}
+    };
+    if let Err(line) = agreed {
+        return refuse(&line);
     }
-    finish(examination, arguments.json)
-}
-
-/// Prints the report, and returns the exit code of its findings.
-fn finish(examination: Examination, json: bool) -> ExitCode {
-    let (report, plan) = examination.finish();
-    let text = if json { json_line(&report) } else { screen::text(&report, &plan) };
-    match print(text.as_bytes()) {
-        ExitCode::SUCCESS => ExitCode::from(report.exit_code()),
-        failed => failed,
+    if examination.stopped.is_none() {
+        let (progress, updates) = Progress::channel();
+        let is_shown = std::io::stderr().is_terminal() && !arguments.json;
+        let screen = tokio::spawn(screen::show(updates, is_shown));
+        examination.stopped = tokio::select! {
+            () = examination.examine(progress) => None,
+            stop = stops.next() => Some(stop),
+        };
+        let _ = timeout(SCREEN_TIME, screen).await;
+    }
+    // The reader of the output may stall.
+    let finishing = tokio::task::spawn_blocking(move || examination.finish(arguments.json));
+    tokio::select! {
+        finished = finishing => finished.unwrap_or(ExitCode::FAILURE),
+        stop = stops.next() => ExitCode::from(stop.exit_code()),
     }
 }
 
@@ -186,6 +188,8 @@ struct Examination {
     plan: Plan,
     began: Instant,
     report: Report,
+    /// The signal that ended it.
+    stopped: Option<Stop>,
 }
 
 impl Examination {
@@ -200,14 +204,14 @@ impl Examination {
             complete: false,
             took_ms: 0.0,
         };
-        Self { target: target.clone(), plan, began: Instant::now(), report }
+        Self { target: target.clone(), plan, began: Instant::now(), report, stopped: None }
     }
 
-    /// Looks the name up, and asks whether a foreign host may be measured. `Ok(true)`: go on.
+    /// Looks the name up, and asks whether a foreign host may be measured.
     ///
     /// # Errors
     /// The user did not agree.
-    async fn resolve(&mut self, yes: bool) -> Result<bool, String> {
+    async fn resolve(&mut self, yes: bool) -> Result<(), String> {
         let is_near = facts::resolve(&self.target, &mut self.report.facts).await;
         self.report.target.is_near = is_near;
         // Examining one connection is what any client does.
@@ -215,7 +219,7 @@ impl Examination {
             consent::ask(&self.report, &self.plan).await?;
         }
         self.began = Instant::now();
-        Ok(true)
+        Ok(())
     }
 
     /// Examines one connection, and unless that is all, waits on several.
@@ -235,15 +239,32 @@ impl Examination {
         watch_until(watch, measuring).await;
     }
 
-    fn finish(mut self) -> (Report, Plan) {
-        self.report.took_ms = ms(self.began.elapsed());
-        let mut findings = symptoms::find(&self.report.facts, &self.report.target);
-        let (more, verdict) = verdict::judge(&self.report);
-        findings.extend(more);
-        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        self.report.findings = findings;
-        self.report.verdict = verdict;
-        (self.report, self.plan)
+    /// Prints the report, and returns the exit code of its findings.
+    fn finish(mut self, json: bool) -> ExitCode {
+        self.judge();
+        let text = if json { json_line(&self.report) } else { screen::text(&self.report, &self.plan) };
+        match (print(text.as_bytes()), self.stopped) {
+            // Without an open WebSocket nothing is healthy.
+            (ExitCode::SUCCESS, Some(stop))
+                if self.report.findings.is_empty() && self.report.facts.pings.is_none() =>
+            {
+                ExitCode::from(stop.exit_code())
+            }
+            (ExitCode::SUCCESS, _) => ExitCode::from(self.report.exit_code()),
+            (failed, _) => failed,
+        }
+    }
+
+    /// Draws the conclusions from what is known.
+    fn judge(&mut self) {
+        let report = &mut self.report;
+        report.complete = self.stopped.is_none();
+        report.took_ms = ms(self.began.elapsed());
+        report.findings = symptoms::find(&report.facts, &report.target);
+        let (more, verdict) = verdict::judge(report);
+        report.findings.extend(more);
+        report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        report.verdict = verdict;
     }
 }
 
