@@ -1,4 +1,16 @@
 //! Which faults strike when.
+//!
+//! `table` reads a rule as people write it, `file` a whole file of them, and `profile` has those that come with the program.
+
+mod file;
+mod guess;
+mod profile;
+mod table;
+mod wrong;
+
+pub use self::file::ScenarioFile;
+pub use self::profile::Profile;
+pub use self::wrong::ScenarioError;
 
 use std::time::Duration;
 

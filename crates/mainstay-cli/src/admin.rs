@@ -4,7 +4,7 @@
 //! [`MAX_CONNECTIONS`] the oldest connection is dropped for the newest, so that idle connections block no health check,
 //! and some descriptors are reserved for it.
 //!
-//! `access` decides which requests are answered. `sessions`, `status` and `drain` answer them, in objects of JSON or lines;
+//! `access` decides which requests are answered, `foreign` which of them a page of another site may have caused. `sessions`, `status` and `drain` answer them, in objects of JSON or lines;
 //! `words` has the timeline in sentences. `question` is what concerns the sessions of all nodes of a cluster: `everywhere` asks
 //! them and joins their answers, `revocations` keeps what later nodes must know. `console` is the page at `/`, which asks the same.
 
@@ -13,8 +13,9 @@ mod client;
 mod console;
 mod drain;
 mod everywhere;
+pub(crate) mod foreign;
 mod guesses;
-mod query;
+pub(crate) mod query;
 mod question;
 mod revocations;
 mod sessions;

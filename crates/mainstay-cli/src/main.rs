@@ -3,11 +3,13 @@
 //! - [`serve`]: the gateway between clients and a backend, with one link to the backend for each client.
 //! - [`connect`]: a client for terminals and pipes.
 //! - [`bench`]: measures any WebSocket server.
+//! - [`chaos`]: a proxy that breaks connections on purpose, for tests.
 //! - [`doctor`]: finds out why connections to a server drop.
 
 mod admin;
 mod bench;
 mod builtin;
+mod chaos;
 mod clients;
 mod cluster;
 mod config;
@@ -68,6 +70,9 @@ enum Command {
     /// Measure a WebSocket server: throughput, latency, CPU time and memory.
     #[command(after_help = bench::AFTER_HELP)]
     Bench(bench::Arguments),
+    /// Break WebSocket connections on purpose, for tests: a proxy that resets, stalls, delays and loses, on command or by seed.
+    #[command(after_help = chaos::AFTER_HELP)]
+    Chaos(Box<chaos::Arguments>),
     /// Find out why the WebSocket connections to a server drop: facts, limits of the path, advice.
     #[command(after_help = doctor::AFTER_HELP)]
     Doctor(Box<doctor::Arguments>),
@@ -140,6 +145,7 @@ fn run_other(subcommand: Command, command: clap::Command) -> ExitCode {
         Command::Config(arguments) => config::run(arguments, &command),
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
+        Command::Chaos(arguments) => in_runtime(chaos::run(*arguments)),
         Command::Doctor(arguments) => in_runtime(doctor::run(*arguments)),
         Command::Health(arguments) => health::run(&arguments),
         Command::Completions { shell } => {

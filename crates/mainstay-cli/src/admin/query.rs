@@ -6,21 +6,21 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 
 /// Why a request is wrong: its status and one line.
-pub(super) type Wrong = (StatusCode, String);
+pub(crate) type Wrong = (StatusCode, String);
 
-pub(super) fn bad(line: impl std::fmt::Display) -> Wrong {
+pub(crate) fn bad(line: impl std::fmt::Display) -> Wrong {
     (StatusCode::BAD_REQUEST, format!("{line}\n"))
 }
 
 /// The parameters of one request.
-pub(super) struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Reads the parameters.
     ///
     /// # Errors
     /// One of them is unknown or given twice.
-    pub(super) fn of(request: &Request, known: &[&str]) -> Result<Self, Wrong> {
+    pub(crate) fn of(request: &Request, known: &[&str]) -> Result<Self, Wrong> {
         let text = request.uri().query().unwrap_or_default();
         let pairs: Vec<(String, String)> = form_urlencoded::parse(text.as_bytes()).into_owned().collect();
         for (index, (name, _)) in pairs.iter().enumerate() {
@@ -37,7 +37,7 @@ impl Query {
     }
 
     /// Returns a parameter; `None` if it is not there, or empty.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let value = self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
         value.filter(|value| !value.is_empty())
     }
@@ -46,7 +46,7 @@ impl Query {
     ///
     /// # Errors
     /// It is no number within these bounds.
-    pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    pub(crate) fn number<T: FromStr + PartialOrd + std::fmt::Display>(
         &self,
         name: &str,
         from: T,

@@ -1,29 +1,37 @@
 //! `mainstay doctor`: finds out why WebSocket connections to a URL drop.
 //!
 //! [`facts`] looks at one connection, and [`symptoms`] says what the facts alone show. [`measure`] waits on several connections.
-//! [`verdict`] says what it all means, [`screen`] shows it to people, and [`report`] is what `--json` prints.
+//! [`verdict`] says what it all means; [`screen`] shows progress and [`page`] the result to people, and [`report`] is what `--json` prints.
 
 #![allow(dead_code, reason = "the parts are being built")]
 
+mod advice;
 mod answer;
 mod certificates;
 mod consent;
+mod cutters;
 mod dial;
 mod facts;
+mod findings;
+mod heartbeat;
 mod http2;
+mod judgement;
 mod measure;
 mod measured;
+mod page;
 mod pings;
 mod probe;
 mod products;
 mod progress;
 mod report;
+mod rows;
 mod screen;
+mod suspects;
 mod symptoms;
 mod target;
 mod verdict;
+mod words;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -155,8 +163,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
     if examination.stopped.is_none() {
         let (progress, updates) = Progress::channel();
-        let is_shown = std::io::stderr().is_terminal() && !arguments.json;
-        let screen = tokio::spawn(screen::show(updates, is_shown));
+        let screen = tokio::spawn(screen::show(updates, !arguments.json));
         examination.stopped = tokio::select! {
             () = examination.examine(progress) => None,
             stop = stops.next() => Some(stop),
@@ -178,7 +185,7 @@ fn json_line(report: &Report) -> String {
 }
 
 fn refuse(line: &str) -> ExitCode {
-    log::write_line(&log_text::escape(line, false, false));
+    log::write_line(line);
     ExitCode::from(2)
 }
 
@@ -242,7 +249,7 @@ impl Examination {
     /// Prints the report, and returns the exit code of its findings.
     fn finish(mut self, json: bool) -> ExitCode {
         self.judge();
-        let text = if json { json_line(&self.report) } else { screen::text(&self.report, &self.plan) };
+        let text = if json { json_line(&self.report) } else { page::text(&self.report, &self.plan) };
         match (print(text.as_bytes()), self.stopped) {
             // Without an open WebSocket nothing is healthy.
             (ExitCode::SUCCESS, Some(stop))

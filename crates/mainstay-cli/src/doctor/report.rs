@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::judgement::Verdict;
 use super::measured::Measured;
 
 /// The whole result.
@@ -26,13 +27,6 @@ pub(crate) struct Report {
     pub(crate) complete: bool,
     /// How long everything took.
     pub(crate) took_ms: f64,
-}
-
-/// The verdict on everything.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Verdict {
-    /// One sentence.
-    pub(crate) summary: String,
 }
 
 /// What was examined.
