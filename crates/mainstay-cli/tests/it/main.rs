@@ -13,6 +13,7 @@ mod connect;
 mod credentials;
 mod credentials_end;
 mod doctor_measure;
+mod doctor;
 mod flags;
 mod frames;
 mod guarded;
