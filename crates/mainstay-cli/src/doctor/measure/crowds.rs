@@ -11,9 +11,9 @@ use super::super::probe::{Options, Probe, Seen};
 use super::super::progress::Progress;
 use super::super::report::OpenError;
 use super::super::target::Target;
+use super::crowd::Reconnects;
 use super::hold::close;
 use super::schedule::Schedule;
-use super::crowd::Reconnects;
 
 /// The events that may wait.
 const EVENTS: usize = 256;
