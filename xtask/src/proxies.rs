@@ -60,7 +60,7 @@ fn play(proxies: &[Proxy]) -> Result<()> {
             proxies
                 .iter()
                 .map(|proxy| (proxy.name, scope.spawn(move || text(stage::play(proxy, scratch, backend)))))
-                .chain(proxies.iter().map(|proxy| {
+                .chain(proxies.iter().filter(|proxy| !proxy.reaches_us_by_http2).map(|proxy| {
                     (proxy.name, scope.spawn(move || text(doctor::play(proxy, scratch, backend))))
                 }))
                 .chain([("the demonstration", scope.spawn(move || text(demo::play(scratch))))])
