@@ -32,9 +32,9 @@ fn expected(kind: Kind) -> Expected {
     let named = |product| Expected { product: Some(product), cuts: &[], suspect: None };
     match kind {
         Kind::Nginx => Expected { cuts: &["fin"], suspect: Some(("nginx", "probable")), ..named("nginx") },
-        // Envoy ends TCP a second after its limit, and answers what comes in that second by a reset.
+        // Envoy ends TCP a second after its limit; what comes in that second gets a reset, or no answer.
         Kind::Envoy => Expected {
-            cuts: &["fin", "reset-on-send"],
+            cuts: &["fin", "reset-on-send", "silent"],
             suspect: Some(("envoy", "probable")),
             ..named("envoy")
         },
