@@ -12,6 +12,7 @@ mod config;
 mod connect;
 mod credentials;
 mod credentials_end;
+mod doctor;
 mod flags;
 mod frames;
 mod guarded;
