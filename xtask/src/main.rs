@@ -33,7 +33,7 @@ mod tidy;
 mod words;
 
 use std::error::Error;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::{Args, Parser};
@@ -42,7 +42,7 @@ use run::cargo;
 const STEPS: &[Step] = &[
     Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
-    Step::new("test", "unit, documentation and integration tests", |_| cargo("test --workspace")),
+    Step::new("test", "unit, documentation and integration tests", |_| tests()),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
     Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
@@ -227,6 +227,18 @@ impl Step {
     const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
         Self { name, about, run }
     }
+}
+
+/// Runs the tests of all crates, three at a time for each core: most of them wait for processes, timers and sockets.
+fn tests() -> Result<Outcome> {
+    let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 3);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "--workspace"]);
+    if std::env::var_os("RUST_TEST_THREADS").is_none() {
+        command.env("RUST_TEST_THREADS", threads.to_string());
+    }
+    run::check(&mut command)
 }
 
 fn simulate(depth: Depth) -> Result<Outcome> {

@@ -71,6 +71,7 @@ impl AccessEntry {
         let peer = peer.address.map_or_else(|| "unknown".to_owned(), |peer| peer.to_string());
         let (code, stayed_ms) = (code.map(CloseCode::get), self.since.elapsed().as_millis() as u64);
         tracing::info!(
+            target: "mainstay::access_log",
             session,
             peer,
             subject,

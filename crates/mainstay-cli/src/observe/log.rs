@@ -27,9 +27,9 @@ const BYTES: usize = 1 << 20;
 /// clients are not shown, and neither is the span of a session, which would cost some 300 bytes for each session. (A
 /// directive matches every target that begins with it, so `mainstay::serve` alone would include the library's
 /// `mainstay::server`.)
-const DEFAULT: &str = "warn,mainstay::signals=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
-                       mainstay::successor=info,mainstay::backend_health=info,mainstay::pool=info,mainstay::cluster=info,\
-                       mainstay::reload=info,mainstay::spans=info,mainstay::server::leave=info";
+const DEFAULT: &str = "warn,mainstay::process=info,mainstay::serve=info,mainstay::server=warn,mainstay::admin=info,\
+                       mainstay::upstream::backend_health=info,mainstay::upstream::pool=info,mainstay::cluster=info,\
+                       mainstay::routes::reload=info,mainstay::observe::spans=info,mainstay::server::leave=info";
 
 /// The format of log lines.
 #[derive(
@@ -345,6 +345,19 @@ mod tests {
             })
         };
         assert_eq!((shown(None), shown(Some("info"))), ((true, false), (true, true)));
+    }
+
+    #[test]
+    fn each_module_that_the_default_log_names_is_there() {
+        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        for directive in DEFAULT.split(',').filter_map(|directive| directive.strip_prefix("mainstay::")) {
+            let module = directive.split('=').next().unwrap().replace("::", "/");
+            let is_in = |source: &str| {
+                let path = sources.join(source).join(&module);
+                path.is_dir() || path.with_extension("rs").is_file()
+            };
+            assert!(is_in("src") || is_in("../mainstay/src"), "{directive}");
+        }
     }
 
     #[test]

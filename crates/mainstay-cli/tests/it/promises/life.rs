@@ -1,7 +1,7 @@
 //! R6, R7, R9, R10, R11 and R14: reconnects of clients and links, and what is left of clients that end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use axum::Router;
 use axum::routing::any;
@@ -190,21 +190,21 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     let (over, mut client) =
         (Arc::clone(&is_closed), Client::builder(&format!("ws://{}/", proxy.address)).unwrap().connect());
     let prober = client.sender();
+    let returned = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&returned);
     let application = tokio::spawn(async move {
-        let mut count = 0;
         while !over.load(Relaxed) {
+            let count = counter.load(Relaxed);
             comes_back(&mut client, &count.to_string()).await;
-            count += 1;
+            counter.store(count + 1, Relaxed);
         }
-        count
     });
-    let messages = || gateway.metric("messages_total{direction=\"in\"}");
     for fault in 0..8 {
-        let before = messages();
+        let before = returned.load(Relaxed);
         until("messages flow again", || {
             // As the operating system would report that the network is back.
             prober.probe_now();
-            messages() > before + 20.0
+            returned.load(Relaxed) > before + 20
         })
         .await;
         match fault % 3 {
@@ -225,9 +225,8 @@ async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
         }
     }
     is_closed.store(true, Relaxed);
-    let count = application.await.unwrap();
     // The application itself checks that each message returns once and in order.
-    assert!(count > 160, "{count}");
+    application.await.unwrap();
     assert_eq!(gateway.metric("attaches_total{outcome=\"new\"}"), 1.0);
     assert_eq!(gateway.metric("attaches_total{outcome=\"lost\"}"), 0.0);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mainstay::client::{Event, Mode, Request, State};
 use mainstay::server::{Config, Sender, SessionState};
-use mainstay::{Client, CloseCode, Link, Message, Server, Session};
+use mainstay::{Budget, Client, CloseCode, Link, Message, Server, Session};
 use mainstay_proto::connect::{Client as Machine, Command, ConnectConfig, Lost};
 use mainstay_proto::session::Window;
 use tokio::net::{TcpListener, TcpStream};
@@ -289,7 +289,9 @@ async fn r10_a_thousand_reconnects_leave_one_handler_and_bring_each_message_once
 
 #[tokio::test(start_paused = true)]
 async fn r11_however_connections_end_no_task_session_or_byte_is_left() {
-    let config = Config::new().resume_window(Duration::from_millis(200)).unwrap();
+    // Its own budget: the other tests of this process share the default one.
+    let config =
+        Config::new().resume_window(Duration::from_millis(200)).unwrap().budget(Budget::new(1 << 30));
     let (address, mainstay) = echo_server(config).await;
     let url = format!("ws://{address}/echo");
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
