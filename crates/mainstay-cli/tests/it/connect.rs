@@ -113,8 +113,15 @@ fn a_second_signal_ends_at_once() {
 
 #[test]
 fn help_has_examples_and_exit_codes_and_shells_get_their_completion() {
-    let commands =
-        [&["serve"][..], &["connect"], &["bench"], &["bench", "echo"], &["completions"], &["health"]];
+    let commands = [
+        &["serve"][..],
+        &["connect"],
+        &["bench"],
+        &["bench", "echo"],
+        &["chaos"],
+        &["completions"],
+        &["health"],
+    ];
     for command in commands {
         let help = run(&[command, &["--help"]].concat(), b"");
         assert_eq!(help.status.code(), Some(0), "{command:?}");
