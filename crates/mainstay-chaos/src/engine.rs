@@ -1,26 +1,34 @@
-//! What runs on the proxy's thread.
+//! What runs on the proxy's thread: it listens, gives each connection its machine and its task, and spreads the faults of the proxy.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::mpsc as answers;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep_until;
 
-use crate::event::{Event, FaultId, What};
+use crate::connection::Connection;
+use crate::event::{Cause, FaultId, Lift, What};
 use crate::fault::Fault;
+use crate::pair::Pair;
 use crate::scenario::Scenario;
+use crate::schedule::{self, Schedule, Strike};
+use crate::shared::{OnEvent, Shared};
 use crate::state::{ActiveFault, ConnectionInfo, Target};
 
 /// Runs on the proxy's thread.
 pub(crate) type Command = Box<dyn FnOnce(&mut Engine) + Send>;
 
-/// Receives each event.
-pub(crate) type OnEvent = Box<dyn FnMut(&Event) + Send>;
+/// How long the proxy waits before it tries again to listen or to accept.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// How a proxy starts.
 pub(crate) struct Settings {
@@ -41,21 +49,39 @@ impl Default for Settings {
     }
 }
 
-/// How many events are kept.
-const TIMELINE: usize = 100_000;
-
 /// The state of a proxy.
 pub(crate) struct Engine {
-    since: Instant,
-    settings: Settings,
-    timeline: VecDeque<Event>,
-    events: u64,
+    shared: Rc<Shared>,
+    address: SocketAddr,
+    upstream: String,
+    seed: u64,
+    scenario: Scenario,
+    /// `None`: nothing listens.
+    listener: Option<TcpListener>,
+    /// When to try again to listen or to accept.
+    again: Option<Duration>,
+    pairs: Rc<RefCell<BTreeMap<u64, Rc<RefCell<Pair>>>>>,
     accepted: u64,
+    /// The schedules of the rules that strike the whole proxy.
+    schedules: Vec<Schedule>,
+    /// The lasting faults of the whole proxy, and those of single connections that were commanded.
+    standing: Vec<Standing>,
     faults: u64,
     has_ended: bool,
 }
 
+struct Standing {
+    id: FaultId,
+    by: Cause,
+    fault: Fault,
+    target: Target,
+    until: Option<Duration>,
+    /// Of a rule: which connections it strikes.
+    share: f64,
+}
+
 impl Engine {
+    /// Runs a proxy until it is ended, and reports through `ready` where it listens.
     pub(crate) fn run(
         listen: &str,
         settings: Settings,
@@ -68,78 +94,270 @@ impl Engine {
         };
         let local = LocalSet::new();
         local.block_on(&runtime, async {
-            let bound = TcpListener::bind(listen).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
-            let (address, listener) = match bound {
-                Ok(bound) => bound,
-                Err(error) => {
-                    let message = format!("cannot listen on {listen}: {error}");
-                    return drop(ready.send(Err(io::Error::new(error.kind(), message))));
-                }
-            };
-            let mut engine = Self::new(settings);
-            engine.event(
-                None,
-                What::Started {
-                    listen: address,
-                    upstream: engine.settings.upstream.clone(),
-                    seed: engine.settings.seed,
-                },
-            );
-            let _ = ready.send(Ok(address));
-            while !engine.has_ended {
-                tokio::select! {
-                    command = commands.recv() => match command {
-                        Some(command) => command(&mut engine),
-                        None => break,
-                    },
-                    Ok((mut client, address)) = listener.accept() => {
-                        engine.accepted += 1;
-                        engine.event(Some(engine.accepted), What::Opened { client: address });
-                        let upstream = engine.settings.upstream.clone();
-                        tokio::task::spawn_local(async move {
-                            let Ok(mut upstream) = TcpStream::connect(&upstream).await else { return };
-                            let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
-                        });
-                    }
+            match bind(listen).await {
+                Err(error) => drop(ready.send(Err(error))),
+                Ok((address, listener)) => {
+                    let mut engine = Self::new(settings, address, listener);
+                    let _ = ready.send(Ok(address));
+                    engine.serve(&mut commands).await;
                 }
             }
-            engine.event(None, What::Ended);
+        });
+        drop(local);
+        // A name that is being looked up must not keep the thread.
+        runtime.shutdown_background();
+    }
+
+    fn new(settings: Settings, address: SocketAddr, listener: TcpListener) -> Self {
+        let Settings { upstream, seed, scenario, on_event } = settings;
+        let shared = Rc::new(Shared::new(on_event));
+        shared.event(None, What::Started { listen: address, upstream: upstream.clone(), seed });
+        let mut engine = Self {
+            shared,
+            address,
+            upstream,
+            seed,
+            scenario: Scenario::default(),
+            listener: Some(listener),
+            again: None,
+            pairs: Rc::default(),
+            accepted: 0,
+            schedules: Vec::new(),
+            standing: Vec::new(),
+            faults: 0,
+            has_ended: false,
+        };
+        engine.begin_scenario(scenario, Duration::ZERO);
+        engine.handle_time();
+        engine
+    }
+
+    async fn serve(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
+        let shared = Rc::clone(&self.shared);
+        while !self.has_ended {
+            let next = self.next_time().map(|at| shared.instant(at));
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    Some(command) => command(self),
+                    None => self.has_ended = true,
+                },
+                () = wait_until(next) => self.handle_time(),
+                () = shared.has_newcomer.notified() => self.show_ghosts(),
+                accepted = accept(self.listener.as_ref().filter(|_| self.again.is_none())) => self.accept(accepted),
+            }
+        }
+        self.listener = None;
+        self.for_each(|_, machine| machine.reset_both("proxy-ended"));
+        self.shared.event(None, What::Ended);
+    }
+
+    fn accept(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        let now = self.shared.now();
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => return self.try_again(&error),
+        };
+        self.accepted += 1;
+        let id = self.accepted;
+        self.shared.event(Some(id), What::Opened { client });
+        let mut machine = Connection::new(id, now, self.seed);
+        machine.set_rules(&self.scenario, now);
+        for standing in self.standing.iter().filter(|standing| standing.strikes_newcomer(self.seed, id)) {
+            machine.handle_fault(now, &standing.fault, standing.id, standing.until);
+        }
+        let pair = Rc::new(RefCell::new(Pair::new(id, stream, client, machine, self.upstream.clone())));
+        self.pairs.borrow_mut().insert(id, Rc::clone(&pair));
+        let (shared, pairs) = (Rc::clone(&self.shared), Rc::clone(&self.pairs));
+        spawn_local(async move {
+            poll_fn(|context| pair.borrow_mut().poll(context, &shared)).await;
+            pairs.borrow_mut().remove(&id);
         });
     }
 
-    fn new(settings: Settings) -> Self {
-        Self {
-            since: Instant::now(),
-            settings,
-            timeline: VecDeque::new(),
-            events: 0,
-            accepted: 0,
-            faults: 0,
-            has_ended: false,
+    /// Faults begin and end that are due; the listener follows them.
+    fn handle_time(&mut self) {
+        let now = self.shared.now();
+        self.again = self.again.filter(|again| *again > now);
+        let due = |standing: &mut Standing| standing.until.is_some_and(|until| until <= now);
+        let ended: Vec<_> = self.standing.extract_if(.., due).collect();
+        for standing in ended {
+            self.stopped(&standing, Lift::End);
+        }
+        for index in 0..self.schedules.len() {
+            while let Some(strike) = self.schedules[index].pop(now) {
+                self.strike(self.schedules[index].rule, strike);
+            }
+        }
+        self.listen_or_not();
+    }
+
+    /// A rule strikes the whole proxy.
+    fn strike(&mut self, number: usize, strike: Strike) {
+        let Some(rule) = self.scenario.rules.get(number - 1) else { return };
+        let (fault, by, share) = (rule.fault.clone(), Cause::Rule(number), rule.share);
+        let lasts = strike.until.map(|until| until.saturating_sub(strike.at));
+        self.shared.event(None, What::Fault { fault: fault.clone(), by, lasts, due: Some(strike.due) });
+        self.faults += 1;
+        let id = FaultId(self.faults);
+        let standing = Standing { id, by, fault, target: Target::All, until: strike.until, share };
+        self.begin(standing);
+    }
+
+    fn begin(&mut self, standing: Standing) {
+        let (now, seed) = (self.shared.now(), self.seed);
+        let Standing { id: fault_id, ref fault, until, .. } = standing;
+        self.for_each(|id, machine| {
+            if standing.strikes_open(seed, id) {
+                machine.handle_fault(now, fault, fault_id, until);
+            }
+        });
+        if !standing.fault.is_of_a_moment() {
+            self.standing.push(standing);
+        }
+        self.listen_or_not();
+    }
+
+    fn stopped(&mut self, standing: &Standing, why: Lift) {
+        let now = self.shared.now();
+        let connection = match standing.target {
+            Target::Connection(id) => Some(id),
+            _ => None,
+        };
+        self.shared.event(connection, What::Lifted { fault: standing.fault.name(), by: standing.by, why });
+        self.for_each(|_, machine| machine.handle_lift(now, standing.id, why));
+    }
+
+    /// Opens or closes the listener, as the fault `refuse` says.
+    fn listen_or_not(&mut self) {
+        let refuses = self.standing.iter().any(|standing| standing.fault == Fault::Refuse);
+        if refuses {
+            self.listener = None;
+        } else if self.listener.is_none() && self.again.is_none() && !self.has_ended {
+            match listen_again(self.address) {
+                Ok(listener) => self.listener = Some(listener),
+                Err(error) => self.try_again(&error),
+            }
         }
     }
 
-    pub(crate) fn inject(&mut self, _fault: Fault, _target: Target, _lasts: Option<Duration>) -> FaultId {
+    fn try_again(&mut self, error: &io::Error) {
+        self.shared.event(None, What::AcceptFailed { reason: error.to_string() });
+        self.again = Some(self.shared.now() + AGAIN);
+    }
+
+    fn next_time(&self) -> Option<Duration> {
+        let ends = self.standing.iter().filter_map(|standing| standing.until);
+        ends.chain(self.schedules.iter().filter_map(Schedule::next)).chain(self.again).min()
+    }
+
+    /// Ghosts that are older than the newest connection appear.
+    fn show_ghosts(&mut self) {
+        if let Some(newest) = self.shared.take_newcomer() {
+            self.for_each(|id, machine| {
+                if id < newest {
+                    machine.handle_newcomer();
+                }
+            });
+        }
+    }
+
+    fn begin_scenario(&mut self, scenario: Scenario, now: Duration) {
+        let rules = scenario.rules.iter().enumerate().map(|(index, rule)| (index + 1, rule));
+        self.schedules = rules
+            .filter(|(_, rule)| schedule::is_of_the_proxy(rule))
+            .map(|(number, rule)| {
+                Schedule::new(number, rule, now, schedule::random(self.seed, 0, number as u64))
+            })
+            .collect();
+        self.scenario = scenario;
+    }
+
+    /// Lets every open connection take in what `change` does to it, and carries that out.
+    fn for_each(&self, mut change: impl FnMut(u64, &mut Connection)) {
+        let pairs: Vec<_> = self.pairs.borrow().values().cloned().collect();
+        for pair in pairs {
+            let mut pair = pair.borrow_mut();
+            if !pair.is_closed() {
+                change(pair.id, &mut pair.machine);
+                pair.carry_out(&self.shared);
+            }
+        }
+    }
+}
+
+/// What the handle asks for.
+impl Engine {
+    pub(crate) fn inject(&mut self, fault: Fault, target: Target, lasts: Option<Duration>) -> FaultId {
         self.faults += 1;
-        FaultId(self.faults)
+        let id = FaultId(self.faults);
+        let by = Cause::Command(id);
+        let lasts = lasts.filter(|_| !fault.is_of_a_moment());
+        let until = lasts.and_then(|lasts| self.shared.now().checked_add(lasts));
+        let connection = match target {
+            Target::Connection(id) => Some(id),
+            _ => None,
+        };
+        self.shared.event(connection, What::Fault { fault: fault.clone(), by, lasts, due: None });
+        self.begin(Standing { id, by, fault, target, until, share: 1.0 });
+        id
     }
 
-    pub(crate) fn lift(&mut self, _id: FaultId) -> bool {
-        false
+    pub(crate) fn lift(&mut self, id: FaultId) -> bool {
+        let found = self.standing.iter().position(|standing| standing.id == id);
+        if let Some(found) = found {
+            let standing = self.standing.remove(found);
+            self.stopped(&standing, Lift::Command);
+            self.listen_or_not();
+        }
+        found.is_some()
     }
 
-    pub(crate) fn lift_all(&mut self) {}
+    pub(crate) fn lift_all(&mut self) {
+        for standing in std::mem::take(&mut self.standing) {
+            self.stopped(&standing, Lift::Command);
+        }
+        let now = self.shared.now();
+        self.for_each(|_, machine| machine.handle_lift_of_rules(now, Lift::Command));
+        self.listen_or_not();
+    }
 
     pub(crate) fn set_upstream(&mut self, upstream: String) {
-        self.settings.upstream = upstream;
+        self.upstream = upstream;
     }
 
     pub(crate) fn set_scenario(&mut self, scenario: Scenario) {
-        self.settings.scenario = scenario;
+        let of_a_rule = |standing: &mut Standing| matches!(standing.by, Cause::Rule(_));
+        let ended: Vec<_> = self.standing.extract_if(.., of_a_rule).collect();
+        for standing in ended {
+            self.stopped(&standing, Lift::Scenario);
+        }
+        let now = self.shared.now();
+        self.begin_scenario(scenario, now);
+        let scenario = self.scenario.clone();
+        self.for_each(|_, machine| {
+            machine.handle_lift_of_rules(now, Lift::Scenario);
+            machine.set_rules(&scenario, now);
+        });
+        self.handle_time();
     }
 
     pub(crate) fn connections(&self) -> Vec<ConnectionInfo> {
-        Vec::new()
+        let pairs = self.pairs.borrow();
+        let open = pairs.values().map(|pair| pair.borrow()).filter(|pair| !pair.is_closed());
+        open.map(|pair| {
+            let (up, down) = pair.machine.bytes();
+            ConnectionInfo {
+                id: pair.id,
+                client: pair.client,
+                opened: pair.machine.opened(),
+                up,
+                down,
+                state: pair.machine.state(),
+                faults: pair.machine.faults(),
+            }
+        })
+        .collect()
     }
 
     pub(crate) fn accepted(&self) -> u64 {
@@ -147,26 +365,71 @@ impl Engine {
     }
 
     pub(crate) fn faults(&self) -> Vec<ActiveFault> {
-        Vec::new()
+        let now = self.shared.now();
+        let active = |standing: &Standing| ActiveFault {
+            id: standing.id,
+            fault: standing.fault.clone(),
+            target: standing.target,
+            rest: standing.until.map(|until| until.saturating_sub(now)),
+        };
+        self.standing.iter().map(active).collect()
     }
 
-    pub(crate) fn timeline(&self) -> Vec<Event> {
-        self.timeline.iter().cloned().collect()
+    pub(crate) fn timeline(&self) -> Vec<crate::event::Event> {
+        self.shared.timeline()
     }
 
     pub(crate) fn end(&mut self) {
         self.has_ended = true;
     }
+}
 
-    fn event(&mut self, connection: Option<u64>, what: What) {
-        self.events += 1;
-        let event = Event { number: self.events, at: self.since.elapsed(), connection, what };
-        if let Some(receive) = &mut self.settings.on_event {
-            receive(&event);
+impl Standing {
+    /// Whether it strikes a connection that is open when it begins.
+    fn strikes_open(&self, seed: u64, id: u64) -> bool {
+        let is_meant = match self.target {
+            Target::Open | Target::All => true,
+            Target::New => false,
+            Target::Connection(meant) => meant == id,
+        };
+        is_meant && self.is_drawn(seed, id)
+    }
+
+    /// Whether it strikes a connection that opens while it lasts.
+    fn strikes_newcomer(&self, seed: u64, id: u64) -> bool {
+        matches!(self.target, Target::New | Target::All) && self.is_drawn(seed, id)
+    }
+
+    fn is_drawn(&self, seed: u64, id: u64) -> bool {
+        match self.by {
+            Cause::Rule(number) => schedule::is_struck(seed, id, number, self.share),
+            Cause::Command(_) => true,
         }
-        if self.timeline.len() == TIMELINE {
-            self.timeline.pop_front();
-        }
-        self.timeline.push_back(event);
+    }
+}
+
+async fn bind(listen: &str) -> io::Result<(SocketAddr, TcpListener)> {
+    let bound = TcpListener::bind(listen).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
+    bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))
+}
+
+/// Listens at the same address as before, though connections of then may still be open.
+fn listen_again(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_until(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }

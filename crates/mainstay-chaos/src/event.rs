@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::fault::{Fault, text};
+use crate::fault::{Direction, Fault, text};
 
 /// Identifies a fault that is in force, or was: for [`lift`](crate::ChaosProxy::lift) and in the timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -91,10 +91,17 @@ pub enum What {
         /// Why it stopped.
         why: Lift,
     },
+    /// `dead`: a direction has lost a byte or the end of its stream, by `black-hole` or a silent `idle-cut`. Nothing passes in it any more,
+    /// also after the fault has ended, and neither side is notified.
+    Dead {
+        /// Up or down.
+        direction: Direction,
+    },
     /// `closed`: a connection is gone, on both sides.
     Closed {
-        /// Why: which side, or which fault.
-        reason: String,
+        /// Why: the name of a fault, `client` or `upstream` (which ended its stream first), `client-reset`, `upstream-reset`,
+        /// `upstream-failed`, or `proxy-ended`.
+        reason: &'static str,
         /// Bytes from the client that the proxy wrote to the upstream.
         up: u64,
         /// Bytes from the upstream that the proxy wrote to the client.
@@ -144,6 +151,7 @@ impl What {
             Self::Unreadable => "unreadable",
             Self::Fault { .. } => "fault",
             Self::Lifted { .. } => "lifted",
+            Self::Dead { .. } => "dead",
             Self::Closed { .. } => "closed",
             Self::AcceptFailed { .. } => "accept-failed",
             Self::Ended => "ended",
@@ -178,6 +186,7 @@ impl What {
                 map.serialize_entry("by", &by.to_string())?;
                 map.serialize_entry("why", &why.to_string())
             }
+            Self::Dead { direction } => map.serialize_entry("direction", direction.name()),
             Self::Closed { reason, up, down } => {
                 map.serialize_entry("reason", reason)?;
                 map.serialize_entry("up", up)?;

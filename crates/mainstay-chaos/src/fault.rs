@@ -202,6 +202,39 @@ impl Direction {
             Self::Both => "both",
         }
     }
+
+    /// Whether the bytes that `side` writes are meant.
+    pub(crate) fn covers(self, side: Side) -> bool {
+        self == Self::Both || self == side.direction()
+    }
+}
+
+/// The end that writes the bytes of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Its bytes go up.
+    Client,
+    /// Its bytes go down.
+    Upstream,
+}
+
+impl Side {
+    pub(crate) const BOTH: [Self; 2] = [Self::Client, Self::Upstream];
+
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+
+    /// Returns the direction of what it writes.
+    pub(crate) fn direction(self) -> Direction {
+        match self {
+            Self::Client => Direction::Up,
+            Self::Upstream => Direction::Down,
+        }
+    }
 }
 
 /// Returns a duration as a scenario file has it.

@@ -5,12 +5,19 @@
 //!   [`Profile`] has some that imitate what people meet.
 //! - [`ChaosProxy`]: a proxy in this process. [`Event`]: a line of its timeline.
 
+mod connection;
 mod engine;
 mod event;
 mod fault;
+mod frames;
+mod http;
 mod kind;
+mod pair;
+mod pipe;
 mod proxy;
 mod scenario;
+mod schedule;
+mod shared;
 mod state;
 
 pub use event::{Cause, Event, FaultId, Lift, What};

@@ -119,6 +119,12 @@ impl ChaosProxy {
 
     /// Runs something on the proxy's thread.
     fn ask<T: Send + 'static>(&self, question: impl FnOnce(&mut Engine) -> T + Send + 'static) -> T {
+        let is_within =
+            self.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id());
+        assert!(
+            !is_within,
+            "the function given to on_event must not call the proxy: it runs on the proxy's thread"
+        );
         let (answer, answered) = answers::channel();
         let command: Command = Box::new(move |engine| drop(answer.send(question(engine))));
         let sent = self.commands.send(command).is_ok();

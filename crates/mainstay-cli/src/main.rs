@@ -4,6 +4,7 @@
 //! - [`connect`]: a client for terminals and pipes.
 //! - [`bench`]: measures any WebSocket server.
 //! - [`chaos`]: a proxy that breaks connections on purpose, for tests.
+//! - [`doctor`]: finds out why connections to a server drop.
 
 mod admin;
 mod bench;
@@ -14,6 +15,7 @@ mod cluster;
 mod config;
 mod connect;
 mod credentials;
+mod doctor;
 mod health;
 mod http_client;
 mod manual;
@@ -71,6 +73,9 @@ enum Command {
     /// Break WebSocket connections on purpose, for tests: a proxy that resets, stalls, delays and loses, on command or by seed.
     #[command(after_help = chaos::AFTER_HELP)]
     Chaos(Box<chaos::Arguments>),
+    /// Find out why the WebSocket connections to a server drop: facts, limits of the path, advice.
+    #[command(after_help = doctor::AFTER_HELP)]
+    Doctor(Box<doctor::Arguments>),
     /// Check, show and describe the configuration of `mainstay serve`.
     #[command(after_help = config::AFTER_HELP)]
     Config(config::Arguments),
@@ -141,6 +146,7 @@ fn run_other(subcommand: Command, command: clap::Command) -> ExitCode {
         Command::Connect(arguments) => in_runtime(connect::run(arguments)),
         Command::Bench(arguments) => bench::run(arguments),
         Command::Chaos(arguments) => in_runtime(chaos::run(*arguments)),
+        Command::Doctor(arguments) => in_runtime(doctor::run(*arguments)),
         Command::Health(arguments) => health::run(&arguments),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -121,6 +121,11 @@ pub(crate) fn config(
     Ok(Arc::new(config))
 }
 
+/// Returns what verifies servers: it trusts `ca`, or the system's certificates. An error begins with `ca` and names the file.
+pub(crate) fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    Ok(Arc::new(Verifier::new(ca, Arc::new(ring::default_provider()))?))
+}
+
 fn certificates(flag: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let found = read.map_err(|error| format!("{flag} {}: {error}", file.display()))?;

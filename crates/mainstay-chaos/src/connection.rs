@@ -1,0 +1,562 @@
+//! The machine of one connection: two pipes, the faults in force, and what becomes of its ends.
+//!
+//! The driver reports what the sockets did (`handle_*`), asks for what to do (`poll_*`), and comes back when [`Connection::poll_timeout`]
+//! says. Times are since the start of the proxy.
+//!
+//! A direction that lost a byte or an end is dead: nothing passes in it any more, also after the fault has ended, because a stream with a
+//! hole in it is none. What its writer writes is read and dropped. The other direction goes on. A connection is gone once both ends have
+//! ended, or a fault has cut it.
+
+mod force;
+mod ghost;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+
+use self::force::InForce;
+use self::ghost::Ghost;
+use crate::event::What;
+use crate::fault::{Direction, Fault, Side};
+use crate::frames::{Dialogue, Frame, Part, opcode};
+use crate::http;
+use crate::pipe::{Gates, Pipe, ROOM, Tail};
+use crate::scenario::Scenario;
+use crate::schedule::{self, Schedule};
+
+/// How long the proxy reads on after it has ended both streams, so that unread bytes do not turn the end into a reset.
+const LINGER: Duration = Duration::from_secs(2);
+/// A WebSocket on which the upstream says nothing counts as up so long after its handshake.
+const UP_AFTER: Duration = Duration::from_secs(1);
+/// The longest part of a payload that passes before a cut inside a frame.
+const LONGEST_PART: u64 = 16 * 1024;
+
+/// What the driver does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Connect to the upstream.
+    Dial,
+    /// Announce the end of the stream to this side.
+    Finish(Side),
+    /// Reset the connection with this side, and forget its socket.
+    Reset(Side),
+    /// A connection is up: ghosts of older ones appear.
+    Appear,
+}
+
+/// The machine of one connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    id: u64,
+    opened: Duration,
+    seed: u64,
+    jitter: SmallRng,
+    /// By the side that writes.
+    pipes: [Pipe; 2],
+    gates: [Gates; 2],
+    dialogue: Dialogue,
+    dial: Dial,
+    in_force: Vec<InForce>,
+    rules: Vec<(Fault, Schedule)>,
+    /// A request that is kept back because it may be answered by the fault `status`.
+    held: Held,
+    /// By side: it has ended its stream or is gone.
+    has_ended: [bool; 2],
+    /// By side: its socket is reset or broken.
+    is_gone: [bool; 2],
+    last_bytes: [Duration; 2],
+    /// By side: the next data frame is cut.
+    cuts_next_frame: [bool; 2],
+    /// By side: how much of the present frame passes before it is cut.
+    cut_frame: [Option<u64>; 2],
+    /// By side: the present frame is dropped.
+    drops_frame: [bool; 2],
+    ghost: Ghost,
+    /// When it counts as up.
+    up_at: Option<Duration>,
+    life: Life,
+    first_end: Option<&'static str>,
+    is_noted_unreadable: bool,
+    actions: VecDeque<Action>,
+    notes: VecDeque<What>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dial {
+    /// Nobody has asked for the upstream.
+    NotYet,
+    Asked,
+    Connected,
+}
+
+#[derive(Debug)]
+enum Held {
+    No,
+    /// A part of a head.
+    Head(Vec<u8>),
+    /// Whole requests, so many, and what follows them.
+    Requests(Vec<u8>, usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Open,
+    /// Both streams are ended; the proxy reads until both sides end theirs.
+    Lingers {
+        until: Duration,
+        reason: &'static str,
+    },
+    Over {
+        reason: &'static str,
+    },
+}
+
+impl Connection {
+    pub(crate) fn new(id: u64, now: Duration, seed: u64) -> Self {
+        Self {
+            id,
+            opened: now,
+            seed,
+            jitter: schedule::random(seed, id, 0),
+            pipes: [Pipe::new(), Pipe::new()],
+            gates: [Gates::default(), Gates::default()],
+            dialogue: Dialogue::new(),
+            dial: Dial::NotYet,
+            in_force: Vec::new(),
+            rules: Vec::new(),
+            held: Held::No,
+            has_ended: [false; 2],
+            is_gone: [false; 2],
+            last_bytes: [now; 2],
+            cuts_next_frame: [false; 2],
+            cut_frame: [None; 2],
+            drops_frame: [false; 2],
+            ghost: Ghost::None,
+            up_at: None,
+            life: Life::Open,
+            first_end: None,
+            is_noted_unreadable: false,
+            actions: VecDeque::new(),
+            notes: VecDeque::new(),
+        }
+    }
+
+    /// Replaces the rules that strike connections by themselves; their times count from `base`.
+    pub(crate) fn set_rules(&mut self, scenario: &Scenario, base: Duration) {
+        let rules = scenario.rules.iter().enumerate().map(|(index, rule)| (index + 1, rule));
+        self.rules = rules
+            .filter(|(number, rule)| {
+                !schedule::is_of_the_proxy(rule)
+                    && schedule::is_struck(self.seed, self.id, *number, rule.share)
+            })
+            .map(|(number, rule)| {
+                let random = schedule::random(self.seed, self.id, number as u64);
+                (rule.fault.clone(), Schedule::new(number, rule, base, random))
+            })
+            .collect();
+    }
+
+    pub(crate) fn opened(&self) -> Duration {
+        self.opened
+    }
+
+    /// Returns the bytes written upwards and downwards.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.pipes[0].left(), self.pipes[1].left())
+    }
+
+    /// Returns what it is, in a word.
+    pub(crate) fn state(&self) -> &'static str {
+        match self.life {
+            Life::Lingers { .. } | Life::Over { .. } => "closing",
+            Life::Open if self.pipes.iter().any(Pipe::is_dead) => "dead",
+            Life::Open if self.dial != Dial::Connected => "connecting",
+            Life::Open if self.dialogue.is_websocket() => "websocket",
+            Life::Open if self.dialogue.is_opaque() => "unreadable",
+            Life::Open => "open",
+        }
+    }
+
+    /// Returns why the connection is gone, once it is.
+    pub(crate) fn over(&self) -> Option<&'static str> {
+        match self.life {
+            Life::Over { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Returns how many bytes may be read from `side` now; none: its socket is left alone.
+    pub(crate) fn room(&self, side: Side) -> usize {
+        let at = side as usize;
+        if self.has_ended[at] || matches!(self.life, Life::Over { .. }) {
+            return 0;
+        }
+        if matches!(self.life, Life::Lingers { .. }) {
+            return ROOM;
+        }
+        let waits_for_answers = side == Side::Client && matches!(self.held, Held::Requests(..));
+        if waits_for_answers { 0 } else { self.pipes[at].room(&self.gates[at]) }
+    }
+
+    /// Returns when time has something to do.
+    pub(crate) fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        let rules = self.rules.iter().filter_map(|(_, schedule)| schedule.next());
+        match self.life {
+            Life::Over { .. } => None,
+            Life::Lingers { until, .. } => Some(until),
+            Life::Open => rules
+                .chain(self.in_force.iter().filter_map(|it| it.until))
+                .chain(self.cut_times().map(|(time, _)| time))
+                .chain(Side::BOTH.iter().filter_map(|side| self.next_write(*side, now)))
+                .chain(self.up_at)
+                .min(),
+        }
+    }
+
+    pub(crate) fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    pub(crate) fn poll_note(&mut self) -> Option<What> {
+        self.notes.pop_front()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Duration) {
+        while self.end_faults(now) || self.strike_by_rules(now) {}
+        if let Some((_, it)) = self.cut_times().filter(|(time, _)| *time <= now).min_by_key(|(time, _)| *time)
+        {
+            self.cut_by_time(now, it);
+        }
+        if let Life::Lingers { until, reason } = self.life
+            && until <= now
+        {
+            self.finish_life(reason);
+        }
+        if self.up_at.is_some_and(|at| at <= now) {
+            self.up_at = None;
+            self.actions.push_back(Action::Appear);
+        }
+        self.want_upstream();
+        self.pass_tails(now);
+    }
+
+    pub(crate) fn handle_connected(&mut self, now: Duration, note: What) {
+        self.dial = Dial::Connected;
+        self.notes.push_back(note);
+        self.pass_tails(now);
+    }
+
+    pub(crate) fn handle_connect_failed(&mut self, note: What) {
+        self.notes.push_back(note);
+        self.reset_both("upstream-failed");
+    }
+
+    /// `side` wrote these bytes; not more than [`room`](Self::room).
+    pub(crate) fn handle_bytes(&mut self, now: Duration, side: Side, bytes: &[u8]) {
+        let at = side as usize;
+        self.last_bytes[at] = now;
+        if self.life != Life::Open || self.swallows(side) {
+            return;
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() && !self.pipes[at].has_tail() && self.life == Life::Open {
+            let piece = self.dialogue.read(side, rest);
+            let (now_bytes, later) = rest.split_at(piece.length);
+            self.handle_piece(now, side, piece.part, now_bytes);
+            rest = later;
+        }
+        self.note_unreadable();
+        self.answer_or_pass(now);
+        self.check_ghost();
+        self.want_upstream();
+    }
+
+    /// `side` ended its stream.
+    pub(crate) fn handle_end(&mut self, now: Duration, side: Side) {
+        self.end_of(now, side, Tail::Fin, ["client", "upstream"]);
+    }
+
+    /// `side` reset the connection, or its socket is broken.
+    pub(crate) fn handle_reset(&mut self, now: Duration, side: Side) {
+        let at = side as usize;
+        if self.is_gone[at] {
+            return;
+        }
+        self.is_gone[at] = true;
+        self.pipes[side.other() as usize].kill();
+        if side == Side::Client && self.dial != Dial::Connected {
+            return self.finish_life("client-reset");
+        }
+        self.end_of(now, side, Tail::Reset, ["client-reset", "upstream-reset"]);
+    }
+
+    /// Returns what may be written to the reader of `side`.
+    pub(crate) fn poll_write(&mut self, now: Duration, side: Side) -> &[u8] {
+        let is_ready = self.life == Life::Open && (side == Side::Upstream || self.dial == Dial::Connected);
+        if !is_ready || self.withholds(side) {
+            return &[];
+        }
+        self.pipes[side as usize].writable(now, &self.gates[side as usize])
+    }
+
+    /// The reader of `side` took so many bytes.
+    pub(crate) fn wrote(&mut self, now: Duration, side: Side, count: usize) {
+        self.pipes[side as usize].wrote(now, count, &self.gates[side as usize]);
+        self.pass_tails(now);
+    }
+
+    /// The proxy ends, or the connection is reset on command.
+    pub(crate) fn reset_both(&mut self, reason: &'static str) {
+        for side in Side::BOTH {
+            self.actions.push_back(Action::Reset(side));
+        }
+        self.finish_life(reason);
+    }
+
+    /// Ends both streams. What waits is lost.
+    fn finish_both(&mut self, now: Duration, reason: &'static str) {
+        if self.life != Life::Open {
+            return;
+        }
+        if self.dial != Dial::Connected {
+            self.has_ended[Side::Upstream as usize] = true;
+        }
+        for side in Side::BOTH {
+            self.actions.push_back(Action::Finish(side));
+            self.pipes[side as usize].kill();
+        }
+        self.life = Life::Lingers { until: now.saturating_add(LINGER), reason };
+        self.settle();
+    }
+
+    fn finish_life(&mut self, reason: &'static str) {
+        match self.life {
+            Life::Open => self.life = Life::Over { reason },
+            Life::Lingers { reason, .. } => self.life = Life::Over { reason },
+            Life::Over { .. } => {}
+        }
+    }
+
+    fn handle_piece(&mut self, now: Duration, side: Side, part: Part, bytes: &[u8]) {
+        match part {
+            Part::Head { begins, ends, .. } if side == Side::Client => {
+                self.hold_or_push(now, begins, ends, bytes)
+            }
+            Part::Head { status, .. } => {
+                if let Some(status) = status.filter(|status| *status == 101 || *status >= 200) {
+                    self.notes.push_back(What::Handshake { status });
+                    self.up_at = Some(now.saturating_add(UP_AFTER));
+                }
+                self.push(now, side, bytes);
+            }
+            Part::Frame(frame) => self.push_frame(now, side, frame, bytes),
+            Part::Body | Part::Opaque => {
+                if side == Side::Upstream
+                    && self.dialogue.is_opaque()
+                    && self.pipes[side as usize].entered() == 0
+                {
+                    self.up_at = Some(now.saturating_add(UP_AFTER));
+                }
+                self.push(now, side, bytes);
+            }
+        }
+    }
+
+    fn push_frame(&mut self, now: Duration, side: Side, frame: Frame, bytes: &[u8]) {
+        let at = side as usize;
+        if frame.begins {
+            self.drops_frame[at] = self.drops(side, frame.opcode);
+            if side == Side::Upstream && self.up_at.is_some() {
+                self.up_at = Some(now);
+            }
+        }
+        if self.drops_frame[at] {
+            return;
+        }
+        if let (Some(payload @ 1..), None) = (frame.payload, frame.offset)
+            && self.cuts_next_frame[at]
+            && frame.opcode <= opcode::LAST_OF_DATA
+        {
+            self.cut_frame[at] = Some((payload / 2).min(LONGEST_PART));
+        }
+        let Some(most) = self.cut_frame[at].filter(|_| frame.offset.is_some()) else {
+            return self.push(now, side, bytes);
+        };
+        let offset = frame.offset.unwrap_or_default();
+        let passes = usize::try_from(most.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
+        self.push(now, side, &bytes[..passes]);
+        if passes < bytes.len() || offset + passes as u64 == most {
+            self.cut(now, side, true, "cut-in-frame");
+        }
+    }
+
+    /// Keeps a request back while the fault `status` is in force.
+    fn hold_or_push(&mut self, now: Duration, begins: bool, ends: bool, bytes: &[u8]) {
+        let is_answered = begins && self.status().is_some();
+        match &mut self.held {
+            Held::No if !is_answered => return self.push(now, Side::Client, bytes),
+            Held::No => self.held = Held::Head(bytes.to_vec()),
+            Held::Head(held) | Held::Requests(held, _) => held.extend_from_slice(bytes),
+        }
+        match &mut self.held {
+            Held::Head(held) if ends => self.held = Held::Requests(std::mem::take(held), 1),
+            Held::Requests(_, count) if ends => *count += 1,
+            _ => {}
+        }
+    }
+
+    /// Puts bytes into the pipe, up to the limit of `cut-after`.
+    fn push(&mut self, now: Duration, side: Side, bytes: &[u8]) {
+        if let (Side::Client, Held::Head(held) | Held::Requests(held, _)) = (side, &mut self.held) {
+            held.extend_from_slice(bytes);
+            return;
+        }
+        let at = side as usize;
+        let left = self.bytes_until_cut(side);
+        let passes =
+            left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
+        self.pipes[at].push(now, &bytes[..passes], &self.gates[at], &mut self.jitter);
+        if left.is_some_and(|left| left <= passes as u64) {
+            self.cut(now, side, true, "cut-after");
+        }
+    }
+
+    /// Cuts the connection once what `side` wrote before has passed.
+    fn cut(&mut self, now: Duration, side: Side, reset: bool, reason: &'static str) {
+        let at = side as usize;
+        self.pipes[at].end(now, Tail::Cut { reset, reason }, &self.gates[at], &mut self.jitter);
+        self.pass_tails(now);
+    }
+
+    /// A request that was kept back is answered, or passes if the fault has ended meanwhile.
+    fn answer_or_pass(&mut self, now: Duration) {
+        let Some((code, retry_after)) = self.status().filter(|_| !self.dialogue.is_opaque()) else {
+            return self.pass_held(now);
+        };
+        // Answers of the upstream to earlier requests go first.
+        let earlier = match self.held {
+            Held::Requests(_, count) => self.dialogue.waiting().saturating_sub(count),
+            _ => return,
+        };
+        if earlier > 0 || !self.dialogue.is_between(Side::Upstream) {
+            return;
+        }
+        let answer = http::answer(code, retry_after, self.dialogue.asks_for_head(earlier));
+        self.notes.push_back(What::Handshake { status: code });
+        self.held = Held::No;
+        self.pipes[Side::Client as usize].kill();
+        let at = Side::Upstream as usize;
+        self.pipes[at].push(now, &answer, &self.gates[at], &mut self.jitter);
+        self.cut(now, Side::Upstream, false, "status");
+    }
+
+    fn pass_held(&mut self, now: Duration) {
+        if let Held::Head(held) | Held::Requests(held, _) = std::mem::replace(&mut self.held, Held::No) {
+            self.push(now, Side::Client, &held);
+        }
+    }
+
+    fn end_of(&mut self, now: Duration, side: Side, tail: Tail, reasons: [&'static str; 2]) {
+        let at = side as usize;
+        self.has_ended[at] = true;
+        self.first_end.get_or_insert(reasons[at]);
+        if self.life == Life::Open && !self.swallows(side) {
+            self.pass_held(now);
+            self.pipes[at].end(now, tail, &self.gates[at], &mut self.jitter);
+            self.want_upstream();
+        }
+        self.pass_tails(now);
+    }
+
+    /// Whether a direction swallows what `side` writes; then it is dead from now on.
+    fn swallows(&mut self, side: Side) -> bool {
+        let at = side as usize;
+        if self.gates[at].hole && !self.pipes[at].is_dead() {
+            self.lose(side);
+        }
+        self.pipes[at].is_dead()
+    }
+
+    /// A direction loses what is in it, and what follows.
+    fn lose(&mut self, side: Side) {
+        let pipe = &mut self.pipes[side as usize];
+        if !pipe.is_dead() && !pipe.is_over() {
+            pipe.kill();
+            self.notes.push_back(What::Dead { direction: side.direction() });
+        }
+    }
+
+    /// Ends and resets pass once everything before them has.
+    fn pass_tails(&mut self, now: Duration) {
+        for side in Side::BOTH {
+            let at = side as usize;
+            let may_pass = self.life == Life::Open
+                && (side == Side::Upstream || self.dial == Dial::Connected)
+                && !self.withholds(side);
+            let Some(tail) = may_pass.then(|| self.pipes[at].pop_tail(now, &self.gates[at])).flatten() else {
+                continue;
+            };
+            match tail {
+                Tail::Fin => self.actions.push_back(Action::Finish(side.other())),
+                Tail::Reset => {
+                    self.actions.push_back(Action::Reset(side.other()));
+                    self.finish_life(self.first_end.unwrap_or_default());
+                }
+                Tail::Cut { reset: true, reason } => self.reset_both(reason),
+                Tail::Cut { reset: false, reason } => self.finish_both(now, reason),
+            }
+        }
+        self.settle();
+    }
+
+    /// Finds out whether the connection is gone.
+    fn settle(&mut self) {
+        let has_both_ended = self.has_ended == [true; 2];
+        match self.life {
+            Life::Open
+                if has_both_ended && self.pipes.iter().all(|pipe| pipe.is_over() || pipe.is_dead()) =>
+            {
+                self.finish_life(self.first_end.unwrap_or_default());
+            }
+            Life::Open if has_both_ended && self.ghost != Ghost::None => self.finish_life("ghost"),
+            Life::Lingers { reason, .. } if has_both_ended => self.finish_life(reason),
+            _ => {}
+        }
+    }
+
+    /// Asks for the upstream, unless nothing of the client gets there now.
+    fn want_upstream(&mut self) {
+        let is_wanted = self.dial == Dial::NotYet
+            && self.life == Life::Open
+            && !self.is_mute()
+            && !self.gates[Side::Client as usize].hole
+            && !self.pipes[Side::Client as usize].is_dead();
+        // While the fault `status` waits for a request, the upstream is not needed.
+        let has_something = self.status().is_none() || !self.pipes[Side::Client as usize].is_empty();
+        if is_wanted && has_something {
+            self.dial = Dial::Asked;
+            self.actions.push_back(Action::Dial);
+        }
+    }
+
+    fn note_unreadable(&mut self) {
+        if self.dialogue.is_opaque() && !self.is_noted_unreadable {
+            self.is_noted_unreadable = true;
+            self.notes.push_back(What::Unreadable);
+        }
+    }
+
+    fn next_write(&self, side: Side, now: Duration) -> Option<Duration> {
+        let is_ready = side == Side::Upstream || self.dial == Dial::Connected;
+        let at = side as usize;
+        if is_ready && !self.withholds(side) { self.pipes[at].next(now, &self.gates[at]) } else { None }
+    }
+
+    fn idle_since(&self, direction: Direction) -> Duration {
+        let meant = Side::BOTH.into_iter().filter(|side| direction.covers(*side));
+        meant.map(|side| self.last_bytes[side as usize]).max().unwrap_or_default()
+    }
+}

@@ -1,0 +1,86 @@
+//! What the connections and the engine share on the proxy's thread: the clock, the timeline, and a buffer to read into.
+
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use crate::event::{Event, What};
+
+/// Receives each event.
+pub(crate) type OnEvent = Box<dyn FnMut(&Event) + Send>;
+
+/// How many events are kept.
+const TIMELINE: usize = 100_000;
+/// How much is read at once.
+const SCRATCH: usize = 64 * 1024;
+
+pub(crate) struct Shared {
+    since: Instant,
+    timeline: RefCell<Timeline>,
+    newcomer: Cell<Option<u64>>,
+    /// Notified when a connection has come up.
+    pub(crate) has_newcomer: Notify,
+    scratch: RefCell<Vec<u8>>,
+}
+
+struct Timeline {
+    events: VecDeque<Event>,
+    count: u64,
+    receive: Option<OnEvent>,
+}
+
+impl Shared {
+    pub(crate) fn new(receive: Option<OnEvent>) -> Self {
+        Self {
+            since: Instant::now(),
+            timeline: RefCell::new(Timeline { events: VecDeque::new(), count: 0, receive }),
+            newcomer: Cell::new(None),
+            has_newcomer: Notify::new(),
+            scratch: RefCell::new(vec![0; SCRATCH]),
+        }
+    }
+
+    /// Returns the time since the start of the proxy.
+    pub(crate) fn now(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Returns the moment of a time since the start; one that the clock cannot show is far away.
+    pub(crate) fn instant(&self, at: Duration) -> Instant {
+        const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        self.since + at.min(FAR)
+    }
+
+    pub(crate) fn event(&self, connection: Option<u64>, what: What) {
+        let at = self.now();
+        let mut timeline = self.timeline.borrow_mut();
+        timeline.count += 1;
+        let event = Event { number: timeline.count, at, connection, what };
+        if let Some(receive) = &mut timeline.receive {
+            receive(&event);
+        }
+        if timeline.events.len() == TIMELINE {
+            timeline.events.pop_front();
+        }
+        timeline.events.push_back(event);
+    }
+
+    pub(crate) fn timeline(&self) -> Vec<Event> {
+        self.timeline.borrow().events.iter().cloned().collect()
+    }
+
+    pub(crate) fn newcomer(&self, id: u64) {
+        self.newcomer.set(self.newcomer.get().max(Some(id)));
+        self.has_newcomer.notify_one();
+    }
+
+    pub(crate) fn take_newcomer(&self) -> Option<u64> {
+        self.newcomer.take()
+    }
+
+    pub(crate) fn scratch(&self) -> RefMut<'_, Vec<u8>> {
+        self.scratch.borrow_mut()
+    }
+}

@@ -1,0 +1,198 @@
+//! The handle: start, timeline, targets, end.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mainstay_chaos::{ChaosProxy, Direction, Fault, FaultId, Rule, Scenario, Target, What, When};
+
+use crate::stage::{connect, exchange, is_silent, upstream, wait_for};
+
+#[test]
+fn a_proxy_that_is_dropped_leaves_nothing_that_listens_and_no_connection() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let address = proxy.address();
+    let (mut first, second) = (connect(&proxy), connect(&proxy));
+    exchange(&first, b"well");
+    exchange(&second, b"well");
+    proxy.inject(Fault::BlackHole(Direction::Both), Target::Connection(2), None);
+    drop(proxy);
+    assert_eq!(TcpStream::connect(address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(!matches!(first.read(&mut [0; 1]), Ok(1)));
+    for _ in 0..2 {
+        assert_eq!(upstream.next().0, b"well");
+    }
+}
+
+#[test]
+fn every_event_is_reported_in_order_and_kept() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let receive = Arc::clone(&seen);
+    let upstream = upstream();
+    let proxy = ChaosProxy::builder(format!("ws://{}", upstream.address))
+        .seed(7)
+        .on_event(move |event| receive.lock().unwrap().push(event.clone()))
+        .start()
+        .unwrap();
+    let stream = connect(&proxy);
+    wait_for(&proxy, |events| (events.last()?.what.name() == "connected").then_some(()));
+    exchange(&stream, b"\x16well");
+    let id = proxy.inject(Fault::BlackHole(Direction::Up), Target::Open, Some(Duration::from_secs(3600)));
+    assert!(proxy.lift(id));
+    proxy.inject(Fault::Reset, Target::Connection(1), None);
+    let timeline = proxy.timeline();
+    let names: Vec<_> = timeline.iter().map(|event| event.what.name()).collect();
+    let expected = ["started", "opened", "connected", "unreadable", "fault", "lifted", "fault", "closed"];
+    assert_eq!(names, expected);
+    assert!(timeline.iter().enumerate().all(|(index, event)| event.number == index as u64 + 1));
+    let fault = serde_json::to_value(&timeline[4]).unwrap();
+    let expected = serde_json::json!({
+        "number": 5, "at": fault["at"], "event": "fault", "fault": "black-hole", "direction": "up", "by": "command 1", "for": "1h"
+    });
+    assert_eq!(fault, expected);
+    let closed = serde_json::to_value(&timeline[7]).unwrap();
+    let expected = serde_json::json!({
+        "number": 8, "at": closed["at"], "event": "closed", "connection": 1, "reason": "reset", "up": 5, "down": 5
+    });
+    assert_eq!(closed, expected);
+    assert_eq!(proxy.seed(), 7);
+    drop(proxy);
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[..8], timeline);
+    assert_eq!(seen.last().map(|event| event.what.clone()), Some(What::Ended));
+}
+
+#[test]
+fn targets_are_what_is_open_what_is_new_and_one_connection() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let old = [connect(&proxy), connect(&proxy)];
+    old.iter().for_each(|stream| exchange(stream, b"well"));
+    let stall = || Fault::Stall(Direction::Both);
+    let one = proxy.inject(stall(), Target::Connection(2), None);
+    let new = proxy.inject(stall(), Target::New, None);
+    let late = connect(&proxy);
+    wait_for(&proxy, |_| (proxy.accepted() == 3).then_some(()));
+    let stalled = |proxy: &ChaosProxy| -> Vec<u64> {
+        let stalled = proxy.connections().into_iter().filter(|it| !it.faults.is_empty());
+        stalled.map(|it| it.id).collect()
+    };
+    assert_eq!(stalled(&proxy), [2, 3]);
+    exchange(&old[0], b"well");
+    assert_eq!(
+        proxy.faults().iter().map(|it| (it.id, it.target)).collect::<Vec<_>>(),
+        [(one, Target::Connection(2)), (new, Target::New)]
+    );
+    assert!(proxy.lift(one) && !proxy.lift(one) && !proxy.lift(FaultId(99)));
+    assert_eq!(stalled(&proxy), [3]);
+    proxy.lift_all();
+    assert_eq!(stalled(&proxy), [0; 0]);
+    proxy.inject(stall(), Target::Open, None);
+    assert_eq!(stalled(&proxy), [1, 2, 3]);
+    exchange_blocked(&late);
+}
+
+fn exchange_blocked(mut stream: &TcpStream) {
+    stream.write_all(b"held").unwrap();
+    assert!(is_silent(stream));
+}
+
+#[test]
+fn the_same_seed_and_the_same_order_of_connections_give_the_same_faults() {
+    let rule = |fault, when, share| Rule { fault, when, lasts: Some(Duration::from_millis(1)), share };
+    let every = When::Every(Duration::from_millis(20));
+    let rules = vec![
+        rule(Fault::Stall(Direction::Up), every, 0.5),
+        rule(Fault::Jam(Direction::Down), When::After(Duration::from_millis(15)), 0.7),
+        rule(Fault::Corrupt(Direction::Up), When::Every(Duration::from_millis(40)), 1.0),
+    ];
+    let upstream = upstream();
+    let play = |seed| {
+        let scenario = Scenario { rules: rules.clone() };
+        let proxy =
+            ChaosProxy::builder(upstream.address.to_string()).seed(seed).scenario(scenario).start().unwrap();
+        let streams: Vec<_> = (0..6).map(|_| connect(&proxy)).collect();
+        // All that is due within 100 ms of each opening.
+        wait_for(&proxy, |events| {
+            let last = events.iter().rev().find(|event| matches!(event.what, What::Opened { .. }))?.at;
+            (proxy.accepted() == 6 && events.last()?.at > last + Duration::from_millis(150)).then_some(())
+        });
+        let mut faults: Vec<_> = proxy
+            .timeline()
+            .into_iter()
+            .filter_map(|event| match event.what {
+                What::Fault { fault, due: Some(due), by, .. } if due < Duration::from_millis(100) => {
+                    Some((event.connection, due, fault.name(), by.to_string()))
+                }
+                _ => None,
+            })
+            .collect();
+        faults.sort();
+        drop(streams);
+        faults
+    };
+    let first = play(1);
+    assert!(first.len() > 20, "{first:?}");
+    assert_eq!(first, play(1));
+    assert_ne!(first, play(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_proxy_works_in_a_test_whose_time_is_paused() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let mut stream = tokio::net::TcpStream::connect(proxy.address()).await.unwrap();
+    stream.write_all(b"well").await.unwrap();
+    let mut bytes = [0; 4];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"well");
+    proxy.inject(Fault::Reset, Target::Open, None);
+    assert!(stream.read(&mut bytes).await.is_err());
+}
+
+#[test]
+fn two_hundred_connections_pass_at_once() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let streams: Vec<_> = (0..200).map(|_| connect(&proxy)).collect();
+    for (index, mut stream) in streams.iter().enumerate() {
+        stream.write_all(format!("\x16{index:04}").as_bytes()).unwrap();
+    }
+    for (index, stream) in streams.iter().enumerate() {
+        assert_eq!(crate::stage::read(stream, 5), format!("\x16{index:04}").as_bytes());
+    }
+    assert_eq!((proxy.accepted(), proxy.connections().len()), (200, 200));
+    drop(streams);
+    wait_for(&proxy, |_| proxy.connections().is_empty().then_some(()));
+}
+
+#[test]
+fn a_wrong_address_is_an_error_that_names_it() {
+    let error = |upstream: &str, listen: &str| {
+        ChaosProxy::builder(upstream).listen(listen).start().expect_err("it is wrong").to_string()
+    };
+    for (upstream, why) in [
+        ("", "has no port"),
+        ("localhost", "has no port"),
+        ("ws://localhost", "has no port"),
+        (":80", "has no host"),
+        ("::1:80", "has no host"),
+        ("a:0", "has no port of 1 to 65535"),
+        ("a:65536", "has no port of 1 to 65535"),
+        ("ws://a:80/ws", "has a path, which the client chooses"),
+        ("wss://a:443", "has TLS, which the proxy passes on as it is"),
+        ("ftp://a:21", "has another scheme than ws"),
+    ] {
+        let expected = format!("upstream: {upstream:?} {why}: write HOST:PORT or ws://HOST:PORT");
+        assert_eq!(error(upstream, "127.0.0.1:0"), expected);
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    assert!(error("a:1", &address).starts_with(&format!("cannot listen on {address}: ")));
+    assert!(error("a:1", "no address").starts_with("cannot listen on no address: "));
+    let proxy = upstream().proxy();
+    assert!(proxy.set_upstream("nowhere").is_err());
+}

@@ -1,0 +1,201 @@
+//! Sends messages that the server returns: the largest, the most fragments, a compressed one. Only with `--echo`: unknown messages are
+//! not sent to a server that does not expect them.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::super::measured::{Compression, CutHow, Largest, Measured};
+use super::super::probe::{Ended, Options, Probe, Seen};
+use super::super::progress::Progress;
+use super::super::report::OpenError;
+use super::super::target::Target;
+use super::super::words::span;
+use super::hold::{close, cut};
+use super::schedule::Schedule;
+use super::sizes::Sizes;
+
+/// The first size and the largest, in bytes.
+const SIZES: (u64, u64) = (1 << 10, 64 << 20);
+/// The first number of fragments and the largest. Each has one byte.
+const FRAGMENTS: (u64, u64) = (2, 1 << 14);
+/// How many refusals each search may cause.
+const REFUSALS: u32 = 8;
+/// The text that is compressed, so many times.
+const TEXT: &str = "mainstay doctor sends this to see whether it comes back. ";
+const TIMES: usize = 200;
+
+/// Where the results go.
+pub(super) struct Results<'a> {
+    pub(super) largest_message: &'a mut Option<Largest>,
+    pub(super) fragments: &'a mut Option<Largest>,
+    pub(super) compression: &'a mut Option<Compression>,
+}
+
+/// What became of a message.
+enum Fate {
+    Returned,
+    Refused(CutHow),
+    /// Nothing came back in time.
+    Lost,
+}
+
+pub(super) async fn run(
+    target: &Target,
+    schedule: &Schedule,
+    may_send: bool,
+    results: Results<'_>,
+    progress: &Progress,
+) {
+    let longest = schedule.longest_echo();
+    if let Ok(probe) = target.open().await {
+        let compression = results.compression.insert(compression(probe, may_send, longest).await);
+        super::show(
+            progress,
+            &Measured { compression: Some(compression.clone()), ..Measured::default() },
+            true,
+        );
+    }
+    if !may_send {
+        return;
+    }
+    let mut search =
+        Search { target, longest, what: What::Bytes, sizes: Sizes::new(SIZES.0, SIZES.1, REFUSALS) };
+    search.run(results.largest_message, progress).await;
+    let most = results.largest_message.as_ref().map_or(0, |largest| largest.accepted).min(FRAGMENTS.1);
+    if most >= FRAGMENTS.0 {
+        let sizes = Sizes::new(FRAGMENTS.0, most, REFUSALS);
+        Search { target, longest, what: What::Fragments, sizes }.run(results.fragments, progress).await;
+    }
+}
+
+async fn compression(mut probe: Probe, may_send: bool, longest: Duration) -> Compression {
+    let handshake = probe.handshake();
+    let mut compression = Compression {
+        accepted: handshake.compressed,
+        parameters: handshake.extensions.clone(),
+        returned_same: None,
+    };
+    if may_send && compression.accepted {
+        let text = TEXT.repeat(TIMES);
+        let returned = async {
+            let _ = probe.send_text(&text).await;
+            returned(&mut probe, text.as_bytes()).await
+        };
+        compression.returned_same = Some(matches!(timeout(longest, returned).await, Ok(Fate::Returned)));
+    }
+    close(&mut probe).await;
+    compression
+}
+
+/// What is counted.
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Bytes,
+    Fragments,
+}
+
+struct Search<'a> {
+    target: &'a Target,
+    /// For one message, there and back.
+    longest: Duration,
+    what: What,
+    sizes: Sizes,
+}
+
+impl Search<'_> {
+    async fn run(&mut self, result: &mut Option<Largest>, progress: &Progress) {
+        let mut open = None;
+        while let Some(size) = self.sizes.next() {
+            let probe = match open.take() {
+                Some(probe) => Ok(probe),
+                None => self.open().await,
+            };
+            match probe {
+                Ok(probe) => open = self.try_size(probe, size).await,
+                Err(error) => self.sizes.end(format!("no connection could be opened ({error})")),
+            }
+            *result = self.sizes.largest();
+            self.show(result, progress, false);
+        }
+        self.show(result, progress, true);
+        if let Some(mut probe) = open {
+            close(&mut probe).await;
+        }
+    }
+
+    async fn open(&self) -> Result<Probe, OpenError> {
+        let max_message = usize::try_from(SIZES.1).unwrap_or(usize::MAX);
+        self.target.open_with(Options { compression: false, max_message, ..Options::default() }).await
+    }
+
+    /// Returns the connection if it can be used again.
+    async fn try_size(&mut self, mut probe: Probe, size: u64) -> Option<Probe> {
+        let text = letters(usize::try_from(size).unwrap_or(usize::MAX));
+        let began = Instant::now();
+        let sent = async {
+            // If it fails, the reason is seen next.
+            let _ = self.send(&mut probe, &text).await;
+            returned(&mut probe, text.as_bytes()).await
+        };
+        match timeout(self.longest, sent).await.unwrap_or(Fate::Lost) {
+            Fate::Returned => {
+                self.sizes.accept(size);
+                if began.elapsed() > self.longest / 3 {
+                    self.sizes.end(format!("it took {}", span(began.elapsed())));
+                }
+                return Some(probe);
+            }
+            Fate::Refused(how) => self.sizes.refuse(size, how),
+            Fate::Lost if self.sizes.largest().is_none() => self.sizes.end("the server returned no message"),
+            Fate::Lost if began.elapsed() >= self.longest && size > 1 << 20 => {
+                self.sizes.end(format!("the next did not come back within {}", span(self.longest)));
+            }
+            Fate::Lost => self.sizes.refuse(size, CutHow::Silent),
+        }
+        None
+    }
+
+    async fn send(&self, probe: &mut Probe, text: &str) -> Result<(), Ended> {
+        if self.what == What::Bytes {
+            return probe.send_text(text).await;
+        }
+        let last = text.len().saturating_sub(1);
+        for (index, byte) in text.bytes().enumerate() {
+            probe.send_frame(u8::from(index == 0), index == last, &[byte]).await?;
+        }
+        Ok(())
+    }
+
+    fn show(&self, result: &Option<Largest>, progress: &Progress, is_over: bool) {
+        let part = match self.what {
+            What::Bytes => Measured { largest_message: result.clone(), ..Measured::default() },
+            What::Fragments => Measured { fragments: result.clone(), ..Measured::default() },
+        };
+        super::show(progress, &part, is_over);
+    }
+}
+
+/// Waits for this message; others are not answers.
+async fn returned(probe: &mut Probe, expected: &[u8]) -> Fate {
+    loop {
+        match probe.next().await {
+            Seen::Message { data, .. } if data == expected => return Fate::Returned,
+            Seen::Close { code, reason } => return Fate::Refused(CutHow::Close { code, reason }),
+            Seen::Ended(end) => return Fate::Refused(cut(end)),
+            _ => {}
+        }
+    }
+}
+
+/// Returns a text of this length that compresses badly.
+fn letters(len: usize) -> String {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ len as u64;
+    let letter = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'a' + (state >> 33) as u8 % 26)
+    };
+    std::iter::repeat_with(letter).take(len).collect()
+}

@@ -1,0 +1,119 @@
+//! Holds one connection in a task of its own: opens it, sends what it is asked to, and reports what comes.
+
+use std::time::Duration;
+
+use mainstay_proto::ws::CloseCode;
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::time::timeout;
+
+use super::super::measured::CutHow;
+use super::super::probe::{End, Options, Probe, Seen};
+use super::super::report::OpenError;
+use super::super::target::Target;
+
+/// How long the end of a connection may take after the closing handshake began.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// What a connection is to send. When the sender is dropped, the connection is closed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Command {
+    Ping,
+    /// A Pong that nothing asked for.
+    Pong,
+}
+
+/// What happened to a connection.
+#[derive(Debug)]
+pub(super) enum Event {
+    Opened,
+    Failed(OpenError),
+    /// The answer to a Ping.
+    Pong,
+    /// A Ping of the server.
+    Ping,
+    /// Anything else that the server sent.
+    Data,
+    /// It ended, not by this client.
+    Ended(CutHow),
+}
+
+/// Opens a connection and holds it until it ends or is closed. `who` names it in the events.
+pub(super) async fn hold<W: Copy>(
+    target: Target,
+    options: Options,
+    who: W,
+    mut commands: Receiver<Command>,
+    events: Sender<(W, Event)>,
+) {
+    let mut probe = match target.open_with(options).await {
+        Ok(probe) => probe,
+        Err(error) => {
+            let _ = events.send((who, Event::Failed(error))).await;
+            return;
+        }
+    };
+    if events.send((who, Event::Opened)).await.is_err() {
+        return;
+    }
+    let mut is_asked = false;
+    loop {
+        let event = tokio::select! {
+            biased;
+            seen = probe.next() => match seen {
+                Seen::Pong(_) if is_asked => (is_asked = false, Event::Pong).1,
+                Seen::Ping(_) => Event::Ping,
+                Seen::Pong(_) | Seen::Message { .. } => Event::Data,
+                Seen::Close { code, reason } => {
+                    let reason = target.shown(&reason);
+                    let _ = events.send((who, Event::Ended(CutHow::Close { code, reason }))).await;
+                    let _ = timeout(CLOSING, ended(&mut probe)).await;
+                    return;
+                }
+                Seen::Ended(end) => {
+                    let _ = events.send((who, Event::Ended(cut(end)))).await;
+                    return;
+                }
+            },
+            command = commands.recv() => {
+                // An error is seen next, as the end.
+                let _ = match command {
+                    None => return close(&mut probe).await,
+                    Some(Command::Ping) => (is_asked = true, probe.send_ping(b"doctor").await).1,
+                    Some(Command::Pong) => probe.send_pong(b"doctor").await,
+                };
+                continue;
+            }
+        };
+        if events.send((who, event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Closes with 1000 and waits a moment for the end.
+pub(super) async fn close(probe: &mut Probe) {
+    let closing = async {
+        if probe.send_close(CloseCode::NORMAL, "").await.is_ok() {
+            ended(probe).await;
+        }
+    };
+    let _ = timeout(CLOSING, closing).await;
+}
+
+/// Reads until the end.
+pub(super) async fn ended(probe: &mut Probe) -> End {
+    loop {
+        if let Seen::Ended(end) = probe.next().await {
+            return end;
+        }
+    }
+}
+
+/// The end of a stream as a cut.
+pub(super) fn cut(end: End) -> CutHow {
+    match end {
+        End::Fin | End::TlsCut => CutHow::Fin,
+        End::Reset => CutHow::Reset,
+        End::Error(words) => CutHow::Error { words },
+    }
+}

@@ -1,0 +1,95 @@
+//! What a server sends by itself, and how often.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::Duration;
+
+use super::super::measured::ServerSends;
+
+/// The intervals that are remembered.
+const INTERVALS: usize = 512;
+
+/// Counts what arrives on connections that `W` names.
+#[derive(Debug)]
+pub(crate) struct Sends<W> {
+    pings: Kind<W>,
+    messages: Kind<W>,
+    /// A message that comes this soon after the opening is a greeting.
+    greeting: Duration,
+}
+
+#[derive(Debug)]
+struct Kind<W> {
+    count: u32,
+    last: HashMap<W, Duration>,
+    intervals: Vec<Duration>,
+}
+
+impl<W: Eq + Hash> Sends<W> {
+    pub(crate) fn new(greeting: Duration) -> Self {
+        Self { pings: Kind::new(), messages: Kind::new(), greeting }
+    }
+
+    /// A Ping came.
+    pub(crate) fn handle_ping(&mut self, who: W, now: Duration) {
+        self.pings.handle(who, now);
+    }
+
+    /// Something else came, on a connection of this age.
+    pub(crate) fn handle_message(&mut self, who: W, age: Duration, now: Duration) {
+        if age > self.greeting {
+            self.messages.handle(who, now);
+        }
+    }
+
+    pub(crate) fn result(&self) -> ServerSends {
+        ServerSends {
+            pings: self.pings.count,
+            ping_interval: self.pings.median(),
+            messages: self.messages.count,
+            message_interval: self.messages.median(),
+        }
+    }
+}
+
+impl<W: Eq + Hash> Kind<W> {
+    fn new() -> Self {
+        Self { count: 0, last: HashMap::new(), intervals: Vec::new() }
+    }
+
+    fn handle(&mut self, who: W, now: Duration) {
+        self.count = self.count.saturating_add(1);
+        if let Some(last) = self.last.insert(who, now)
+            && self.intervals.len() < INTERVALS
+        {
+            self.intervals.push(now.saturating_sub(last));
+        }
+    }
+
+    fn median(&self) -> Option<Duration> {
+        let mut intervals = self.intervals.clone();
+        let middle = intervals.len() / 2;
+        (!intervals.is_empty()).then(|| *intervals.select_nth_unstable(middle).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_not_regular_and_intervals_are_those_of_one_connection() {
+        let seconds = Duration::from_secs;
+        let mut sends = Sends::new(seconds(2));
+        for who in 0..3 {
+            sends.handle_message(who, seconds(0), seconds(who));
+            sends.handle_message(who, seconds(1), seconds(who + 1));
+            sends.handle_ping(who, seconds(who + 30));
+        }
+        assert!(!sends.result().is_regular());
+        sends.handle_ping(0, seconds(60));
+        let result = sends.result();
+        assert_eq!((result.pings, result.ping_interval, result.messages), (4, Some(seconds(30)), 0));
+        assert!(result.is_regular());
+    }
+}

@@ -1,0 +1,329 @@
+//! `mainstay doctor`: finds out why WebSocket connections to a URL drop.
+//!
+//! [`facts`] looks at one connection, and [`symptoms`] says what the facts alone show. [`measure`] waits on several connections.
+//! [`verdict`] says what it all means; [`screen`] shows progress and [`page`] the result to people, and [`report`] is what `--json` prints.
+
+#![allow(dead_code, reason = "the parts are being built")]
+
+mod advice;
+mod answer;
+mod certificates;
+mod consent;
+mod cutters;
+mod dial;
+mod facts;
+mod findings;
+mod heartbeat;
+mod http2;
+mod judgement;
+mod measure;
+mod measured;
+mod page;
+mod pings;
+mod probe;
+mod products;
+mod progress;
+mod report;
+mod rows;
+mod screen;
+mod suspects;
+mod symptoms;
+mod target;
+mod verdict;
+mod words;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use http::{HeaderName, HeaderValue, header};
+use mainstay::client::Place;
+
+use self::facts::Facing;
+use self::measured::Measured;
+use self::progress::Progress;
+use self::report::{Facts, Report, ms};
+use self::target::Target;
+use crate::observe::{log, log_text};
+use crate::process::signals::Stops;
+use crate::{print, values};
+
+/// The end of `mainstay doctor --help`.
+pub(crate) const AFTER_HELP: &str = "\
+Examples:
+  mainstay doctor wss://example.com/feed
+      ask first, then measure for about two minutes
+  mainstay doctor wss://example.com/feed --quick
+      only what one connection shows, in seconds
+  mainstay doctor ws://127.0.0.1:8080/echo --echo --for 5m
+      measure for 5 minutes; the server echoes messages, so it may be sent some
+  mainstay doctor wss://example.com/feed --yes --json | jq .findings
+      without a question, for scripts
+
+What it sends:
+  Without --quick several connections are opened, up to --connections at once.
+  For hosts beyond this machine and private networks the doctor says how many,
+  and asks; --yes answers. Messages are sent only with --echo. Values of
+  --header, of --bearer-file and of the URL's query are never printed.
+  A server whose certificate is not trusted is sent nothing.
+
+Exit codes:
+  0  healthy
+  1  there are findings
+  2  the arguments are wrong, or the question was not answered with yes
+  3  no WebSocket could be opened
+  An interrupt (Ctrl-C) or SIGTERM ends the measurement: what is known so far
+  is printed, and the exit code is that of the findings so far.";
+
+/// Flags of `mainstay doctor`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The server, for example wss://example.com/feed or unix:/run/app.sock:/echo.
+    #[arg(value_parser = url)]
+    url: Place,
+    /// Examine one connection only, which takes seconds: no limit is measured, and no question is asked.
+    #[arg(long, conflicts_with_all = ["lasts", "connections"])]
+    quick: bool,
+    /// How long to wait for cuts. The longest idle or lifetime limit that can be found is a little shorter. Range: 1s to
+    /// 24h.
+    #[arg(long = "for", id = "lasts", value_name = "DURATION", value_parser = lasts, default_value = "130s")]
+    lasts: Duration,
+    /// How many connections may be open at once. Range: 1 to 10000.
+    #[arg(long, value_name = "COUNT", value_parser = connections, default_value = "200")]
+    connections: usize,
+    /// The server returns each message to its sender: send some, to compare their time with that of Pings and to find
+    /// the largest one that passes.
+    #[arg(long)]
+    echo: bool,
+    /// Add this header to the opening handshakes, as "Name: value". May be repeated.
+    #[arg(long = "header", short = 'H', value_name = "HEADER", value_parser = header_field)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// Send the token in this file as "Authorization: Bearer".
+    #[arg(long, value_name = "FILE")]
+    bearer_file: Option<PathBuf>,
+    /// Offer this application subprotocol. May be repeated.
+    #[arg(long = "subprotocol", value_name = "NAME", value_parser = values::token)]
+    subprotocols: Vec<String>,
+    /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the
+    /// server's own if it is self-signed.
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<PathBuf>,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Measure a host beyond this machine and private networks without a question.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// How long the experiments wait. Default: 130 s.
+    pub(crate) lasts: Duration,
+    /// How many connections may be open at once. Default: 200.
+    pub(crate) connections: usize,
+    /// Whether the server echoes messages, and may be sent some.
+    pub(crate) echo: bool,
+    /// Only the facts.
+    pub(crate) quick: bool,
+}
+
+/// Runs `mainstay doctor`.
+pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    let prepared = target(&arguments).and_then(|target| {
+        let stops = Stops::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
+        Ok((target, stops))
+    });
+    let (target, mut stops) = match prepared {
+        Ok(prepared) => prepared,
+        Err(line) => return refuse(&line),
+    };
+    let plan = Plan {
+        lasts: arguments.lasts,
+        connections: arguments.connections,
+        echo: arguments.echo,
+        quick: arguments.quick,
+    };
+    let mut examination = Examination::new(&target, plan);
+    let resolved = tokio::select! {
+        resolved = examination.resolve(arguments.yes) => resolved,
+        _ = stops.next() => Ok(false),
+    };
+    match resolved {
+        Err(line) => return refuse(&line),
+        Ok(true) => {
+            let (progress, updates) = Progress::channel();
+            let screen = tokio::spawn(screen::show(updates, !arguments.json));
+            examination.report.complete = tokio::select! {
+                () = examination.examine(progress) => true,
+                _ = stops.next() => false,
+            };
+            let _ = screen.await;
+        }
+        Ok(false) => {}
+    }
+    finish(examination, arguments.json)
+}
+
+/// Prints the report, and returns the exit code of its findings.
+fn finish(examination: Examination, json: bool) -> ExitCode {
+    let (report, plan) = examination.finish();
+    let text = if json { json_line(&report) } else { page::text(&report, &plan) };
+    match print(text.as_bytes()) {
+        ExitCode::SUCCESS => ExitCode::from(report.exit_code()),
+        failed => failed,
+    }
+}
+
+/// Returns the report as one line of JSON in which every control character is escaped.
+fn json_line(report: &Report) -> String {
+    let line = serde_json::to_string(report).unwrap_or_default() + "\n";
+    log_text::escape(&line, true, false).into_owned()
+}
+
+fn refuse(line: &str) -> ExitCode {
+    log::write_line(&log_text::escape(line, false, false));
+    ExitCode::from(2)
+}
+
+/// One run: the target, the plan and what is known so far.
+struct Examination {
+    target: Target,
+    plan: Plan,
+    began: Instant,
+    report: Report,
+}
+
+impl Examination {
+    fn new(target: &Target, plan: Plan) -> Self {
+        let report = Report {
+            version: 1,
+            target: target.facts(false),
+            facts: Facts { proxy_variables: facts::proxy_variables(target), ..Facts::default() },
+            measured: None,
+            findings: Vec::new(),
+            verdict: None,
+            complete: false,
+            took_ms: 0.0,
+        };
+        Self { target: target.clone(), plan, began: Instant::now(), report }
+    }
+
+    /// Looks the name up, and asks whether a foreign host may be measured. `Ok(true)`: go on.
+    ///
+    /// # Errors
+    /// The user did not agree.
+    async fn resolve(&mut self, yes: bool) -> Result<bool, String> {
+        let is_near = facts::resolve(&self.target, &mut self.report.facts).await;
+        self.report.target.is_near = is_near;
+        // Examining one connection is what any client does.
+        if !is_near && !self.plan.quick && !yes {
+            consent::ask(&self.report, &self.plan).await?;
+        }
+        self.began = Instant::now();
+        Ok(true)
+    }
+
+    /// Examines one connection, and unless that is all, waits on several.
+    async fn examine(&mut self, progress: Progress) {
+        let Report { facts, measured, .. } = &mut self.report;
+        let Some(Facing { target, probe }) = facts::gather(&self.target, &self.plan, facts, &progress).await
+        else {
+            return;
+        };
+        if self.plan.quick {
+            return;
+        }
+        let measured = measured.insert(Measured::default());
+        let watch = pings::watch(probe, facts.pings.get_or_insert_default());
+        let measuring = measure::measure(&target, &self.plan, measured, &progress);
+        // The watch ends with the connection; the measurement decides how long everything takes.
+        watch_until(watch, measuring).await;
+    }
+
+    fn finish(mut self) -> (Report, Plan) {
+        self.report.took_ms = ms(self.began.elapsed());
+        self.report.findings = symptoms::find(&self.report.facts, &self.report.target);
+        let (more, verdict) = verdict::judge(&self.report);
+        self.report.findings.extend(more);
+        self.report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        self.report.verdict = verdict;
+        (self.report, self.plan)
+    }
+}
+
+/// Runs `watch` for as long as `measuring` takes.
+async fn watch_until(watch: impl Future<Output = ()>, measuring: impl Future<Output = ()>) {
+    let watching = async {
+        watch.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = measuring => {}
+        () = watching => {}
+    }
+}
+
+/// Makes the target of the arguments.
+///
+/// # Errors
+/// One line that begins with the flag.
+fn target(arguments: &Arguments) -> Result<Target, String> {
+    let mut headers = arguments.headers.clone();
+    if let Some(file) = &arguments.bearer_file {
+        if headers.iter().any(|(name, _)| name == header::AUTHORIZATION) {
+            return Err("--bearer-file: --header sets Authorization, too; remove one of them".to_owned());
+        }
+        headers.push((header::AUTHORIZATION, bearer(file)?));
+    }
+    Target::new(arguments.url.clone(), headers, arguments.subprotocols.clone(), arguments.cacert.as_deref())
+}
+
+/// Reads a token from a file.
+fn bearer(file: &Path) -> Result<HeaderValue, String> {
+    let place = format!("--bearer-file {}", file.display());
+    let token =
+        std::fs::read_to_string(file).map_err(|error| format!("{place}: {error}; name a readable file"))?;
+    let token = token.trim();
+    let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    // The content is a secret, and is not quoted.
+    let value = HeaderValue::try_from(format!("Bearer {token}")).ok().filter(|_| is_one);
+    value.ok_or_else(|| format!("{place}: must hold one token in ASCII without spaces"))
+}
+
+/// Parses the address of the server.
+fn url(text: &str) -> Result<Place, String> {
+    let host = text.split_once("://").map_or(text, |(_, rest)| rest).split(['/', '?', '#']).next();
+    if host.is_some_and(|host| !host.is_ascii()) && !text.starts_with("unix:") {
+        return Err(
+            "the host's name has letters beyond ASCII; write its form in ASCII, which begins with xn--"
+                .to_owned(),
+        );
+    }
+    let server = values::server(text)?;
+    server.parse().map_err(|error: mainstay::client::UrlError| error.to_string())
+}
+
+/// Parses a field of the request that the doctor does not write itself.
+fn header_field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = values::header(text)?;
+    let own = ["connection", "upgrade", "content-length", "transfer-encoding"];
+    if own.contains(&name.as_str()) || name.as_str().starts_with("sec-websocket-") {
+        return Err(format!("{name} belongs to the opening handshake; the doctor writes it"));
+    }
+    Ok((name, value))
+}
+
+/// Parses the time to wait.
+fn lasts(text: &str) -> Result<Duration, String> {
+    let duration = values::duration(text)?;
+    let bounds = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+    if bounds.contains(&duration) { Ok(duration) } else { Err("must be between 1s and 24h".to_owned()) }
+}
+
+/// Parses the number of connections.
+fn connections(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=10_000).contains(count));
+    count.ok_or_else(|| "must be a whole number from 1 to 10000".to_owned())
+}

@@ -1,0 +1,169 @@
+//! The report as text for people: what was seen, the findings, what may have cut, and at the end, where a reader of a terminal looks
+//! first, the verdict.
+//!
+//! Everything that a server sent is escaped.
+
+use std::io::IsTerminal;
+
+use super::Plan;
+use super::judgement::{CutVerdict, Suspect, Verdict};
+use super::progress::State;
+use super::report::{Finding, Report, Severity};
+use super::rows::{self, Row};
+use super::screen;
+use crate::observe::log_text;
+
+/// The width of a page that no terminal bounds.
+const WIDTH: usize = 100;
+/// The widest page that is read with ease.
+const WIDEST: usize = 110;
+const NARROWEST: usize = 40;
+
+/// Returns the report as text for standard output.
+pub(crate) fn text(report: &Report, plan: &Plan) -> String {
+    let output = std::io::stdout();
+    let is_terminal = output.is_terminal();
+    let width = if is_terminal { screen::size(output).columns.clamp(NARROWEST, WIDEST) } else { WIDTH };
+    render(report, plan, width, is_terminal && screen::may_colour())
+}
+
+/// Returns the report as text of this width.
+fn render(report: &Report, plan: &Plan, width: usize, colours: bool) -> String {
+    let mut page = Page { text: String::new(), width, colours };
+    page.heading(&report.target.url);
+    page.rows("Facts", &rows::of_facts(report));
+    if let Some(measured) = &report.measured {
+        page.rows("Measured", &rows::of_measured(measured));
+        for words in &measured.left_out {
+            page.paragraph("  not measured: ", words);
+        }
+    }
+    page.findings(&report.findings);
+    if let Some(verdict) = &report.verdict {
+        page.verdict(verdict);
+    }
+    page.notes(report, plan);
+    page.text
+}
+
+/// A page that grows.
+struct Page {
+    text: String,
+    width: usize,
+    colours: bool,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(&log_text::escape(line, false, false));
+        self.text.push('\n');
+    }
+
+    fn heading(&mut self, words: &str) {
+        if !self.text.is_empty() {
+            self.text.push('\n');
+        }
+        let words = log_text::escape(words, false, false);
+        let line = if self.colours { format!("\x1b[1m{words}\x1b[0m\n") } else { format!("{words}\n") };
+        self.text.push_str(&line);
+    }
+
+    /// Writes words in lines of the page's width; the lines below the first are indented like the first one's words.
+    fn paragraph(&mut self, first: &str, words: &str) {
+        let indent = first.chars().count();
+        let mut line = first.to_owned();
+        let mut is_empty = true;
+        for word in words.split_whitespace() {
+            let width = line.chars().count() + usize::from(!is_empty) + word.chars().count();
+            if !is_empty && width > self.width {
+                self.line(&line);
+                line = " ".repeat(indent);
+                is_empty = true;
+            }
+            if !is_empty {
+                line.push(' ');
+            }
+            line.push_str(word);
+            is_empty = false;
+        }
+        self.line(&line);
+    }
+
+    fn rows(&mut self, heading: &str, rows: &[Row]) {
+        if rows.is_empty() {
+            return;
+        }
+        self.heading(heading);
+        let names = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        for row in rows {
+            let at = self.text.len();
+            self.paragraph(&format!("{}  {:names$}  ", screen::mark(row.state), row.name), &row.words);
+            if self.colours {
+                let mark = screen::mark(row.state).len();
+                self.text.replace_range(at..at + mark, &screen::coloured(row.state, true));
+            }
+        }
+    }
+
+    fn findings(&mut self, findings: &[Finding]) {
+        if findings.is_empty() {
+            return;
+        }
+        self.heading("Findings");
+        for finding in findings {
+            let state = if finding.severity == Severity::Note { State::Done } else { State::Bad };
+            let at = self.text.len();
+            self.paragraph(
+                &format!("{}  ", screen::mark(state)),
+                &format!("{}: {}", finding.id, finding.words),
+            );
+            if self.colours {
+                let mark = screen::mark(state).len();
+                self.text.replace_range(at..at + mark, &screen::coloured(state, true));
+            }
+            for step in &finding.advice {
+                self.paragraph("    - ", step);
+            }
+        }
+    }
+
+    fn verdict(&mut self, verdict: &Verdict) {
+        for CutVerdict { finding, suspects } in &verdict.cuts {
+            self.heading(&format!("What may have cut ({finding}), the most probable first"));
+            for suspect in suspects {
+                self.suspect(suspect);
+            }
+        }
+        if let Some(heartbeat) = &verdict.heartbeat {
+            self.heading("Heartbeat");
+            self.paragraph("  the server  ", &heartbeat.server);
+            self.paragraph("  a client    ", &heartbeat.client);
+            self.paragraph("  Mainstay    ", &heartbeat.mainstay);
+        }
+        self.heading("Verdict");
+        self.paragraph("  ", &verdict.summary);
+    }
+
+    fn suspect(&mut self, suspect: &Suspect) {
+        let because = suspect.reasons.join("; ");
+        self.paragraph("  ", &format!("{} {}: {because}", suspect.certainty.word(), suspect.name));
+        self.paragraph("      to change it: ", suspect.remedy);
+        for line in &suspect.lines {
+            self.line(&format!("        {}", line.replace('\t', "  ")));
+        }
+        if let Some(source) = suspect.source {
+            self.line(&format!("      {source}"));
+        }
+    }
+
+    fn notes(&mut self, report: &Report, plan: &Plan) {
+        if !report.complete {
+            self.text.push('\n');
+            self.paragraph("", "The command was interrupted: this is what was known by then.");
+        }
+        if plan.quick {
+            self.text.push('\n');
+            self.paragraph("", "Nothing was measured by waiting: --quick.");
+        }
+    }
+}

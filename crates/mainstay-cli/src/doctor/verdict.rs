@@ -1,0 +1,432 @@
+//! The verdict: what the measurements mean, what most probably ends connections, and what to set where. Pure.
+//!
+//! [`suspects`] ranks what may have cut, [`heartbeat`] says what keeps a path open, [`findings`](super::findings) puts the other
+//! measurements into words.
+
+use std::time::Duration;
+
+use super::cutters::Cut;
+use super::findings;
+use super::heartbeat::{self, Counts};
+use super::judgement::{Certainty, CutVerdict, Suspect, Verdict};
+use super::measured::{CutHow, Idle, Limit, Measured};
+use super::report::{Finding, Report, Severity};
+use super::suspects::{self, Kind, Sighting};
+use super::words::span;
+
+/// Returns the findings that the measurements show, beside those of the facts, and the verdict on everything.
+pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
+    let Some(measured) = &report.measured else {
+        return (
+            Vec::new(),
+            Some(Verdict { summary: unmeasured(report), cuts: Vec::new(), heartbeat: None }),
+        );
+    };
+    let (mut findings, mut cuts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
+    for cut in [silence(measured), age(measured)].into_iter().flatten() {
+        let suspects = suspects::rank(&cut.sighting(report));
+        sentences.push(format!("{} {}", cut.sentence(), accusation(&suspects)));
+        findings.push(cut.finding(&suspects));
+        cuts.push(CutVerdict { finding: cut.id(), suspects });
+    }
+    findings.extend(findings::of(measured));
+    let gravest = report.findings.iter().chain(&findings).max_by_key(|finding| finding.severity);
+    if sentences.is_empty() {
+        sentences.push(match gravest {
+            Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
+            _ => healthy(measured),
+        });
+    }
+    let limit = silence(measured).map(|cut| cut.after);
+    let counts = measured.idle.as_ref().map_or(Counts::Unknown, counts);
+    let heartbeat = Some(heartbeat::advise(limit, counts));
+    (findings, Some(Verdict { summary: sentences.join(" "), cuts, heartbeat }))
+}
+
+/// A limit that cuts.
+#[derive(Debug, Clone, Copy)]
+struct Seen<'a> {
+    kind: Kind,
+    after: Duration,
+    how: &'a CutHow,
+    counts: Counts,
+}
+
+/// Returns the idle limit, if one cuts. A cut that Pings do not prevent is one by age.
+fn silence(measured: &Measured) -> Option<Seen<'_>> {
+    let idle = measured.idle.as_ref()?;
+    let Limit::Cut { after, how, .. } = &idle.silent else { return None };
+    let is_age = [Some(&idle.our_pings), measured.lifetime.as_ref().map(|lifetime| &lifetime.limit)]
+        .into_iter()
+        .flatten()
+        .any(|limit| matches!(limit, Limit::Cut { after: age, .. } if is_about(*age, *after)));
+    (!is_age).then_some(Seen { kind: Kind::Silence, after: *after, how, counts: counts(idle) })
+}
+
+/// Returns the limit of age, if one cuts.
+fn age(measured: &Measured) -> Option<Seen<'_>> {
+    let lifetime = measured.lifetime.as_ref();
+    let from_restart = lifetime.is_some_and(|lifetime| !lifetime.restarts.is_empty());
+    let limits =
+        [lifetime.map(|lifetime| &lifetime.limit), measured.idle.as_ref().map(|idle| &idle.our_pings)];
+    let cut = limits.into_iter().flatten().find_map(|limit| match limit {
+        Limit::Cut { after, how, .. } => Some((*after, how)),
+        _ => None,
+    });
+    let (after, how) = cut.filter(|_| !from_restart)?;
+    Some(Seen { kind: Kind::Age, after, how, counts: Counts::Unknown })
+}
+
+/// Whether two limits are one, as far as can be measured.
+fn is_about(one: Duration, other: Duration) -> bool {
+    one.abs_diff(other) <= (one.max(other) / 10).max(Duration::from_millis(300))
+}
+
+/// Which end's bytes keep a silent connection.
+fn counts(idle: &Idle) -> Counts {
+    match (&idle.silent, &idle.up_only) {
+        (Limit::Cut { .. }, Limit::Holds { .. }) => Counts::Either,
+        (Limit::Cut { after, .. }, Limit::Cut { after: up, .. }) if is_about(*after, *up) => Counts::Server,
+        _ => Counts::Unknown,
+    }
+}
+
+impl Seen<'_> {
+    fn id(&self) -> &'static str {
+        match self.kind {
+            Kind::Silence => "idle-limit",
+            Kind::Age => "age-limit",
+        }
+    }
+
+    fn sighting<'r>(&self, report: &'r Report) -> Sighting<'r> {
+        let cut = match self.how {
+            CutHow::Close { .. } => Cut::Close,
+            CutHow::Fin | CutHow::Reset => Cut::Tcp,
+            CutHow::ResetOnSend | CutHow::Silent => Cut::Silent,
+            CutHow::Error { .. } => Cut::Unknown,
+        };
+        let client_keeps = match self.counts {
+            Counts::Either => Some(true),
+            Counts::Server => Some(false),
+            Counts::Unknown => None,
+        };
+        let products = report.facts.handshake.as_ref().map_or(&[][..], |handshake| &handshake.products);
+        let is_near = report.target.is_near;
+        Sighting { kind: self.kind, after: self.after, cut, client_keeps, products, is_near }
+    }
+
+    /// What happens, in one sentence.
+    fn sentence(&self) -> String {
+        let after = span(self.after);
+        let (what, ends) = match self.how {
+            CutHow::Close { .. } => {
+                ("The server, or something in front of it that speaks WebSocket,", "closes")
+            }
+            CutHow::Silent | CutHow::ResetOnSend => ("Something between you and the server", "forgets"),
+            _ => ("Something between you and the server", "ends"),
+        };
+        match (self.kind, self.counts) {
+            (Kind::Silence, Counts::Server) => {
+                format!("{what} {ends} connections after {after} of silence from the server.")
+            }
+            (Kind::Silence, _) => format!("{what} {ends} connections after {after} of silence."),
+            (Kind::Age, _) => {
+                format!("{what} {ends} each connection when it is {after} old, even a busy one.")
+            }
+        }
+    }
+
+    fn finding(&self, suspects: &[Suspect]) -> Finding {
+        let mut advice = vec![match self.kind {
+            Kind::Silence => {
+                format!("Send more often: {}.", heartbeat::advise(Some(self.after), self.counts).server)
+            }
+            Kind::Age => format!(
+                "Nothing keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
+                 --max-lifetime below {} moves them in time.",
+                span(self.after)
+            ),
+        }];
+        let named =
+            suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
+        advice.extend(named.map(|suspect| format!("In {}: {}.", suspect.name, suspect.remedy)));
+        let words = format!("{} {}", self.sentence(), cut_words(self.how));
+        Finding { id: self.id(), severity: Severity::Problem, words, advice }
+    }
+}
+
+/// How the cut looked, in one sentence.
+fn cut_words(how: &CutHow) -> String {
+    match how {
+        CutHow::Close { code: Some(code), reason } if reason.is_empty() => format!("A Close came with code {code}."),
+        CutHow::Close { code: Some(code), reason } => format!("A Close came with code {code}: \"{reason}\"."),
+        CutHow::Close { code: None, .. } => "A Close came without a code.".to_owned(),
+        CutHow::Fin => "TCP ended in order (FIN), and no Close came before.".to_owned(),
+        CutHow::Reset => "TCP was reset, and no Close came before.".to_owned(),
+        CutHow::ResetOnSend => {
+            "No end arrived: a reset answered the next byte, so neither end learns of the cut before it sends.".to_owned()
+        }
+        CutHow::Silent => {
+            "No end arrived: what was sent got no answer, so only a heartbeat finds such a connection dead.".to_owned()
+        }
+        CutHow::Error { words } => format!("The connection broke: {words}."),
+    }
+}
+
+/// What most probably did it, in one or two sentences.
+fn accusation(suspects: &[Suspect]) -> String {
+    let Some(first) = suspects.first() else { return String::new() };
+    let because = first.reasons.join("; ");
+    if first.certainty > Certainty::Possible {
+        return format!("That is {} {}: {because}.", first.certainty.word(), first.name);
+    }
+    let names: Vec<&str> = suspects.iter().map(|suspect| suspect.name).collect();
+    match names.as_slice() {
+        [name] => format!("Nothing names it; {name} comes into question: {because}."),
+        [others @ .., last] => {
+            format!("Nothing names it; {} and {last} come into question.", others.join(", "))
+        }
+        [] => String::new(),
+    }
+}
+
+/// What to know if nothing is wrong.
+fn healthy(measured: &Measured) -> String {
+    let waited = span(measured.waited);
+    let Some(idle) = &measured.idle else { return "Nothing was found; silence was not measured.".to_owned() };
+    if let Some(interval) = idle.server.ping_interval {
+        return format!(
+            "Healthy: the server sends a Ping every {}, and no connection was cut in {waited}.",
+            span(interval)
+        );
+    }
+    match &idle.silent {
+        Limit::Holds { for_at_least } => format!(
+            "Healthy as far as {} of silence: no connection was cut. Longer limits take longer to find: --for 1h.",
+            span(*for_at_least)
+        ),
+        Limit::Unknown { why } => {
+            format!("Nothing was found in {waited}; the idle limit is not known: {why}.")
+        }
+        Limit::Cut { .. } => format!("Nothing else was found in {waited}."),
+    }
+}
+
+fn unmeasured(report: &Report) -> String {
+    match report.findings.iter().max_by_key(|finding| finding.severity) {
+        Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
+        _ if report.complete => "The facts are healthy; nothing was measured by waiting.".to_owned(),
+        _ => "Nothing was found before the command was interrupted.".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cutters::{CUTTERS, Figure};
+    use super::super::measured::{Lifetime, ServerSends};
+    use super::super::report::{Facts, HandshakeFacts, Product, TargetFacts};
+    use super::*;
+
+    const WAITED: Duration = Duration::from_secs(130);
+
+    fn cut(after: Duration, how: CutHow) -> Limit {
+        Limit::Cut { after, between: (after, after), how, seen: 3 }
+    }
+
+    fn held() -> Limit {
+        Limit::Holds { for_at_least: WAITED }
+    }
+
+    /// A path that ends silent connections, and keeps those of which one end sends.
+    fn silent_for(seconds: u64, how: CutHow) -> Measured {
+        let idle = Idle {
+            silent: cut(Duration::from_secs(seconds), how),
+            our_pings: held(),
+            up_only: held(),
+            server_sends: Limit::unknown("the server sends nothing"),
+            unanswered_pings: Limit::unknown("the server sends no Pings"),
+            every: Duration::from_secs(5),
+            server: ServerSends::default(),
+        };
+        let lifetime = Some(Lifetime { limit: held(), restarts: Vec::new() });
+        Measured { waited: WAITED, idle: Some(idle), lifetime, ..Measured::default() }
+    }
+
+    fn report(measured: Option<Measured>, products: &[&'static str]) -> Report {
+        let products =
+            products.iter().map(|name| Product { name, evidence: format!("server: {name}/1") }).collect();
+        Report {
+            version: 1,
+            target: TargetFacts {
+                url: "wss://example.com/ws".into(),
+                host: "example.com".into(),
+                port: 443,
+                secure: true,
+                added_fields: Vec::new(),
+                subprotocols: Vec::new(),
+                is_near: false,
+            },
+            facts: Facts {
+                handshake: Some(HandshakeFacts { products, ..HandshakeFacts::default() }),
+                ..Facts::default()
+            },
+            measured,
+            findings: Vec::new(),
+            verdict: None,
+            complete: true,
+            took_ms: 0.0,
+        }
+    }
+
+    fn judged(measured: Measured, products: &[&'static str]) -> (Vec<Finding>, Verdict) {
+        match judge(&report(Some(measured), products)) {
+            (findings, Some(verdict)) => (findings, verdict),
+            (_, None) => panic!("no verdict"),
+        }
+    }
+
+    fn ids(findings: &[Finding]) -> Vec<&'static str> {
+        findings.iter().map(|finding| finding.id).collect()
+    }
+
+    #[test]
+    fn nginx_with_its_default_is_named_in_plain_words() {
+        let (findings, verdict) = judged(silent_for(60, CutHow::Fin), &["nginx"]);
+        assert_eq!(ids(&findings), ["idle-limit"]);
+        assert_eq!(
+            verdict.summary,
+            "Something between you and the server ends connections after 60 s of silence. That is most probably nginx: its idle limit \
+             is 60 s by default; the response has server: nginx/1; it ends TCP without a Close, as here."
+        );
+        assert!(findings[0].advice.iter().any(|step| step.contains("proxy_read_timeout")), "{findings:?}");
+        assert_eq!(verdict.heartbeat.map(|heartbeat| heartbeat.interval_ms), Some(25_000.0));
+    }
+
+    #[test]
+    fn no_verdict_is_certain() {
+        for cutter in CUTTERS {
+            let Some(Figure::Default(limit) | Figure::Fixed(limit)) = cutter.idle.map(|idle| idle.limit)
+            else {
+                continue;
+            };
+            let how = match cutter.cut {
+                Cut::Close => CutHow::Close { code: Some(1001), reason: String::new() },
+                Cut::Silent => CutHow::Silent,
+                Cut::Tcp | Cut::Unknown => CutHow::Fin,
+            };
+            let (_, verdict) = judged(silent_for(limit.as_secs(), how), cutter.families);
+            let words = &verdict.summary;
+            assert!(
+                words.contains("probably")
+                    || words.contains("comes into question")
+                    || words.contains("come into question"),
+                "{words}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_limit_of_many_names_them_all_as_questions() {
+        let (findings, verdict) = judged(silent_for(60, CutHow::Fin), &[]);
+        assert!(verdict.summary.contains("Nothing names it;"), "{}", verdict.summary);
+        for name in ["nginx", "AWS Application Load Balancer"] {
+            assert!(verdict.summary.contains(name), "{}", verdict.summary);
+        }
+        assert_eq!(findings[0].advice.len(), 1, "no single one is blamed: {:?}", findings[0].advice);
+    }
+
+    #[test]
+    fn silence_from_the_server_is_told_from_silence() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        if let Some(idle) = &mut measured.idle {
+            idle.up_only = cut(Duration::from_secs(60), CutHow::Fin);
+        }
+        let (_, verdict) = judged(measured, &["nginx"]);
+        assert!(verdict.summary.contains("after 60 s of silence from the server."), "{}", verdict.summary);
+        assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.client.contains("do not count")));
+    }
+
+    #[test]
+    fn a_cut_that_pings_do_not_prevent_is_one_by_age() {
+        let mut measured = silent_for(30, CutHow::Fin);
+        if let Some(lifetime) = &mut measured.lifetime {
+            lifetime.limit = cut(Duration::from_secs(30), CutHow::Fin);
+        }
+        let (findings, verdict) = judged(measured, &["google-load-balancer"]);
+        assert_eq!(ids(&findings), ["age-limit"]);
+        assert!(verdict.summary.contains("when it is 30 s old, even a busy one."), "{}", verdict.summary);
+        assert_eq!(verdict.cuts[0].suspects[0].id, "google-cloud-load-balancer");
+    }
+
+    #[test]
+    fn an_idle_limit_and_a_longer_limit_of_age_are_both_reported() {
+        let mut measured = silent_for(20, CutHow::Fin);
+        if let Some(lifetime) = &mut measured.lifetime {
+            lifetime.limit = cut(Duration::from_secs(100), CutHow::Reset);
+        }
+        let (findings, verdict) = judged(measured, &[]);
+        assert_eq!(ids(&findings), ["idle-limit", "age-limit"]);
+        assert_eq!(verdict.cuts.len(), 2);
+    }
+
+    #[test]
+    fn connections_that_end_at_once_are_a_restart_and_no_limit_of_age() {
+        let mut measured = silent_for(20, CutHow::Fin);
+        measured.idle = None;
+        measured.lifetime = Some(Lifetime {
+            limit: cut(Duration::from_secs(40), CutHow::Fin),
+            restarts: vec![Duration::from_secs(40)],
+        });
+        assert_eq!(ids(&judged(measured, &[]).0), ["restart"]);
+    }
+
+    #[test]
+    fn a_close_is_laid_to_the_server() {
+        let how = CutHow::Close { code: Some(1001), reason: "Idle Timeout".into() };
+        let (findings, verdict) = judged(silent_for(30, how), &[]);
+        assert!(
+            verdict
+                .summary
+                .starts_with("The server, or something in front of it that speaks WebSocket, closes")
+        );
+        assert!(
+            findings[0].words.ends_with("A Close came with code 1001: \"Idle Timeout\"."),
+            "{findings:?}"
+        );
+        assert_eq!(verdict.cuts[0].suspects[0].id, "server");
+    }
+
+    #[test]
+    fn a_path_that_held_is_healthy_as_far_as_it_was_watched() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        if let Some(idle) = &mut measured.idle {
+            idle.silent = held();
+        }
+        let (findings, verdict) = judged(measured, &["nginx"]);
+        assert!(findings.is_empty(), "{findings:?}");
+        assert!(verdict.summary.starts_with("Healthy as far as 130 s of silence"), "{}", verdict.summary);
+    }
+
+    #[test]
+    fn without_a_websocket_the_gravest_fact_is_the_verdict() {
+        let mut report = report(None, &[]);
+        let words = "The name is unknown.";
+        report.findings = vec![
+            Finding { id: "proxy", severity: Severity::Note, words: "A note.".into(), advice: Vec::new() },
+            Finding {
+                id: "name-unknown",
+                severity: Severity::Unreachable,
+                words: words.into(),
+                advice: Vec::new(),
+            },
+        ];
+        assert_eq!(judge(&report).1.map(|verdict| verdict.summary), Some(words.into()));
+    }
+
+    #[test]
+    fn an_interrupt_before_any_result_is_no_bill_of_health() {
+        let unknown = Measured { waited: Duration::from_secs(2), ..Measured::default() };
+        assert!(!judged(unknown, &[]).1.summary.contains("Healthy"));
+    }
+}
