@@ -34,6 +34,8 @@ use crate::admin::query::Query;
 const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest body.
 const MAX_BODY: usize = 1 << 20;
 
@@ -159,7 +161,10 @@ async fn refuse_pages(
     next: Next,
 ) -> Response {
     match judge(&state, local, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => tokio::time::timeout(BODY_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+            let what = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+            Wrong(StatusCode::REQUEST_TIMEOUT, what).into_response()
+        }),
         Err(wrong) => wrong.into_response(),
     }
 }
