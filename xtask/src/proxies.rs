@@ -2,10 +2,11 @@
 //! Compose without containers. What cannot be run is checked by schemas.
 //!
 //! A heartbeat that is shorter than a proxy's limit keeps a connection, a longer one does not, and a session outlives both that and a
-//! reload of the proxy. nginx, HAProxy, Caddy and Prometheus come from Debian, Envoy and Traefik from PyPI: where those cannot be
+//! reload of the proxy. `mainstay doctor` looks through each of them, and has to find the limit and what has it. nginx, HAProxy, Caddy and Prometheus come from Debian, Envoy and Traefik from PyPI: where those cannot be
 //! installed, the step prints that they were skipped.
 
 mod demo;
+mod doctor;
 mod proxy;
 mod schemas;
 mod stage;
@@ -55,11 +56,15 @@ fn play(proxies: &[Proxy]) -> Result<()> {
     let (_echo, backend) = start_echo(&scratch)?;
     let (scratch, backend) = (&scratch, &backend);
     let failures: Vec<String> = thread::scope(|scope| {
-        let playing: Vec<_> = proxies
-            .iter()
-            .map(|proxy| (proxy.name, scope.spawn(move || text(stage::play(proxy, scratch, backend)))))
-            .chain([("the demonstration", scope.spawn(move || text(demo::play(scratch))))])
-            .collect();
+        let playing: Vec<_> =
+            proxies
+                .iter()
+                .map(|proxy| (proxy.name, scope.spawn(move || text(stage::play(proxy, scratch, backend)))))
+                .chain(proxies.iter().filter(|proxy| !proxy.reaches_us_by_http2).map(|proxy| {
+                    (proxy.name, scope.spawn(move || text(doctor::play(proxy, scratch, backend))))
+                }))
+                .chain([("the demonstration", scope.spawn(move || text(demo::play(scratch))))])
+                .collect();
         let ended = playing
             .into_iter()
             .map(|(name, play)| (name, play.join().unwrap_or_else(|_| Err("it panicked".into()))));

@@ -48,7 +48,7 @@ pub(super) struct Proxy {
     /// Its recipe accepts HTTP/2 without TLS.
     pub(super) speaks_http2: bool,
     /// It carries WebSockets to the gateway in HTTP/2, as a comment of its recipe says.
-    reaches_us_by_http2: bool,
+    pub(super) reaches_us_by_http2: bool,
 }
 
 /// What a recipe is filled with.

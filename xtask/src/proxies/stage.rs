@@ -98,13 +98,14 @@ pub(super) fn converse(
 }
 
 /// A gateway before a backend, and a proxy in front of it.
-struct Stage<'a> {
+pub(super) struct Stage<'a> {
     proxy: &'a Proxy,
     folder: PathBuf,
     configuration: PathBuf,
     gateway: String,
     admin: SocketAddr,
-    listening: SocketAddr,
+    /// Where the proxy listens.
+    pub(super) listening: SocketAddr,
     control: SocketAddr,
     running: Background,
     /// The process that took the place of the running one.
@@ -113,7 +114,7 @@ struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    fn set(proxy: &'a Proxy, folder: &Path, heartbeat: &str, backend: &str) -> Result<Self> {
+    pub(super) fn set(proxy: &'a Proxy, folder: &Path, heartbeat: &str, backend: &str) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let mut serve = Command::new("setpriv");
         serve.args(["--pdeathsig", "KILL", MAINSTAY, "serve", "--listen", "127.0.0.1:0"]);

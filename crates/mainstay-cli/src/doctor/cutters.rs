@@ -187,7 +187,8 @@ pub(crate) const CUTTERS: &[Cutter] = &[
         place: Place::Proxy,
         idle: idle(Figure::Default(secs(300)), ResetBy::Any),
         lifetime: Some(Figure::Set),
-        cut: Cut::Tcp,
+        // TCP ends `delayed_close_timeout` (1 s) after the limit; until then a byte gets a reset, or no answer.
+        cut: Cut::Unknown,
         remedy: "stream_idle_timeout of the connection manager, or idle_timeout of the route; for the age max_stream_duration",
         source: "https://www.envoyproxy.io/docs/envoy/latest/faq/configuration/timeouts",
         ..PRODUCT

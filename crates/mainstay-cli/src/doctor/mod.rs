@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, header};
 use mainstay::client::Place;
+use tokio::time::timeout;
 
 use self::facts::Facing;
 use self::measured::Measured;
@@ -45,8 +46,11 @@ use self::progress::Progress;
 use self::report::{Facts, Report, ms};
 use self::target::Target;
 use crate::observe::{log, log_text};
-use crate::process::signals::Stops;
+use crate::process::signals::{Stop, Stops};
 use crate::{print, values};
+
+/// How long the screen may take to show the last updates.
+const SCREEN_TIME: Duration = Duration::from_secs(1);
 
 /// The end of `mainstay doctor --help`.
 pub(crate) const AFTER_HELP: &str = "\
@@ -73,7 +77,8 @@ Exit codes:
   2  the arguments are wrong, or the question was not answered with yes
   3  no WebSocket could be opened
   An interrupt (Ctrl-C) or SIGTERM ends the measurement: what is known so far
-  is printed, and the exit code is that of the findings so far.";
+  is printed, and the exit code is that of the findings so far; 130 or 143 if
+  no WebSocket was open yet.";
 
 /// Flags of `mainstay doctor`.
 #[derive(clap::Args)]
@@ -146,33 +151,30 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
         quick: arguments.quick,
     };
     let mut examination = Examination::new(&target, plan);
-    let resolved = tokio::select! {
-        resolved = examination.resolve(arguments.yes) => resolved,
-        _ = stops.next() => Ok(false),
-    };
-    match resolved {
-        Err(line) => return refuse(&line),
-        Ok(true) => {
-            let (progress, updates) = Progress::channel();
-            let screen = tokio::spawn(screen::show(updates, !arguments.json));
-            examination.report.complete = tokio::select! {
-                () = examination.examine(progress) => true,
-                _ = stops.next() => false,
-            };
-            let _ = screen.await;
+    let agreed = tokio::select! {
+        agreed = examination.resolve(arguments.yes) => agreed,
+        stop = stops.next() => {
+            examination.stopped = Some(stop);
+            Ok(())
         }
-        Ok(false) => {}
+    };
+    if let Err(line) = agreed {
+        return refuse(&line);
     }
-    finish(examination, arguments.json)
-}
-
-/// Prints the report, and returns the exit code of its findings.
-fn finish(examination: Examination, json: bool) -> ExitCode {
-    let (report, plan) = examination.finish();
-    let text = if json { json_line(&report) } else { page::text(&report, &plan) };
-    match print(text.as_bytes()) {
-        ExitCode::SUCCESS => ExitCode::from(report.exit_code()),
-        failed => failed,
+    if examination.stopped.is_none() {
+        let (progress, updates) = Progress::channel();
+        let screen = tokio::spawn(screen::show(updates, !arguments.json));
+        examination.stopped = tokio::select! {
+            () = examination.examine(progress) => None,
+            stop = stops.next() => Some(stop),
+        };
+        let _ = timeout(SCREEN_TIME, screen).await;
+    }
+    // The reader of the output may stall.
+    let finishing = tokio::task::spawn_blocking(move || examination.finish(arguments.json));
+    tokio::select! {
+        finished = finishing => finished.unwrap_or(ExitCode::FAILURE),
+        stop = stops.next() => ExitCode::from(stop.exit_code()),
     }
 }
 
@@ -183,7 +185,7 @@ fn json_line(report: &Report) -> String {
 }
 
 fn refuse(line: &str) -> ExitCode {
-    log::write_line(&log_text::escape(line, false, false));
+    log::write_line(line);
     ExitCode::from(2)
 }
 
@@ -193,6 +195,8 @@ struct Examination {
     plan: Plan,
     began: Instant,
     report: Report,
+    /// The signal that ended it.
+    stopped: Option<Stop>,
 }
 
 impl Examination {
@@ -207,14 +211,14 @@ impl Examination {
             complete: false,
             took_ms: 0.0,
         };
-        Self { target: target.clone(), plan, began: Instant::now(), report }
+        Self { target: target.clone(), plan, began: Instant::now(), report, stopped: None }
     }
 
-    /// Looks the name up, and asks whether a foreign host may be measured. `Ok(true)`: go on.
+    /// Looks the name up, and asks whether a foreign host may be measured.
     ///
     /// # Errors
     /// The user did not agree.
-    async fn resolve(&mut self, yes: bool) -> Result<bool, String> {
+    async fn resolve(&mut self, yes: bool) -> Result<(), String> {
         let is_near = facts::resolve(&self.target, &mut self.report.facts).await;
         self.report.target.is_near = is_near;
         // Examining one connection is what any client does.
@@ -222,7 +226,7 @@ impl Examination {
             consent::ask(&self.report, &self.plan).await?;
         }
         self.began = Instant::now();
-        Ok(true)
+        Ok(())
     }
 
     /// Examines one connection, and unless that is all, waits on several.
@@ -242,14 +246,32 @@ impl Examination {
         watch_until(watch, measuring).await;
     }
 
-    fn finish(mut self) -> (Report, Plan) {
-        self.report.took_ms = ms(self.began.elapsed());
-        self.report.findings = symptoms::find(&self.report.facts, &self.report.target);
-        let (more, verdict) = verdict::judge(&self.report);
-        self.report.findings.extend(more);
-        self.report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        self.report.verdict = verdict;
-        (self.report, self.plan)
+    /// Prints the report, and returns the exit code of its findings.
+    fn finish(mut self, json: bool) -> ExitCode {
+        self.judge();
+        let text = if json { json_line(&self.report) } else { page::text(&self.report, &self.plan) };
+        match (print(text.as_bytes()), self.stopped) {
+            // Without an open WebSocket nothing is healthy.
+            (ExitCode::SUCCESS, Some(stop))
+                if self.report.findings.is_empty() && self.report.facts.pings.is_none() =>
+            {
+                ExitCode::from(stop.exit_code())
+            }
+            (ExitCode::SUCCESS, _) => ExitCode::from(self.report.exit_code()),
+            (failed, _) => failed,
+        }
+    }
+
+    /// Draws the conclusions from what is known.
+    fn judge(&mut self) {
+        let report = &mut self.report;
+        report.complete = self.stopped.is_none();
+        report.took_ms = ms(self.began.elapsed());
+        report.findings = symptoms::find(&report.facts, &report.target);
+        let (more, verdict) = verdict::judge(report);
+        report.findings.extend(more);
+        report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        report.verdict = verdict;
     }
 }
 

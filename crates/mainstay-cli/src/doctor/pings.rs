@@ -98,8 +98,10 @@ async fn ping(probe: &mut Probe, facts: &mut PingFacts) -> Result<(), Over> {
         });
         match answered.await? {
             true => times.push(ms(sent_at.elapsed())),
-            false if other => facts.wrong_payload += 1,
-            false => in_vain += 1,
+            false => {
+                facts.wrong_payload += u32::from(other);
+                in_vain += 1;
+            }
         }
         facts.answered = u32::try_from(times.len()).unwrap_or(u32::MAX);
         facts.rtt = Spread::of(&times);

@@ -1,7 +1,7 @@
 //! The result of `mainstay doctor`, and what `--json` prints: one object. Field names are stable; new ones may be added.
 //!
 //! Times end in `_ms` and are milliseconds. Text that a server sent is cut to a bound, and contains none of the values that the
-//! user gave for the request.
+//! user gave for the request. What a terminal would act on is escaped in it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

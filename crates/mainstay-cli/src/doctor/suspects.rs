@@ -41,6 +41,9 @@ pub(crate) enum Kind {
 pub(crate) fn rank(seen: &Sighting) -> Vec<Suspect> {
     let mut guesses: Vec<Guess> = CUTTERS.iter().filter_map(|cutter| Guess::of(cutter, seen)).collect();
     guesses.sort_by_key(|guess| Reverse(guess.points));
+    // What could be anything is not worth a line beside what the response names.
+    let is_named = guesses.iter().any(|guess| guess.sign.is_some());
+    guesses.retain(|guess| !is_named || guess.sign.is_some() || guess.fits);
     let mut families = Vec::new();
     guesses.retain(|guess| {
         let family = guess.cutter.families.first();
@@ -336,6 +339,7 @@ mod tests {
         assert_eq!(names(&suspects)[0], ("nginx", Certainty::Probable));
         assert!(suspects[0].reasons.iter().any(|reason| reason.contains("can be set")), "{suspects:?}");
         assert!(suspects[0].lines.contains(&"proxy_read_timeout 1h;"));
+        assert_eq!(suspects.len(), 1, "what is only possible is left out: {suspects:?}");
     }
 
     #[test]

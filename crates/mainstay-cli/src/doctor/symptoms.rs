@@ -196,7 +196,10 @@ fn dead_addresses(facts: &Facts) -> Vec<Finding> {
             ],
             false => &["Check the route of IPv4 from here; if the server has none, remove its A records."],
         };
-        return vec![finding(id, Severity::Problem, words, advice)];
+        // A server for development often listens on one of them only.
+        let is_here = family(is_v6).all(|facts| facts.address.ip().is_loopback());
+        let severity = if is_here { Severity::Note } else { Severity::Problem };
+        return vec![finding(id, severity, words, advice)];
     }
     let dead: Vec<_> = facts.addresses.iter().filter_map(|facts| facts.error.clone()).collect();
     if dead.is_empty() {

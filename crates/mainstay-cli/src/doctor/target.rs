@@ -13,6 +13,7 @@ use mainstay::client::rustls::crypto::ring;
 use mainstay::client::rustls::pki_types::ServerName;
 
 use super::report::TargetFacts;
+use crate::observe::log_text;
 use crate::tls;
 
 /// The longest text of a server that the report shows, in characters.
@@ -118,20 +119,27 @@ impl Target {
         ServerName::try_from(self.shared.host.clone()).ok()
     }
 
-    /// Returns text of a server for the report: cut, and without what the user wants to keep secret.
+    /// Returns text of a server for the report: cut, without what the user wants to keep secret, and with escapes for what a
+    /// terminal acts on.
     pub(crate) fn shown(&self, text: &str) -> String {
         let mut out: String = text.chars().take(MAX_TEXT).collect();
-        if out.len() < text.len() {
-            out.push_str("...");
-        }
+        let is_cut = out.len() < text.len();
         for secret in &self.shared.secrets {
             if secret.len() >= SHORT {
                 out = out.replace(secret, "...");
+                // The cut may have left its beginning.
+                let begun = (SHORT..secret.len()).rev().filter_map(|end| secret.get(..end));
+                if is_cut && let Some(begun) = begun.into_iter().find(|begun| out.ends_with(begun)) {
+                    out.truncate(out.len() - begun.len());
+                }
             } else if out == *secret {
                 return "...".to_owned();
             }
         }
-        out
+        if is_cut {
+            out.push_str("...");
+        }
+        log_text::escape(&out, false, false).into_owned()
     }
 
     /// Returns what the report says of the target.
@@ -246,6 +254,9 @@ mod tests {
         check("geheim!x, geheim%21x", "..., ...");
         check("1", "...");
         check("HTTP/1.1", "HTTP/1.1");
+        check("a\u{1b}[2J\u{9b}b\n\n", "a\\u{1b}[2J\\u{9b}b\\n\\n");
+        let cut = format!("{}s3cret", "x".repeat(MAX_TEXT - 5));
+        assert!(!target.shown(&cut).contains("s3cr"));
         assert_eq!(target.shown(&"ä".repeat(1000)).chars().count(), MAX_TEXT + 3);
     }
 

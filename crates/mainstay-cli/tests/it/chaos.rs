@@ -248,7 +248,7 @@ async fn on_a_terminal_each_event_is_a_line_of_words() {
         "#1    connected to",
         "#1    is a WebSocket",
         "#1    FAULT reset (rule 1)",
-        "#1    closed: ",
+        "#1    closed by reset",
     ];
     assert!(seen.iter().zip(expected).all(|(line, expected)| line.starts_with(expected)), "{seen:#?}");
     process.kill().unwrap();

@@ -120,6 +120,7 @@ fn help_has_examples_and_exit_codes_and_shells_get_their_completion() {
         &["bench", "echo"],
         &["chaos"],
         &["completions"],
+        &["doctor"],
         &["health"],
     ];
     for command in commands {

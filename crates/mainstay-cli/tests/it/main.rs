@@ -13,6 +13,8 @@ mod config;
 mod connect;
 mod credentials;
 mod credentials_end;
+mod doctor;
+mod doctor_measure;
 mod flags;
 mod frames;
 mod guarded;
