@@ -62,7 +62,7 @@ impl Rule {
 
 /// Reads the kind, after the names of the fields: a misspelt `kind` is no missing one.
 fn kind(table: &Map<String, Value>) -> Result<&'static Kind, Wrong> {
-    for name in table.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
+    if let Some(name) = table.keys().find(|name| !FIELDS.contains(&name.as_str())) {
         let what = match meant(name, &FIELDS) {
             Some(right) => format!("unknown field; write {right}"),
             None => format!("unknown field; a fault has {}", FIELDS.join(", ")),

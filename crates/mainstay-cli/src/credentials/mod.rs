@@ -339,17 +339,17 @@ impl Credentials {
     /// Returns what the library is told about an admitted client.
     pub(crate) fn identity(&self, admitted: &Admitted, own_principal: &[u8]) -> Identity {
         let names = [admitted.subject.as_ref(), admitted.certified.as_ref()];
-        let principal = match (names, own_principal) {
+        let principal: Vec<u8> = match (names, own_principal) {
             ([Some(subject), None], []) => subject.0.as_bytes().to_vec(),
-            (names, own) => {
+            (names, _) => {
                 // Each with its length, so that none ends where another begins.
                 let with_length =
                     |name: &Subject| [&(name.0.len() as u64).to_be_bytes(), name.0.as_bytes()].concat();
-                let names = names.into_iter().flatten().flat_map(with_length);
-                names.chain(own.iter().copied()).collect()
+                names.into_iter().flatten().flat_map(with_length).collect()
             }
         };
-        let identity = Identity::new(principal).grace(self.grace);
+        // A client may send any cookie: limits count by the subject alone, if there is one.
+        let identity = Identity::new(principal).bound_to(own_principal).grace(self.grace);
         match admitted.expires_in {
             Some(time) => identity.expires_in(time),
             None => identity,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use axum::Router;
 use axum::extract::Request;
@@ -287,13 +288,25 @@ async fn the_limit_of_a_subject_counts_certificates_tokens_and_the_hook_alike() 
     let by_certificate = format!("{limit}credentials.client-certificate.subject = \"common-name\"");
     let by_token = format!("{limit}credentials.jwt.keys-file = \"SECRET\"");
     let by_hook = format!("{limit}credentials.connect-hook.url = \"http://{hook}/\"");
-    let routes = [("/certificate", &*by_certificate), ("/token", &*by_token), ("/hook", &*by_hook)];
+    // A session is bound to a cookie too. The limits do not count by it: a client may send any.
+    let by_both = format!("{by_token}\nsession.cookies = [\"sid\"]");
+    let routes = [
+        ("/certificate", &*by_certificate),
+        ("/token", &*by_token),
+        ("/token-and-cookie", &*by_both),
+        ("/hook", &*by_hook),
+    ];
+    let cookies = AtomicU32::new(0);
     let certified = Certified::start("certified-limits", telling_backend().await, &routes);
     let (alice, bob) = (certified.tunnel(Some("alice")).await, certified.tunnel(Some("bob")).await);
-    for path in ["/certificate", "/token", "/hook"] {
+    for (path, _) in routes {
         let open = async |tunnel: SocketAddr, name: &str| {
             let token = bearer(&Signer::secret().token(&claims_of(name)));
-            let headers = if path == "/token" { token } else { format!("X-Name: {name}\r\n") };
+            let headers = match path {
+                "/token" => token,
+                "/token-and-cookie" => format!("{token}Cookie: sid={}\r\n", cookies.fetch_add(1, Relaxed)),
+                _ => format!("X-Name: {name}\r\n"),
+            };
             let (head, frames) = Frames::connect(tunnel, &format!("{path}/chat"), &headers).await;
             (head[9..12].to_owned(), frames)
         };
@@ -309,5 +322,5 @@ async fn the_limit_of_a_subject_counts_certificates_tokens_and_the_hook_alike() 
         drop((other, again));
         until("all have left", || certified.subjects().is_empty()).await;
     }
-    assert_eq!(certified.gateway.metric("refused_total{reason=\"route\"}"), 3.0);
+    assert_eq!(certified.gateway.metric("refused_total{reason=\"route\"}"), 4.0);
 }

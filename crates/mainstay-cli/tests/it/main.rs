@@ -12,6 +12,7 @@ mod config;
 mod connect;
 mod credentials;
 mod credentials_end;
+mod doctor_measure;
 mod doctor;
 mod flags;
 mod frames;

@@ -102,7 +102,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
         return match options.identity(None, deadline).await {
             Ok(identity) => {
                 Counters::add(&stats.connections, 1);
-                info.principal = identity.principal.as_ref().into();
+                info.identify(&identity);
                 let (now, settings) = (now(), shared.share(Arc::clone(&options.settings)));
                 let mut plain = PlainSession::new(now, settings, connection.0);
                 plain.set_expiry(now, identity.expiry());
@@ -137,7 +137,7 @@ async fn bind(shared: &Arc<Shared>, opening: Opening) -> Option<Bound> {
     };
     match options.identity(hello.credentials.clone().map(|credentials| credentials.0), deadline).await {
         Ok(identity) => {
-            info.principal = identity.principal.as_ref().into();
+            info.identify(&identity);
             wire.begin_session(limits);
             if hello.resume.is_some()
                 && let Err(exceeded) = shared.groups(options.group.as_ref()).judge_resume()

@@ -19,6 +19,7 @@ use mainstay_proto::session::{
 };
 use mainstay_proto::ws::CloseCode;
 
+use super::auth::Identity;
 use super::paths::PathId;
 use super::stats::Counters;
 use crate::SendError;
@@ -57,12 +58,21 @@ pub struct PeerInfo {
     pub(super) came: u32,
     /// The path that its session was opened at.
     pub(super) path: PathId,
+    /// How many of the principal's bytes limits count it by.
+    pub(super) counted: u16,
 }
 
 impl PeerInfo {
     pub(super) fn new(address: Option<SocketAddr>) -> Self {
         let (subprotocol, principal) = (None, Box::default());
-        Self { address, subprotocol, resumable: false, principal, came: 0, path: PathId::default() }
+        let path = PathId::default();
+        Self { address, subprotocol, resumable: false, principal, came: 0, path, counted: u16::MAX }
+    }
+
+    /// Notes what the credentials prove.
+    pub(super) fn identify(&mut self, identity: &Identity) {
+        self.principal = identity.principal.as_ref().into();
+        self.counted = identity.counted;
     }
 
     /// Returns the subprotocol for a log or a list: one of more than 40 bytes only by its length, because some clients put a
@@ -78,7 +88,8 @@ impl PeerInfo {
     /// The client, as limits count it.
     pub(super) fn opener(&self) -> Opener<'_> {
         let source = self.address.map(|address| Source::of(address.ip()));
-        Opener { source, principal: &self.principal }
+        let counted = self.principal.get(..usize::from(self.counted));
+        Opener { source, principal: counted.unwrap_or(&self.principal) }
     }
 }
 

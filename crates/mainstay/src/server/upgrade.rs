@@ -378,7 +378,7 @@ impl SessionUpgrade {
             return Ok(self);
         }
         let shared = &self.server.shared;
-        self.info.principal = self.options.identity.principal.as_ref().into();
+        self.info.identify(&self.options.identity);
         let (groups, opener) = (shared.groups(self.options.group.as_ref()), self.info.opener());
         groups.judge(opener).map_err(|exceeded| {
             shared.gate.note_refused(exceeded.why, exceeded.is_of_route, &shared.stats);

@@ -147,7 +147,9 @@ impl Search<'_> {
                 return Some(probe);
             }
             Fate::Refused(how) => self.sizes.refuse(size, how),
-            Fate::Lost if self.sizes.largest().is_none() => self.sizes.end("the server returned no message"),
+            Fate::Lost if self.what == What::Bytes && self.sizes.largest().is_none() => {
+                self.sizes.end("the server returned no message");
+            }
             Fate::Lost if began.elapsed() >= self.longest && size > 1 << 20 => {
                 self.sizes.end(format!("the next did not come back within {}", span(self.longest)));
             }
@@ -158,7 +160,8 @@ impl Search<'_> {
 
     async fn send(&self, probe: &mut Probe, text: &str) -> Result<(), Ended> {
         if self.what == What::Bytes {
-            return probe.send_text(text).await;
+            // In one frame, as browsers do.
+            return probe.send_frame(1, true, text.as_bytes()).await;
         }
         let last = text.len().saturating_sub(1);
         for (index, byte) in text.bytes().enumerate() {

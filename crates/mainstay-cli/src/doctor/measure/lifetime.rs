@@ -53,6 +53,14 @@ impl Life {
     fn is_silent(&self) -> bool {
         matches!(self.cut, Some((_, CutHow::Silent | CutHow::ResetOnSend)))
     }
+
+    /// The earliest time at which it may have been cut.
+    pub(crate) fn from(&self) -> Duration {
+        match &self.cut {
+            Some((at, _)) if !self.is_silent() => *at,
+            _ => self.last,
+        }
+    }
 }
 
 /// Returns what the lives explain so far.

@@ -355,16 +355,27 @@ impl<'a> Waits<'a> {
         let life = machine.life(now, false);
         let alive = life.last.saturating_sub(life.opened);
         match life.cut {
-            Some((at, how)) if !self.explained.covers(life.opened, life.last, at) => {
+            Some((at, how)) if !self.explained.covers(life.opened, life.from(), at) => {
                 let cut = at.saturating_sub(life.opened);
-                let after = if how == CutHow::Silent { alive + cut.saturating_sub(alive) / 2 } else { cut };
+                let after = if how == CutHow::Silent { self.silence_within(alive, cut) } else { cut };
                 Limit::Cut { after, between: (alive, cut), how, seen: 1 }
+            }
+            Some((at, how)) if how != CutHow::Silent => {
+                Limit::Holds { for_at_least: at.saturating_sub(life.opened) }
             }
             _ if machine.answers(now) == Some(false) && habit == Habit::Pings => {
                 Limit::unknown("the server answers no Ping")
             }
             _ if alive.is_zero() => Limit::unknown("it is too early"),
             _ => Limit::Holds { for_at_least: alive },
+        }
+    }
+
+    /// The idle limit, if it lies between the two, and otherwise their middle.
+    fn silence_within(&self, from: Duration, to: Duration) -> Duration {
+        match self.silent.limit() {
+            Limit::Cut { after, .. } if after > from && after <= to => after,
+            _ => from + to.saturating_sub(from) / 2,
         }
     }
 
@@ -377,7 +388,7 @@ impl<'a> Waits<'a> {
         };
         let life = machine.life(now, false);
         match life.cut {
-            Some((at, how)) if !self.explained.covers(life.opened, life.last, at) => {
+            Some((at, how)) if !self.explained.covers(life.opened, life.from(), at) => {
                 let after = at.saturating_sub(first);
                 Limit::Cut { after, between: (life.last.saturating_sub(first), after), how, seen: 1 }
             }

@@ -1,0 +1,266 @@
+//! What `mainstay doctor` measures by waiting, on servers whose limits are known.
+
+mod server;
+
+use std::collections::HashMap;
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use self::server::{Behaviour, Cut, Server};
+use crate::support::{mainstay, signal};
+
+/// The limit of most of these servers. A run of 6 s finds limits of up to 4 s.
+const LIMIT: Duration = Duration::from_millis(1500);
+
+/// A server, and what the doctor measures on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Case {
+    Idle(Cut),
+    /// Only the server's bytes count.
+    Down,
+    Lifetime,
+    Restart,
+    Heartbeat,
+    NoPongs,
+    /// It echoes messages, up to a size.
+    Echo,
+    /// More connections are refused.
+    Bound,
+    /// The doctor has a bound.
+    OwnBound,
+    Rate,
+}
+
+const CASES: [(Case, &[&str]); 14] = [
+    (Case::Idle(Cut::Fin), &[]),
+    (Case::Idle(Cut::Reset), &[]),
+    (Case::Idle(Cut::Close), &[]),
+    (Case::Idle(Cut::Silent), &[]),
+    (Case::Idle(Cut::ResetOnSend), &[]),
+    (Case::Down, &[]),
+    (Case::Lifetime, &[]),
+    (Case::Restart, &[]),
+    (Case::Heartbeat, &[]),
+    (Case::NoPongs, &[]),
+    (Case::Echo, &["--echo"]),
+    (Case::Bound, &["--connections", "60"]),
+    (Case::OwnBound, &["--connections", "12"]),
+    (Case::Rate, &["--connections", "10"]),
+];
+
+impl Case {
+    fn behaviour(self) -> Behaviour {
+        let plain = Behaviour::default();
+        match self {
+            Self::Idle(cut) => Behaviour { idle: Some((LIMIT, cut)), ..plain },
+            Self::Down => Behaviour { idle: Some((LIMIT, Cut::Reset)), counts_down_only: true, ..plain },
+            Self::Lifetime => Behaviour { lifetime: Some(LIMIT), ..plain },
+            Self::Restart => Behaviour { restart: Some(Duration::from_secs(3)), ..plain },
+            Self::Heartbeat => Behaviour { pings: Some(HEARTBEAT), ..plain },
+            Self::NoPongs => Behaviour { idle: Some((LIMIT, Cut::Fin)), answers_no_ping: true, ..plain },
+            Self::Echo => Behaviour {
+                max_message: Some(1 << 16),
+                max_fragments: Some(100),
+                close_code: Some(1000),
+                ..plain
+            },
+            Self::Bound => Behaviour { max_open: Some(40), ..plain },
+            Self::OwnBound => plain,
+            Self::Rate => Behaviour { max_short: Some(8), ..plain },
+        }
+    }
+}
+
+/// The interval of a server's Pings.
+const HEARTBEAT: Duration = Duration::from_millis(700);
+
+/// What was measured, and how many connections were open at once. All cases run side by side, once for all tests.
+static RESULTS: LazyLock<HashMap<Case, (Value, usize)>> = LazyLock::new(|| {
+    let runs = CASES.map(|(case, arguments)| {
+        let server = Server::start(case.behaviour());
+        // The test's process holds the other ends of all connections.
+        let arguments = if arguments.contains(&"--connections") {
+            arguments.to_vec()
+        } else {
+            [arguments, &["--connections", "36"]].concat()
+        };
+        let doctor =
+            doctor(&server, "6s", &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        (case, server, doctor)
+    });
+    let finish = |(case, server, doctor): (Case, Server, Child)| {
+        let output = doctor.wait_with_output().unwrap();
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{case:?}: {output:?}");
+        let measured = serde_json::from_slice::<Value>(&output.stdout).unwrap()["measured"].take();
+        (case, (measured, server.most_open()))
+    };
+    runs.map(finish).into_iter().collect()
+});
+
+fn measured(case: Case) -> &'static Value {
+    &RESULTS[&case].0
+}
+
+fn doctor(server: &Server, lasts: &str, arguments: &[&str]) -> Command {
+    let url = format!("ws://127.0.0.1:{}/", server.port);
+    mainstay(&[&["doctor", &url, "--for", lasts, "--json"], arguments].concat())
+}
+
+/// Checks that a limit is the expected one: within a tenth, and what a busy machine adds.
+#[track_caller]
+fn is_cut(limit: &Value, expected: Duration, how: &str) {
+    let expected = expected.as_secs_f64() * 1e3;
+    let after = limit["after_ms"].as_f64().unwrap_or_else(|| panic!("{limit}"));
+    assert!(after > expected * 0.9 && after < expected * 1.1 + 250.0, "{limit}");
+    assert!(limit["between_ms"][0].as_f64().unwrap() <= expected, "{limit}");
+    assert_eq!(limit["how"]["kind"], how, "{limit}");
+}
+
+#[track_caller]
+fn holds(limit: &Value) -> f64 {
+    assert_eq!(limit["kind"], "holds", "{limit}");
+    limit["for_at_least_ms"].as_f64().unwrap()
+}
+
+#[test]
+fn an_idle_limit_that_any_byte_renews_is_found_and_pings_or_pongs_of_the_client_prevent_it() {
+    let measured = measured(Case::Idle(Cut::Fin));
+    is_cut(&measured["idle"]["silent"], LIMIT, "fin");
+    assert!(holds(&measured["idle"]["our_pings"]) > 3000.0);
+    assert!(holds(&measured["idle"]["up_only"]) > 2000.0);
+    holds(&measured["lifetime"]["limit"]);
+    assert_eq!(measured["idle"]["server"]["pings"], 0);
+}
+
+#[test]
+fn a_path_that_counts_only_the_bytes_of_the_server_cuts_a_client_that_only_sends() {
+    let measured = measured(Case::Down);
+    is_cut(&measured["idle"]["silent"], LIMIT, "reset");
+    is_cut(&measured["idle"]["up_only"], LIMIT, "reset");
+    holds(&measured["idle"]["our_pings"]);
+}
+
+#[test]
+fn an_idle_limit_is_found_whatever_the_end_looks_like() {
+    let cuts = [
+        (Cut::Reset, "reset"),
+        (Cut::Close, "close"),
+        (Cut::Silent, "silent"),
+        (Cut::ResetOnSend, "reset-on-send"),
+    ];
+    for (cut, how) in cuts {
+        let measured = measured(Case::Idle(cut));
+        is_cut(&measured["idle"]["silent"], LIMIT, how);
+        holds(&measured["lifetime"]["limit"]);
+    }
+    assert_eq!(measured(Case::Idle(Cut::Close))["idle"]["silent"]["how"]["code"], 4000);
+}
+
+#[test]
+fn a_limit_of_age_is_no_idle_limit() {
+    let measured = measured(Case::Lifetime);
+    is_cut(&measured["lifetime"]["limit"], LIMIT, "fin");
+    assert!(measured["lifetime"]["limit"]["seen"].as_u64() >= Some(2), "{measured}");
+    assert_ne!(measured["idle"]["silent"]["kind"], "cut", "{measured}");
+    assert_eq!(measured["lifetime"]["restarts_ms"], serde_json::json!([]));
+}
+
+#[test]
+fn a_restart_is_neither_a_limit_of_age_nor_of_silence() {
+    let measured = measured(Case::Restart);
+    assert_eq!(measured["lifetime"]["restarts_ms"].as_array().unwrap().len(), 1, "{measured}");
+    assert_ne!(measured["lifetime"]["limit"]["kind"], "cut", "{measured}");
+    assert_ne!(measured["idle"]["silent"]["kind"], "cut", "{measured}");
+}
+
+#[test]
+fn the_heartbeat_of_a_server_is_seen_and_what_it_does_to_clients_that_do_not_answer() {
+    let idle = &measured(Case::Heartbeat)["idle"];
+    let interval = idle["server"]["ping_interval_ms"].as_f64().unwrap();
+    assert!(interval > 600.0 && interval < 900.0, "{idle}");
+    is_cut(&idle["unanswered_pings"], HEARTBEAT, "fin");
+    assert!(holds(&idle["server_sends"]) > 3000.0);
+    // No longer silence can be had.
+    assert!(holds(&idle["silent"]) < 1500.0, "{idle}");
+}
+
+#[test]
+fn a_server_that_answers_no_ping_still_shows_its_idle_limit() {
+    let measured = measured(Case::NoPongs);
+    is_cut(&measured["idle"]["silent"], LIMIT, "fin");
+    assert_eq!(measured["idle"]["our_pings"]["kind"], "unknown", "{measured}");
+}
+
+#[test]
+fn the_largest_message_the_most_fragments_and_replaced_close_codes_are_found() {
+    let measured = measured(Case::Echo);
+    let (message, fragments) = (&measured["largest_message"], &measured["fragments"]);
+    assert_eq!((&message["accepted"], &message["refused"]), (&(1 << 16).into(), &((1 << 16) + 1).into()));
+    assert_eq!(message["how"]["code"], 1009, "{message}");
+    assert!(
+        fragments["accepted"].as_u64() <= Some(100) && fragments["refused"].as_u64() > Some(100),
+        "{fragments}"
+    );
+    let codes = measured["close_codes"].as_array().unwrap();
+    assert_eq!(codes.iter().map(|code| &code["sent"]).collect::<Vec<_>>(), [1000, 1001, 3000, 4001]);
+    assert!(codes.iter().all(|code| code["returned"] == 1000 && code["end"]["kind"] == "fin"), "{measured}");
+    assert_eq!(measured["compression"]["accepted"], false);
+}
+
+#[test]
+fn without_echo_no_message_is_sent() {
+    let measured = measured(Case::Idle(Cut::Fin));
+    assert!(measured["largest_message"].is_null() && measured["fragments"].is_null(), "{measured}");
+    assert!(measured["left_out"][0].as_str().unwrap().contains("--echo"), "{measured}");
+}
+
+#[test]
+fn a_bound_on_connections_is_found_and_the_doctor_keeps_its_own() {
+    let crowd = &measured(Case::Bound)["crowd"];
+    assert!((30..=40).contains(&crowd["most_open"].as_u64().unwrap()), "{crowd}");
+    assert_eq!(
+        (&crowd["refused"]["status"], &crowd["refused"]["retry_after_ms"]),
+        (&503.into(), &7000.0.into())
+    );
+    assert!(crowd["refusals"].as_u64() >= Some(3), "{crowd}");
+    let (measured, most_open) = &RESULTS[&Case::OwnBound];
+    assert!(*most_open <= 12, "{most_open} {measured}");
+    assert_eq!(measured["crowd"]["opened"], measured["crowd"]["asked"], "{measured}");
+}
+
+#[test]
+fn a_rate_of_reconnects_that_is_refused_ends_the_experiment_and_its_wait_is_kept() {
+    let reconnect = &measured(Case::Rate)["reconnect"];
+    assert_eq!(reconnect["refused"]["status"], 429, "{reconnect}");
+    assert_eq!(reconnect["refused"]["retry_after_ms"], 1000.0);
+    assert_eq!(reconnect["accepted_after_wait"], true);
+}
+
+#[test]
+fn an_interrupt_prints_what_is_known_and_leaves_no_connection_open() {
+    let server = Server::start(Behaviour { idle: Some((LIMIT, Cut::Fin)), ..Behaviour::default() });
+    let mut doctor = doctor(&server, "1h", &[]);
+    let doctor = doctor.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until(|| server.open() >= 20);
+    signal(&doctor, "INT");
+    let output = doctor.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(report["complete"], false);
+    assert!(report["measured"]["waited_ms"].as_f64().unwrap() > 0.0, "{report}");
+    until(|| server.open() == 0);
+}
+
+/// Waits until it is so.
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    for _ in 0..1200 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("not within 30 s");
+}
