@@ -28,6 +28,15 @@ fn a_reset_of_one_side_passes_as_a_reset_after_the_bytes_before_it() {
 }
 
 #[test]
+fn a_reset_after_the_end_of_the_same_side_passes_too() {
+    let mut play = Play::websocket();
+    play.end(Side::Client);
+    play.down(&frame(1, b"the client is gone", None));
+    play.reset(Side::Client);
+    assert_eq!((play.ends[1], play.over()), (Some("reset"), Some("client")));
+}
+
+#[test]
 fn a_client_that_resets_before_the_upstream_is_connected_is_gone() {
     let mut play = Play::of(Connection::new(1, std::time::Duration::ZERO, 7));
     play.inject(Fault::Mute);
