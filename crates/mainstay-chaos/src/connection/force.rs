@@ -39,15 +39,10 @@ impl Connection {
         self.in_force.iter().map(|it| it.fault.name()).collect()
     }
 
-    /// A fault of the proxy strikes, on command or by a rule with `at`; the proxy notes it.
-    pub(crate) fn handle_fault(
-        &mut self,
-        now: Duration,
-        fault: &Fault,
-        id: FaultId,
-        until: Option<Duration>,
-    ) {
-        self.strike(now, fault, Origin::Proxy(id), until);
+    /// A fault of the proxy strikes, on command or by a rule of the whole proxy, which notes it. It lasts until
+    /// [`handle_lift`](Self::handle_lift).
+    pub(crate) fn handle_fault(&mut self, now: Duration, fault: &Fault, id: FaultId) {
+        self.strike(now, fault, Origin::Proxy(id), None);
     }
 
     /// A fault of the proxy stops.
