@@ -266,7 +266,12 @@ impl Connection {
 
     pub(crate) fn handle_connect_failed(&mut self, note: What) {
         self.notes.push_back(note);
-        self.reset_both("upstream-failed");
+        if self.swallows(Side::Upstream) {
+            self.lanes[Side::Upstream as usize].has_ended = true;
+            self.lanes[Side::Client as usize].pipe.kill();
+        } else {
+            self.reset_both("upstream-failed");
+        }
     }
 
     /// `side` wrote these bytes; not more than [`room`](Self::room).

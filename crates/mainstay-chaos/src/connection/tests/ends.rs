@@ -54,6 +54,17 @@ fn an_upstream_that_cannot_be_reached_resets_the_client() {
 }
 
 #[test]
+fn an_upstream_that_cannot_be_reached_in_a_black_hole_is_not_noticed_by_the_client() {
+    let mut play = Play::begin();
+    play.inject(Fault::BlackHole(Direction::Down));
+    play.machine.handle_connect_failed(What::Unreadable);
+    play.wait(3_600_000);
+    assert_eq!((play.ends, play.over()), ([None; 2], None));
+    play.end(Side::Client);
+    assert_eq!(play.over(), Some("client"));
+}
+
+#[test]
 fn the_reset_of_a_side_in_a_black_hole_is_not_noticed_by_the_other() {
     let mut play = Play::websocket();
     play.inject(Fault::BlackHole(Direction::Both));
