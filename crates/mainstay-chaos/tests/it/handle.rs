@@ -169,6 +169,35 @@ fn the_share_of_a_rule_of_the_whole_proxy_is_drawn_from_the_seed_for_each_connec
 }
 
 #[test]
+fn a_fault_of_a_connection_that_is_gone_is_in_force_no_more() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let stream = connect(&proxy);
+    exchange(&stream, b"\x16well");
+    proxy.inject(Fault::DropPings(Direction::Both), Target::Connection(1), None);
+    proxy.inject(Fault::DropPings(Direction::Both), Target::Open, None);
+    let new = proxy.inject(Fault::DropPings(Direction::Both), Target::New, None);
+    assert_eq!(proxy.faults().len(), 3);
+    drop(stream);
+    wait_until(|| proxy.connections().is_empty());
+    wait_until(|| proxy.faults().iter().map(|fault| fault.id).eq([new]));
+}
+
+#[test]
+fn a_connection_that_was_kept_leads_to_the_upstream_of_the_moment_in_which_it_goes_on() {
+    let (first, second) = (upstream(), upstream());
+    let proxy = first.proxy();
+    let mute = proxy.inject(Fault::Mute, Target::All, None);
+    let stream = connect(&proxy);
+    wait_for(&proxy, "opened");
+    proxy.set_upstream(&format!("ws://{}", second.address)).unwrap();
+    assert!(proxy.lift(mute));
+    exchange(&stream, b"well");
+    let connected = wait_for(&proxy, "connected");
+    assert_eq!(connected.what, What::Connected { upstream: second.address });
+}
+
+#[test]
 fn a_lift_of_all_also_stops_what_rules_have_begun_on_single_connections() {
     let upstream = upstream();
     let rule = Rule { fault: Fault::Stall(Direction::Both), when: When::Always, lasts: None, share: 1.0 };
