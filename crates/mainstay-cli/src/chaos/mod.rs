@@ -104,9 +104,17 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
     // Each client takes two.
     let _ = descriptors::raise_limit();
+    // Before the first line is printed: its reader may send a signal at once.
+    let stops = match Stops::listen() {
+        Ok(stops) => stops,
+        Err(error) => {
+            log::write_line(&format!("signals cannot be received: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let started = Plan::new(arguments).and_then(Running::start);
     match started {
-        Ok(running) => running.until_the_end().await,
+        Ok(running) => running.until_the_end(stops).await,
         Err(line) => {
             log::write_line(&line);
             ExitCode::from(2)
@@ -146,14 +154,7 @@ impl Running {
     }
 
     /// Serves until something ends the command. Returns the exit code.
-    async fn until_the_end(mut self) -> ExitCode {
-        let mut stops = match Stops::listen() {
-            Ok(stops) => stops,
-            Err(error) => {
-                log::write_line(&format!("signals cannot be received: {error}"));
-                return ExitCode::FAILURE;
-            }
-        };
+    async fn until_the_end(mut self, mut stops: Stops) -> ExitCode {
         if let Some(listener) = self.api.take() {
             let state = api::State::new(&self.proxy, &self.plan);
             tokio::spawn(api::serve(listener, state));
