@@ -61,7 +61,7 @@ struct Current {
 impl State {
     pub(super) fn new(proxy: &Arc<ChaosProxy>, plan: &Plan) -> Self {
         let hosts = plan.api_hosts.iter().map(|host| foreign::bare(host)).collect();
-        let current = Current { upstream: plan.upstream.clone(), scenario: plan.scenario.clone() };
+        let current = Current { upstream: without_scheme(&plan.upstream), scenario: plan.scenario.clone() };
         Self { proxy: Arc::downgrade(proxy), current: Arc::new(Mutex::new(current)), hosts }
     }
 
@@ -332,6 +332,11 @@ fn is_open(proxy: &ChaosProxy, id: u64) -> Result<(), Wrong> {
     }
 }
 
+/// Returns `HOST:PORT`, as the timeline has it.
+fn without_scheme(upstream: &str) -> String {
+    upstream.split_once("://").map_or(upstream, |(_, rest)| rest).trim_end_matches('/').to_owned()
+}
+
 async fn set_upstream(axum::extract::State(state): Of, body: Result<Bytes, BytesRejection>) -> Answer {
     let fields = object(&body)?;
     let upstream = match (fields.get("upstream").and_then(Value::as_str), fields.len()) {
@@ -342,8 +347,8 @@ async fn set_upstream(axum::extract::State(state): Of, body: Result<Bytes, Bytes
     plan::without_password(upstream).map_err(|what| bad(format!("upstream: {what}")))?;
     let mut current = state.current();
     proxy.set_upstream(upstream).map_err(|error| bad(error.to_string()))?;
-    current.upstream = upstream.to_owned();
-    ok(&json!({"upstream": upstream}))
+    current.upstream = without_scheme(upstream);
+    ok(&json!({"upstream": current.upstream}))
 }
 
 /// The rules in force, in the order in which the timeline counts them.

@@ -31,10 +31,12 @@ pub(crate) const AFTER_HELP: &str = "\
 Examples:
   mainstay chaos --upstream 127.0.0.1:3000 --profile elevator
       a proxy in front of your server; connect to the address that it prints
-  mainstay chaos --listen 127.0.0.1:8081 --upstream 127.0.0.1:3000 --fault black-hole,after=10s,for=8s
+  mainstay chaos --upstream 127.0.0.1:3000 --fault black-hole,after=10s,for=8s
       8 seconds of silence, 10 seconds after each connection has opened
-  mainstay chaos --upstream 127.0.0.1:3000 --api 127.0.0.1:8474 --json
-      faults on command: curl -H 'Content-Type: application/json' -d '{\"kind\": \"reset\"}' 127.0.0.1:8474/faults
+  mainstay chaos --upstream 127.0.0.1:3000 --api 127.0.0.1:8474
+      faults on command, from another terminal or from a test:
+      curl -H 'Content-Type: application/json' -d '{\"kind\": \"reset\"}' \\
+        127.0.0.1:8474/faults
   mainstay chaos --list
       all faults with their fields, and all profiles
   mainstay chaos --list deploy > my.toml
@@ -75,8 +77,8 @@ pub(crate) struct Arguments {
     /// End after this time. Default: never.
     #[arg(long = "for", value_name = "DURATION", value_parser = values::duration)]
     lasts: Option<Duration>,
-    /// Accept commands by HTTP on this address, for example 127.0.0.1:8474. Port 0 is any free port. An address of another
-    /// machine's reach needs --api-host.
+    /// Accept commands by HTTP on this address, for example 127.0.0.1:8474. Port 0 is any free port. An address that other
+    /// machines reach needs --api-host.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     api: Option<SocketAddr>,
     /// Answer requests for this host name or address, too: clients of other machines and containers write it in their URLs.
