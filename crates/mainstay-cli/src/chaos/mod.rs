@@ -158,8 +158,8 @@ impl Running {
     /// Serves until something ends the command. Returns the exit code.
     async fn until_the_end(mut self, mut stops: Stops) -> ExitCode {
         if let Some(listener) = self.api.take() {
-            let state = api::State::new(&self.proxy, &self.plan);
-            tokio::spawn(api::serve(listener, state));
+            let api = api::Api::new(&self.proxy, &self.plan);
+            tokio::spawn(api::serve(listener, api));
         }
         let end = async {
             tokio::select! {
