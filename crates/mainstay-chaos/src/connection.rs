@@ -21,7 +21,7 @@ use self::force::InForce;
 use self::ghost::Ghost;
 use crate::event::What;
 use crate::fault::{Direction, Fault, Side};
-use crate::frames::{Dialogue, Frame, Part, opcode};
+use crate::frames::{Dialogue, Frame, Part, Piece, opcode};
 use crate::http;
 use crate::pipe::{Gates, Pipe, ROOM, Tail};
 use crate::scenario::Scenario;
@@ -54,6 +54,7 @@ pub(crate) struct Connection {
     opened: Duration,
     seed: u64,
     jitter: SmallRng,
+    bits: SmallRng,
     /// By the side that writes.
     pipes: [Pipe; 2],
     gates: [Gates; 2],
@@ -86,10 +87,24 @@ pub(crate) struct Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dial {
-    /// Nobody has asked for the upstream.
     NotYet,
     Asked,
     Connected,
+}
+
+/// What becomes of a part of what a side wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Passes,
+    IsDropped,
+    /// It waits for the rest of its request.
+    IsHeld {
+        ends: bool,
+    },
+    /// So much of it passes, and then the connection is cut.
+    IsCut {
+        after: usize,
+    },
 }
 
 #[derive(Debug)]
@@ -121,6 +136,7 @@ impl Connection {
             opened: now,
             seed,
             jitter: schedule::random(seed, id, 0),
+            bits: schedule::random(seed, id, u64::MAX),
             pipes: [Pipe::new(), Pipe::new()],
             gates: [Gates::default(), Gates::default()],
             dialogue: Dialogue::new(),
@@ -261,13 +277,27 @@ impl Connection {
         if self.life != Life::Open || self.swallows(side) {
             return;
         }
-        let mut rest = bytes;
-        while !rest.is_empty() && !self.pipes[at].has_tail() && self.life == Life::Open {
-            let piece = self.dialogue.read(side, rest);
-            let (now_bytes, later) = rest.split_at(piece.length);
-            self.handle_piece(now, side, piece.part, now_bytes);
-            rest = later;
+        // What passes is put into the pipe in one piece, however many frames it is.
+        let (mut passed, mut read) = (0, 0);
+        while read < bytes.len() && !self.pipes[at].has_tail() {
+            let piece = self.dialogue.read(side, &bytes[read..]);
+            let fate = self.judge(now, side, piece);
+            let end = read + piece.length;
+            if fate != Fate::Passes {
+                self.push(now, side, &bytes[passed..read]);
+                passed = end;
+            }
+            match fate {
+                Fate::Passes | Fate::IsDropped => {}
+                Fate::IsHeld { ends } => self.hold(ends, &bytes[read..end]),
+                Fate::IsCut { after } => {
+                    self.push(now, side, &bytes[read..read + after]);
+                    self.cut(now, side, true, "cut-in-frame");
+                }
+            }
+            read = end;
         }
+        self.push(now, side, &bytes[passed..read]);
         self.note_unreadable();
         self.answer_or_pass(now);
         self.check_ghost();
@@ -308,8 +338,13 @@ impl Connection {
         self.pass_tails(now);
     }
 
-    /// The proxy ends, or the connection is reset on command.
-    pub(crate) fn reset_both(&mut self, reason: &'static str) {
+    /// The proxy ends: its sockets are closed.
+    pub(crate) fn end_with_proxy(&mut self) {
+        self.finish_life("proxy-ended");
+    }
+
+    /// Resets the connections with both sides. What waits is lost.
+    fn reset_both(&mut self, reason: &'static str) {
         for side in Side::BOTH {
             self.actions.push_back(Action::Reset(side));
         }
@@ -340,32 +375,27 @@ impl Connection {
         }
     }
 
-    fn handle_piece(&mut self, now: Duration, side: Side, part: Part, bytes: &[u8]) {
-        match part {
+    /// Decides what becomes of a part of what `side` wrote.
+    fn judge(&mut self, now: Duration, side: Side, piece: Piece) -> Fate {
+        match piece.part {
+            Part::Frame(frame) => return self.judge_frame(now, side, frame, piece.length),
             Part::Head { begins, ends, .. } if side == Side::Client => {
-                self.hold_or_push(now, begins, ends, bytes)
+                let is_held = !matches!(self.held, Held::No) || begins && self.status().is_some();
+                return if is_held { Fate::IsHeld { ends } } else { Fate::Passes };
             }
-            Part::Head { status, .. } => {
-                if let Some(status) = status.filter(|status| *status == 101 || *status >= 200) {
-                    self.notes.push_back(What::Handshake { status });
-                    self.up_at = Some(now.saturating_add(UP_AFTER));
-                }
-                self.push(now, side, bytes);
+            Part::Head { status: Some(status), .. } if status == 101 || status >= 200 => {
+                self.notes.push_back(What::Handshake { status });
+                self.up_at = Some(now.saturating_add(UP_AFTER));
             }
-            Part::Frame(frame) => self.push_frame(now, side, frame, bytes),
-            Part::Body | Part::Opaque => {
-                if side == Side::Upstream
-                    && self.dialogue.is_opaque()
-                    && self.pipes[side as usize].entered() == 0
-                {
-                    self.up_at = Some(now.saturating_add(UP_AFTER));
-                }
-                self.push(now, side, bytes);
+            Part::Opaque if side == Side::Upstream && self.pipes[side as usize].entered() == 0 => {
+                self.up_at = Some(now.saturating_add(UP_AFTER));
             }
+            Part::Head { .. } | Part::Body | Part::Opaque => {}
         }
+        Fate::Passes
     }
 
-    fn push_frame(&mut self, now: Duration, side: Side, frame: Frame, bytes: &[u8]) {
+    fn judge_frame(&mut self, now: Duration, side: Side, frame: Frame, length: usize) -> Fate {
         let at = side as usize;
         if frame.begins {
             self.drops_frame[at] = self.drops(side, frame.opcode);
@@ -374,7 +404,7 @@ impl Connection {
             }
         }
         if self.drops_frame[at] {
-            return;
+            return Fate::IsDropped;
         }
         if let (Some(payload @ 1..), None) = (frame.payload, frame.offset)
             && self.cuts_next_frame[at]
@@ -382,22 +412,17 @@ impl Connection {
         {
             self.cut_frame[at] = Some((payload / 2).min(LONGEST_PART));
         }
-        let Some(most) = self.cut_frame[at].filter(|_| frame.offset.is_some()) else {
-            return self.push(now, side, bytes);
-        };
-        let offset = frame.offset.unwrap_or_default();
-        let passes = usize::try_from(most.saturating_sub(offset)).unwrap_or(usize::MAX).min(bytes.len());
-        self.push(now, side, &bytes[..passes]);
-        if passes < bytes.len() || offset + passes as u64 == most {
-            self.cut(now, side, true, "cut-in-frame");
+        match (self.cut_frame[at], frame.offset) {
+            (Some(most), Some(offset)) if offset + length as u64 >= most => Fate::IsCut {
+                after: usize::try_from(most.saturating_sub(offset)).unwrap_or(length).min(length),
+            },
+            _ => Fate::Passes,
         }
     }
 
-    /// Keeps a request back while the fault `status` is in force.
-    fn hold_or_push(&mut self, now: Duration, begins: bool, ends: bool, bytes: &[u8]) {
-        let is_answered = begins && self.status().is_some();
+    /// Keeps a part of a request back.
+    fn hold(&mut self, ends: bool, bytes: &[u8]) {
         match &mut self.held {
-            Held::No if !is_answered => return self.push(now, Side::Client, bytes),
             Held::No => self.held = Held::Head(bytes.to_vec()),
             Held::Head(held) | Held::Requests(held, _) => held.extend_from_slice(bytes),
         }

@@ -16,7 +16,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep_until;
 
 use crate::connection::Connection;
-use crate::event::{Cause, FaultId, Lift, What};
+use crate::event::{Cause, Event, FaultId, Lift, What};
 use crate::fault::Fault;
 use crate::pair::Pair;
 use crate::scenario::Scenario;
@@ -53,7 +53,6 @@ impl Default for Settings {
 pub(crate) struct Engine {
     shared: Rc<Shared>,
     address: SocketAddr,
-    upstream: String,
     seed: u64,
     scenario: Scenario,
     /// `None`: nothing listens.
@@ -76,8 +75,10 @@ struct Standing {
     fault: Fault,
     target: Target,
     until: Option<Duration>,
-    /// Of a rule: which connections it strikes.
+    /// The share of connections that a rule strikes.
     share: f64,
+    /// The newest connection when it began.
+    newest: u64,
 }
 
 impl Engine {
@@ -110,12 +111,11 @@ impl Engine {
 
     fn new(settings: Settings, address: SocketAddr, listener: TcpListener) -> Self {
         let Settings { upstream, seed, scenario, on_event } = settings;
-        let shared = Rc::new(Shared::new(on_event));
-        shared.event(None, What::Started { listen: address, upstream: upstream.clone(), seed });
+        let shared = Rc::new(Shared::new(upstream.clone(), on_event));
+        shared.event(None, What::Started { listen: address, upstream, seed });
         let mut engine = Self {
             shared,
             address,
-            upstream,
             seed,
             scenario: Scenario::default(),
             listener: Some(listener),
@@ -148,7 +148,7 @@ impl Engine {
             }
         }
         self.listener = None;
-        self.for_each(|_, machine| machine.reset_both("proxy-ended"));
+        self.for_each(|_, machine| machine.end_with_proxy());
         self.shared.event(None, What::Ended);
     }
 
@@ -166,7 +166,7 @@ impl Engine {
         for standing in self.standing.iter().filter(|standing| standing.strikes_newcomer(self.seed, id)) {
             machine.handle_fault(now, &standing.fault, standing.id, standing.until);
         }
-        let pair = Rc::new(RefCell::new(Pair::new(id, stream, client, machine, self.upstream.clone())));
+        let pair = Rc::new(RefCell::new(Pair::new(id, stream, client, machine)));
         self.pairs.borrow_mut().insert(id, Rc::clone(&pair));
         let (shared, pairs) = (Rc::clone(&self.shared), Rc::clone(&self.pairs));
         spawn_local(async move {
@@ -200,7 +200,15 @@ impl Engine {
         self.shared.event(None, What::Fault { fault: fault.clone(), by, lasts, due: Some(strike.due) });
         self.faults += 1;
         let id = FaultId(self.faults);
-        let standing = Standing { id, by, fault, target: Target::All, until: strike.until, share };
+        let standing = Standing {
+            id,
+            by,
+            fault,
+            target: Target::All,
+            until: strike.until,
+            share,
+            newest: self.accepted,
+        };
         self.begin(standing);
     }
 
@@ -212,10 +220,21 @@ impl Engine {
                 machine.handle_fault(now, fault, fault_id, until);
             }
         });
+        self.forget_gone();
         if !standing.fault.is_of_a_moment() {
             self.standing.push(standing);
         }
         self.listen_or_not();
+    }
+
+    /// Faults of connections alone that are gone are in force no more.
+    fn forget_gone(&mut self) {
+        let pairs = self.pairs.borrow();
+        self.standing.retain(|standing| match standing.target {
+            Target::New | Target::All => true,
+            Target::Connection(id) => pairs.contains_key(&id),
+            Target::Open => pairs.range(..=standing.newest).next().is_some(),
+        });
     }
 
     fn stopped(&mut self, standing: &Standing, why: Lift) {
@@ -299,7 +318,7 @@ impl Engine {
             _ => None,
         };
         self.shared.event(connection, What::Fault { fault: fault.clone(), by, lasts, due: None });
-        self.begin(Standing { id, by, fault, target, until, share: 1.0 });
+        self.begin(Standing { id, by, fault, target, until, share: 1.0, newest: self.accepted });
         id
     }
 
@@ -323,7 +342,7 @@ impl Engine {
     }
 
     pub(crate) fn set_upstream(&mut self, upstream: String) {
-        self.upstream = upstream;
+        self.shared.set_upstream(upstream);
     }
 
     pub(crate) fn set_scenario(&mut self, scenario: Scenario) {
@@ -364,7 +383,8 @@ impl Engine {
         self.accepted
     }
 
-    pub(crate) fn faults(&self) -> Vec<ActiveFault> {
+    pub(crate) fn faults(&mut self) -> Vec<ActiveFault> {
+        self.forget_gone();
         let now = self.shared.now();
         let active = |standing: &Standing| ActiveFault {
             id: standing.id,
@@ -375,8 +395,12 @@ impl Engine {
         self.standing.iter().map(active).collect()
     }
 
-    pub(crate) fn timeline(&self) -> Vec<crate::event::Event> {
+    pub(crate) fn timeline(&self) -> Vec<Event> {
         self.shared.timeline()
+    }
+
+    pub(crate) fn follow(&self) -> (Vec<Event>, answers::Receiver<Event>) {
+        self.shared.follow()
     }
 
     pub(crate) fn end(&mut self) {

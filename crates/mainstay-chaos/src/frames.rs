@@ -28,7 +28,7 @@ pub(crate) enum Part {
         begins: bool,
         /// Its last byte is in this piece.
         ends: bool,
-        /// Of an answer, in its last piece.
+        /// The status, in the last piece of an answer.
         status: Option<u16>,
     },
     /// A part of a body of HTTP.

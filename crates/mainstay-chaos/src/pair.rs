@@ -26,6 +26,7 @@ pub(crate) struct Pair {
     pub(crate) id: u64,
     pub(crate) client: SocketAddr,
     pub(crate) machine: Connection,
+    /// Where it leads, once the machine has asked for it.
     upstream: String,
     /// By side.
     sockets: [Option<TcpStream>; 2],
@@ -38,15 +39,9 @@ pub(crate) struct Pair {
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>>>>;
 
 impl Pair {
-    pub(crate) fn new(
-        id: u64,
-        stream: TcpStream,
-        client: SocketAddr,
-        machine: Connection,
-        upstream: String,
-    ) -> Self {
+    pub(crate) fn new(id: u64, stream: TcpStream, client: SocketAddr, machine: Connection) -> Self {
         let _ = stream.set_nodelay(true);
-        let sockets = [Some(stream), None];
+        let (sockets, upstream) = ([Some(stream), None], String::new());
         Self {
             id,
             client,
@@ -115,7 +110,10 @@ impl Pair {
         while let Some(action) = self.machine.poll_action() {
             has_acted = true;
             match action {
-                Action::Dial => self.dial = Some(Box::pin(dial(self.upstream.clone()))),
+                Action::Dial => {
+                    self.upstream = shared.upstream();
+                    self.dial = Some(Box::pin(dial(self.upstream.clone())));
+                }
                 Action::Finish(side) => {
                     if let Some(socket) = &mut self.sockets[side as usize] {
                         // An error means that the other end is gone already.

@@ -15,6 +15,8 @@ pub(crate) const ROOM: usize = 64 * 1024;
 pub(crate) const ROOM_OF_DELAY: usize = 1024 * 1024;
 /// How many reads of delayed bytes are kept apart.
 const MOST_MARKS: usize = 4096;
+/// How many bits of bytes that are still to come are inverted.
+const MOST_CORRUPT: usize = 64;
 /// How late a timer may be and have its bytes made up for.
 const LATEST: Duration = Duration::from_millis(100);
 
@@ -172,6 +174,9 @@ impl Pipe {
 
     /// Inverts one bit of one of the next bytes.
     pub(crate) fn corrupt(&mut self, random: &mut SmallRng) {
+        if self.corrupt.len() == MOST_CORRUPT {
+            return;
+        }
         let position = self.entered + random.random_range(0..16);
         self.corrupt.push((position, 1 << random.random_range(0..8)));
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc as answers;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -115,6 +115,24 @@ impl ChaosProxy {
     #[must_use]
     pub fn timeline(&self) -> Vec<Event> {
         self.ask(|engine| engine.timeline())
+    }
+
+    /// Returns the first event of the timeline for which `is_meant` returns true, and waits until there is one; `None`: there was none
+    /// within `limit`. Blocks the calling thread.
+    #[must_use]
+    pub fn wait_for(&self, limit: Duration, mut is_meant: impl FnMut(&Event) -> bool) -> Option<Event> {
+        let until = Instant::now().checked_add(limit);
+        let (so_far, follow) = self.ask(|engine| engine.follow());
+        if let Some(event) = so_far.into_iter().find(|event| is_meant(event)) {
+            return Some(event);
+        }
+        loop {
+            let rest = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+            let event = follow.recv_timeout(rest).ok()?;
+            if is_meant(&event) {
+                return Some(event);
+            }
+        }
     }
 
     /// Runs something on the proxy's thread.

@@ -65,9 +65,9 @@ impl Schedule {
         let until = self.lasts.filter(|_| !self.is_of_a_moment).and_then(|lasts| at.checked_add(lasts));
         self.next = match self.when {
             When::Always | When::After(_) | When::At { repeat: None, .. } => None,
+            // What lasts until it is lifted strikes once.
+            _ if !self.is_of_a_moment && until.is_none() => None,
             When::At { repeat: Some(repeat), .. } => at.checked_add(repeat.max(SHORTEST)),
-            // What lasts until it is lifted strikes once; the rest after the end of the strike before.
-            When::Every(_) if !self.is_of_a_moment && until.is_none() => None,
             When::Every(mean) => until.unwrap_or(at).checked_add(gap(mean, &mut self.random)),
         };
         Some(Strike { at, due: at.saturating_sub(self.base), until })

@@ -1,7 +1,8 @@
-//! What the connections and the engine share on the proxy's thread: the clock, the timeline, and a buffer to read into.
+//! What the connections and the engine share on the proxy's thread: the clock, the upstream, the timeline, and a buffer to read into.
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -18,6 +19,7 @@ const SCRATCH: usize = 64 * 1024;
 
 pub(crate) struct Shared {
     since: Instant,
+    upstream: RefCell<String>,
     timeline: RefCell<Timeline>,
     newcomer: Cell<Option<u64>>,
     /// Notified when a connection has come up.
@@ -29,13 +31,21 @@ struct Timeline {
     events: VecDeque<Event>,
     count: u64,
     receive: Option<OnEvent>,
+    /// Callers that wait for an event.
+    waiting: Vec<mpsc::Sender<Event>>,
 }
 
 impl Shared {
-    pub(crate) fn new(receive: Option<OnEvent>) -> Self {
+    pub(crate) fn new(upstream: String, receive: Option<OnEvent>) -> Self {
         Self {
             since: Instant::now(),
-            timeline: RefCell::new(Timeline { events: VecDeque::new(), count: 0, receive }),
+            upstream: RefCell::new(upstream),
+            timeline: RefCell::new(Timeline {
+                events: VecDeque::new(),
+                count: 0,
+                receive,
+                waiting: Vec::new(),
+            }),
             newcomer: Cell::new(None),
             has_newcomer: Notify::new(),
             scratch: RefCell::new(vec![0; SCRATCH]),
@@ -53,6 +63,15 @@ impl Shared {
         self.since + at.min(FAR)
     }
 
+    /// Returns where new connections lead.
+    pub(crate) fn upstream(&self) -> String {
+        self.upstream.borrow().clone()
+    }
+
+    pub(crate) fn set_upstream(&self, upstream: String) {
+        *self.upstream.borrow_mut() = upstream;
+    }
+
     pub(crate) fn event(&self, connection: Option<u64>, what: What) {
         let at = self.now();
         let mut timeline = self.timeline.borrow_mut();
@@ -61,6 +80,7 @@ impl Shared {
         if let Some(receive) = &mut timeline.receive {
             receive(&event);
         }
+        timeline.waiting.retain(|waiting| waiting.send(event.clone()).is_ok());
         if timeline.events.len() == TIMELINE {
             timeline.events.pop_front();
         }
@@ -69,6 +89,13 @@ impl Shared {
 
     pub(crate) fn timeline(&self) -> Vec<Event> {
         self.timeline.borrow().events.iter().cloned().collect()
+    }
+
+    /// Returns the events so far, and what receives those that follow.
+    pub(crate) fn follow(&self) -> (Vec<Event>, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        self.timeline.borrow_mut().waiting.push(sender);
+        (self.timeline(), receiver)
     }
 
     pub(crate) fn newcomer(&self, id: u64) {

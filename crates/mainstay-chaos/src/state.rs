@@ -15,7 +15,7 @@ use crate::fault::{Fault, text};
 pub enum Target {
     /// `open`: those that are open now.
     Open,
-    /// `new`: those that open while the fault lasts.
+    /// `new`: those that open while the fault lasts. Faults of a moment strike none of them.
     New,
     /// `all`: both.
     #[default]

@@ -91,7 +91,7 @@ impl Connection {
             Fault::Ghost => self.begin_ghost(),
             Fault::Corrupt(direction) => {
                 for side in Side::BOTH.into_iter().filter(|side| direction.covers(*side)) {
-                    self.pipes[side as usize].corrupt(&mut self.jitter);
+                    self.pipes[side as usize].corrupt(&mut self.bits);
                 }
             }
             Fault::CutInFrame(direction) => {
@@ -136,7 +136,6 @@ impl Connection {
             return self.reset_both("cut-after");
         }
         self.answer_or_pass(now);
-        self.want_upstream();
         self.pass_tails(now);
     }
 

@@ -94,15 +94,17 @@ pub(crate) fn open(proxy: &ChaosProxy) -> TcpStream {
     stream
 }
 
-/// Returns what `find` finds in the timeline, once it is there.
-pub(crate) fn wait_for<T>(proxy: &ChaosProxy, mut find: impl FnMut(&[Event]) -> Option<T>) -> T {
+/// Waits for the first event of this name.
+pub(crate) fn wait_for(proxy: &ChaosProxy, name: &str) -> Event {
+    let event = proxy.wait_for(LIMIT, |event| event.what.name() == name);
+    event.unwrap_or_else(|| panic!("{name} is not in the timeline: {:#?}", proxy.timeline()))
+}
+
+/// Waits until something is so that no event reports.
+pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
     let since = Instant::now();
-    loop {
-        let timeline = proxy.timeline();
-        if let Some(found) = find(&timeline) {
-            return found;
-        }
-        assert!(since.elapsed() < LIMIT, "not in the timeline: {timeline:#?}");
+    while !is_so() {
+        assert!(since.elapsed() < LIMIT, "it never was so");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -1,6 +1,6 @@
 //! What is known to end WebSockets: products, platforms and networks, with their own figures and where those are written.
 //!
-//! A figure without a source is not here. [`Basis`] says whether the vendor states it, users report it, or a run of ours shows it.
+//! A figure without a source is not here. [`Basis`] says whether the vendor states it, users report it, or it was measured.
 //! The table of `docs/DOCTOR.md` is compared with this one by a test.
 
 use std::time::Duration;
@@ -129,6 +129,8 @@ pub(crate) enum Basis {
     Users,
     /// `cargo xtask test proxies` shows it with the real program.
     Measured,
+    /// Studies measured many networks; the bounds are rough.
+    Studies,
 }
 
 /// All that is known. Products of the path first.
@@ -494,6 +496,7 @@ pub(crate) const CUTTERS: &[Cutter] = &[
         name: "the NAT or firewall of a mobile carrier",
         idle: idle(Figure::Between(secs(240), secs(30 * 60)), ResetBy::Any),
         remedy: "nothing: a heartbeat; each one wakes the phone's radio, so not more often than needed",
+        basis: Basis::Studies,
         source: "https://doi.org/10.1145/2018436.2018479",
         ..NETWORK
     },
@@ -503,6 +506,7 @@ pub(crate) const CUTTERS: &[Cutter] = &[
         name: "the NAT of a home router",
         idle: idle(Figure::Between(secs(240), secs(2 * 3600 + 240)), ResetBy::Any),
         remedy: "nothing for most: a heartbeat; RFC 5382 asks for at least 2 hours and 4 minutes",
+        basis: Basis::Studies,
         source: "https://doi.org/10.1145/1879141.1879174",
         ..NETWORK
     },
@@ -562,12 +566,100 @@ const fn idle(limit: Figure, reset_by: ResetBy) -> Option<Idle> {
     Some(Idle { limit, reset_by })
 }
 
-/// Returns the cutter of this name.
-pub(crate) fn find(id: &str) -> Option<&'static Cutter> {
-    CUTTERS.iter().find(|cutter| cutter.id == id)
+/// Returns the cutter whose largest message is one of `accepted` bytes or more, and below `refused`.
+pub(crate) fn of_message_limit(accepted: u64, refused: u64) -> Option<&'static Cutter> {
+    CUTTERS.iter().find(|cutter| cutter.message.is_some_and(|most| (accepted..refused).contains(&most)))
 }
 
 /// Returns the field that gives the cutter away in a response.
 pub(crate) fn sign_of<'a>(cutter: &Cutter, products: &'a [Product]) -> Option<&'a Product> {
     products.iter().find(|product| cutter.families.contains(&product.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use super::super::words::{age, size};
+    use super::*;
+
+    const FROM: &str = "<!-- the table of cutters.rs from here -->\n\n";
+    const TO: &str = "\n<!-- to here -->";
+
+    fn figure(figure: Option<Figure>) -> String {
+        match figure {
+            None => "".into(),
+            Some(Figure::Default(value)) => age(value),
+            Some(Figure::Fixed(value)) => format!("{}, fixed", age(value)),
+            Some(Figure::Set) => "as set".into(),
+            Some(Figure::Between(low, high)) => format!("{} to {}", age(low), age(high)),
+        }
+    }
+
+    fn row(cutter: &Cutter) -> String {
+        let counts = cutter.idle.map_or("", |idle| match idle.reset_by {
+            ResetBy::Any => "either end",
+            ResetBy::Server => "the server",
+            ResetBy::Client => "the client",
+            ResetBy::Both => "both, each",
+        });
+        let cut = match cutter.cut {
+            Cut::Tcp => "TCP ends",
+            Cut::Close => "a Close",
+            Cut::Silent => "in silence",
+            Cut::Unknown => "differs",
+        };
+        let message =
+            cutter.message.map_or_else(String::new, |bytes| format!("; messages up to {}", size(bytes)));
+        let basis = match cutter.basis {
+            Basis::Vendor => "documentation",
+            Basis::Users => "reports of users",
+            Basis::Measured => "documentation, and measured",
+            Basis::Studies => "a study",
+        };
+        format!(
+            "| {} | {} | {counts} | {} | {cut} | {}{message} | [{basis}]({}) |",
+            cutter.name,
+            figure(cutter.idle.map(|idle| idle.limit)),
+            figure(cutter.lifetime),
+            cutter.remedy,
+            cutter.source
+        )
+    }
+
+    fn table() -> String {
+        let head = "| Product | Idle limit | Bytes that count | Limit of age | The cut | To change it | Source |\n\
+                    |---|--:|---|--:|---|---|---|\n";
+        head.to_owned() + &CUTTERS.iter().map(|cutter| row(cutter) + "\n").collect::<String>()
+    }
+
+    #[test]
+    fn the_document_has_this_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/DOCTOR.md");
+        let Ok(page) = std::fs::read_to_string(&path) else { panic!("no {}", path.display()) };
+        let written = page.split_once(FROM).and_then(|(_, rest)| rest.split_once(TO)).map(|(table, _)| table);
+        let wanted = table();
+        assert!(written == Some(wanted.as_str()), "docs/DOCTOR.md needs this table:\n{wanted}");
+    }
+
+    #[test]
+    fn each_cutter_has_its_own_id_a_source_and_words_for_what_helps() {
+        let mut ids = HashSet::new();
+        for cutter in CUTTERS {
+            assert!(ids.insert(cutter.id), "{} is there twice", cutter.id);
+            assert!(cutter.source.starts_with("https://"), "{}: {}", cutter.id, cutter.source);
+            assert!(!cutter.name.is_empty() && !cutter.remedy.is_empty() && !cutter.families.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_measured_limit_may_be_a_little_off_and_not_more() {
+        let fits = |figure: Figure, ms: u64| figure.fits(Duration::from_millis(ms));
+        assert!(fits(Figure::Default(secs(60)), 59_000) && fits(Figure::Default(secs(60)), 61_500));
+        assert!(!fits(Figure::Default(secs(60)), 55_000) && !fits(Figure::Default(secs(60)), 66_000));
+        assert!(fits(Figure::Between(secs(240), secs(1800)), 600_000));
+        assert!(!fits(Figure::Between(secs(240), secs(1800)), 100_000));
+        assert!(!fits(Figure::Set, 60_000));
+    }
 }

@@ -1,5 +1,6 @@
 //! Findings of the measurements beside the cuts of [`verdict`](super::verdict): sizes, closes, compression, many connections.
 
+use super::cutters;
 use super::measured::{
     ClosePassage, Compression, Crowd, CutHow, Idle, Largest, Limit, Measured, Reconnect, Refused,
 };
@@ -71,10 +72,13 @@ fn messages(largest: &Largest) -> Option<Finding> {
         size(refused),
         refusal(largest.how.as_ref())
     );
-    let advice = [
-        "If your messages are larger, raise the server's limit (mainstay serve --max-message). AWS API Gateway passes 128 KiB at most.",
+    let mut advice = vec![
+        "If your messages are larger, raise the server's limit (mainstay serve --max-message).".to_owned(),
     ];
-    Some(finding("message-limit", severity, words, advice))
+    if let Some(cutter) = cutters::of_message_limit(largest.accepted, refused) {
+        advice.push(format!("{} has such a limit: {}.", cutter.name, cutter.source));
+    }
+    Some(Finding { id: "message-limit", severity, words, advice })
 }
 
 fn fragments(largest: &Largest) -> Option<Finding> {
@@ -154,9 +158,9 @@ fn crowd(crowd: &Crowd) -> Option<Finding> {
     }
     let refused = crowd.refused.as_ref()?;
     let words = format!(
-        "Of {} connections from here {} could be open at once: {}.",
-        crowd.asked,
+        "No more than {} of {} connections from here could be open at once: {}.",
         crowd.most_open,
+        crowd.asked,
         refused_words(refused)
     );
     let advice = [
@@ -171,7 +175,7 @@ fn reconnect(reconnect: &Reconnect) -> Option<Finding> {
     let words =
         format!("One client that reconnects again and again is refused{rate}: {}.", refused_words(refused));
     let advice = match refused.retry_after_ms {
-        Some(_) => "Nothing: Retry-After says when to come back, and clients have to obey it.",
+        Some(_) => "Nothing: Retry-After says when to come back, and clients have to wait that long.",
         None => "Send Retry-After with the refusal, and let clients wait longer after each one, at random.",
     };
     Some(finding("reconnect-limit", severity_of(refused), words, [advice]))

@@ -17,6 +17,8 @@ pub(crate) enum Counts {
     Either,
     /// Bytes from the client alone do not.
     Server,
+    /// Bytes from the server alone do not.
+    Client,
     Unknown,
 }
 
@@ -24,13 +26,20 @@ pub(crate) enum Counts {
 pub(crate) fn advise(limit: Option<Duration>, counts: Counts) -> Heartbeat {
     let interval = limit.map_or(DEFAULT, interval_below);
     let every = span(interval);
-    let server = format!("a Ping (RFC 6455) to each client every {every}");
+    let server = match counts {
+        Counts::Client => format!(
+            "a Ping (RFC 6455) to each client every {every}: the client's Pong counts, the Ping does not"
+        ),
+        Counts::Either | Counts::Server | Counts::Unknown => {
+            format!("a Ping (RFC 6455) to each client every {every}")
+        }
+    };
     let client = match counts {
         Counts::Server => format!(
             "bytes from the client do not count on this path: a client keeps a connection only by what the server answers, so by a \
              Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
-        Counts::Either | Counts::Unknown => format!(
+        Counts::Either | Counts::Client | Counts::Unknown => format!(
             "or, if the server sends none: a Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
     };

@@ -25,6 +25,8 @@ pub(crate) struct Sighting<'a> {
     pub(crate) cut: Cut,
     /// Whether bytes from the client alone keep the connection, if that was tried.
     pub(crate) client_keeps: Option<bool>,
+    /// The same of bytes from the server.
+    pub(crate) server_keeps: Option<bool>,
     pub(crate) products: &'a [Product],
     /// Whether the target is this machine or a private network.
     pub(crate) is_near: bool,
@@ -90,7 +92,8 @@ impl<'a> Guess<'a> {
         guess.weigh_figure(limit, seen.kind);
         guess.weigh_cut(seen.cut);
         if seen.kind == Kind::Silence {
-            guess.weigh_direction(seen.client_keeps)?;
+            guess.weigh_direction(seen.client_keeps, ResetBy::Client, "it counts bytes from the server")?;
+            guess.weigh_direction(seen.server_keeps, ResetBy::Server, "it counts bytes from the client")?;
         }
         Some(guess)
     }
@@ -150,19 +153,19 @@ impl<'a> Guess<'a> {
         }
     }
 
-    /// `None`: what it counts is not what was seen to count.
-    fn weigh_direction(&mut self, client_keeps: Option<bool>) -> Option<()> {
+    /// Holds against what it counts whether the bytes of one end alone keep a connection. `None`: it counts others.
+    fn weigh_direction(&mut self, keeps: Option<bool>, end: ResetBy, if_not: &str) -> Option<()> {
         let reset_by = self.cutter.idle?.reset_by;
-        let would_keep = matches!(reset_by, ResetBy::Any | ResetBy::Client);
-        match client_keeps {
-            Some(keeps) if keeps != would_keep && self.sign.is_none() => None,
-            Some(keeps) if keeps == would_keep && !keeps => {
-                self.points += 1;
-                self.reasons.push("it counts bytes from the server".into());
-                Some(())
-            }
-            _ => Some(()),
+        let Some(keeps) = keeps else { return Some(()) };
+        let would_keep = reset_by == ResetBy::Any || reset_by == end;
+        if keeps != would_keep {
+            return self.sign.is_some().then_some(());
         }
+        if !keeps {
+            self.points += 1;
+            self.reasons.push(if_not.to_owned());
+        }
+        Some(())
     }
 
     fn suspect(&self, alone: bool) -> Suspect {
@@ -247,7 +250,7 @@ mod tests {
 
     fn seen(kind: Kind, seconds: u64, cut: Cut) -> Sighting<'static> {
         let after = Duration::from_secs(seconds);
-        Sighting { kind, after, cut, client_keeps: None, products: &[], is_near: false }
+        Sighting { kind, after, cut, client_keeps: None, server_keeps: None, products: &[], is_near: false }
     }
 
     fn product(name: &'static str) -> Product {

@@ -37,9 +37,9 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
             _ => healthy(measured),
         });
     }
-    let limit = silence(measured).map(|cut| cut.after);
-    let counts = measured.idle.as_ref().map_or(Counts::Unknown, counts);
-    let heartbeat = Some(heartbeat::advise(limit, counts));
+    let silence = silence(measured);
+    let counts = silence.map_or(Counts::Unknown, |cut| cut.counts);
+    let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.after), counts));
     (findings, Some(Verdict { summary: sentences.join(" "), cuts, heartbeat }))
 }
 
@@ -55,12 +55,21 @@ struct Seen<'a> {
 /// Returns the idle limit, if one cuts. A cut that Pings do not prevent is one by age.
 fn silence(measured: &Measured) -> Option<Seen<'_>> {
     let idle = measured.idle.as_ref()?;
-    let Limit::Cut { after, how, .. } = &idle.silent else { return None };
+    let (Limit::Cut { after, how, .. }, counts) = longest_silence(idle) else { return None };
     let is_age = [Some(&idle.our_pings), measured.lifetime.as_ref().map(|lifetime| &lifetime.limit)]
         .into_iter()
         .flatten()
         .any(|limit| matches!(limit, Limit::Cut { after: age, .. } if is_about(*age, *after)));
-    (!is_age).then_some(Seen { kind: Kind::Silence, after: *after, how, counts: counts(idle) })
+    (!is_age).then_some(Seen { kind: Kind::Silence, after: *after, how, counts })
+}
+
+/// The longest silence that can be had: of both ends, or of the client alone if the server sends messages by itself.
+fn longest_silence(idle: &Idle) -> (&Limit, Counts) {
+    let only_messages = idle.server.message_interval.is_some() && idle.server.ping_interval.is_none();
+    match &idle.silent {
+        Limit::Unknown { .. } if only_messages => (&idle.server_sends, Counts::Client),
+        silent => (silent, counts(idle)),
+    }
 }
 
 /// Returns the limit of age, if one cuts.
@@ -106,14 +115,15 @@ impl Seen<'_> {
             CutHow::ResetOnSend | CutHow::Silent => Cut::Silent,
             CutHow::Error { .. } => Cut::Unknown,
         };
-        let client_keeps = match self.counts {
-            Counts::Either => Some(true),
-            Counts::Server => Some(false),
-            Counts::Unknown => None,
+        let (client_keeps, server_keeps) = match self.counts {
+            Counts::Either => (Some(true), None),
+            Counts::Server => (Some(false), None),
+            Counts::Client => (None, Some(false)),
+            Counts::Unknown => (None, None),
         };
         let products = report.facts.handshake.as_ref().map_or(&[][..], |handshake| &handshake.products);
         let is_near = report.target.is_near;
-        Sighting { kind: self.kind, after: self.after, cut, client_keeps, products, is_near }
+        Sighting { kind: self.kind, after: self.after, cut, client_keeps, server_keeps, products, is_near }
     }
 
     /// What happens, in one sentence.
@@ -129,6 +139,9 @@ impl Seen<'_> {
         match (self.kind, self.counts) {
             (Kind::Silence, Counts::Server) => {
                 format!("{what} {ends} connections after {after} of silence from the server.")
+            }
+            (Kind::Silence, Counts::Client) => {
+                format!("{what} {ends} connections after {after} of silence from the client.")
             }
             (Kind::Silence, _) => format!("{what} {ends} connections after {after} of silence."),
             (Kind::Age, _) => {
@@ -345,6 +358,23 @@ mod tests {
         let (_, verdict) = judged(measured, &["nginx"]);
         assert!(verdict.summary.contains("after 60 s of silence from the server."), "{}", verdict.summary);
         assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.client.contains("do not count")));
+    }
+
+    #[test]
+    fn a_server_that_sends_and_ends_clients_that_do_not_counts_the_clients_bytes() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        if let Some(idle) = &mut measured.idle {
+            idle.silent = Limit::unknown("the server sends");
+            idle.server =
+                ServerSends { message_interval: Some(Duration::from_secs(1)), ..ServerSends::default() };
+            let how = CutHow::Close { code: Some(1000), reason: String::new() };
+            idle.server_sends = cut(Duration::from_secs(60), how);
+        }
+        let (_, verdict) = judged(measured, &[]);
+        assert!(verdict.summary.contains("after 60 s of silence from the client."), "{}", verdict.summary);
+        let ids: Vec<_> = verdict.cuts[0].suspects.iter().map(|suspect| suspect.id).collect();
+        assert_eq!(ids, ["server", "cowboy"]);
+        assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.server.contains("Pong counts")));
     }
 
     #[test]
