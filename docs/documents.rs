@@ -18,4 +18,6 @@ mod documents {
     struct Broadcast;
     #[doc = include_str!("guides/testing.md")]
     struct Testing;
+    #[doc = include_str!("TESTING.md")]
+    struct TestMyReconnect;
 }

@@ -34,7 +34,7 @@ function pack(folder: string): Packed {
   return { name: manifest.name, tarball: join(home, filename), files: files.map(({ path }: any) => path), manifest };
 }
 
-const packages = ["typescript", "fastify"].map(pack);
+const packages = ["typescript", "fastify", "chaos"].map(pack);
 // The packages' dependencies.
 for (const name of ["react", "@types/react", "csstype", "ws", "@types/ws", "@types/node", "undici-types", "fastify", "fastify-plugin", "@fastify/websocket"]) {
   const to = join(home, "node_modules", name);
@@ -51,7 +51,7 @@ const entries = packages.flatMap(entriesOf);
 for (const packed of packages) {
   test(`the tarball has licence files and metadata, and its README has no relative link: ${packed.name}`, () => {
     for (const file of ["LICENSE-MIT", "LICENSE-APACHE", "README.md", "package.json"]) assert.ok(packed.files.includes(file), file);
-    assert.deepEqual(packed.files.filter((file) => /(^|\/)(test|node_modules)\/|build\.mjs|tsconfig/.test(file)), []);
+    assert.deepEqual(packed.files.filter((file) => /(^|\/)(test|node_modules)\/|build\.mjs|common\.mjs|tsconfig/.test(file)), []);
     for (const field of ["author", "homepage", "repository", "bugs", "license", "description", "keywords", "engines", "types"]) assert.ok(packed.manifest[field], field);
     // A scoped package is private unless `publishConfig` makes it public.
     assert.equal(packed.manifest.publishConfig.access, "public");
@@ -73,6 +73,7 @@ for (const packed of packages) {
 }
 
 const USE = `
+import { chaos, type Fault, type ChaosProxy } from "@mainstay/chaos";
 import { MainstaySocket, type Fate, type Options, type SocketEvents, type WebSocketLike } from "@mainstay/client";
 import { MainstaySocket as Plain } from "@mainstay/client/plain";
 import { decode, type Frame } from "@mainstay/client/protocol";
@@ -88,6 +89,9 @@ const fateOf = (event: SocketEvents["gap"]): Fate | undefined => event.fate;
 socket.addEventListener("gap", (event) => fateOf(event));
 socket.addEventListener("message", (event) => console.log(event.data));
 const frame: Frame = decode(new Uint8Array(1));
+const proxy: Promise<ChaosProxy> = chaos({ upstream: "127.0.0.1:3000", faults: [{ kind: "status", code: 503, share: 0.5 }] });
+const fault: Fault = { kind: "delay", latency: "250ms" };
+void proxy.then((proxy) => proxy.inject({ ...fault, for: "8s" }));
 new Plain("wss://example.com", "x", { WebSocket: new TestServer().WebSocket satisfies WebSocketLike });
 new Mini("wss://example.com", [], { wx });
 export { frame, useMainstay };

@@ -10,6 +10,7 @@ import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Browser, Page } from "puppeteer-core";
 import { CHROMIUM, crash, type Engine, FIREFOX, freeze, hidden, isThere, launch, ONE_TIMER_A_MINUTE, thaw } from "./browsers.js";
+import { countOf, sever } from "./cable.js";
 import { CREDENTIALS_SERVER, Server } from "./gateway.js";
 import type { Chapter } from "./judge.js";
 import type { Record, Run } from "./page.js";
@@ -35,7 +36,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
   "a session resumes after its connections are reset, and loses nothing": async (stage) => {
     const { cable, page, backend } = await stage.set();
     for (let i = 0; i < 3; i++) {
-      cable.cut();
+      await cable.reset();
       await advance(page);
     }
     const { chapters, record } = await finish(page, backend.seen);
@@ -45,7 +46,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
 
   "the client notices a silent connection, once, and the session resumes": async (stage) => {
     const { cable, page, backend, gateway } = await stage.set();
-    cable.silence();
+    await cable.inject({ kind: "black-hole", target: "open" });
     await logged(page, "status", ({ code }) => code === 4408);
     await advance(page);
     const { chapters, record } = await finish(page, backend.seen);
@@ -63,7 +64,7 @@ const EVERYWHERE: { [name: string]: Scenario } = {
     assert.deepEqual(events(record).slice(-2), ["visibilitychange", "visibilitychange"]);
     assert.deepEqual(codes(record), [], "no verdict of the page");
     assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
-    assert.equal(cable.count, 1);
+    assert.equal(await countOf(cable), 1);
   },
 
   "a page that the user leaves and comes back to goes on": async (stage) => {
@@ -122,10 +123,9 @@ const EVERYWHERE: { [name: string]: Scenario } = {
 
   "a session that waits for longer than the resume window is lost, and its account is exact": async (stage) => {
     const { page, backend, cable, gateway } = await stage.set(["--resume-window", "1s"]);
-    cable.refuse(true);
-    cable.cut();
+    await sever(cable);
     await until("the end of the session", async () => (await gateway.metric("sessions_expired_total")) === 1);
-    cable.refuse(false);
+    await cable.liftAll();
     await advance(page);
     const { chapters } = await finish(page, backend.seen);
     const [{ fate, echoed }] = chapters as [Chapter];
@@ -166,12 +166,12 @@ const EVERYWHERE: { [name: string]: Scenario } = {
 
   "ten megabytes in one message over a slow link do not end a connection": async (stage) => {
     const { page, backend, gateway, cable } = await stage.set(["--max-message", "16MiB"]);
-    cable.narrow(2_500_000);
+    await cable.inject({ kind: "bandwidth", "bytes-per-second": 2_500_000 });
     await page.evaluate(() => run.send(10_000_000));
     const { record } = await finish(page, backend.seen);
     assert.deepEqual(codes(record), [], "no verdict of the page");
     assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
-    assert.equal(cable.count, 1);
+    assert.equal(await countOf(cable), 1);
   },
 };
 
@@ -251,14 +251,14 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
   "ten megabytes in many messages may take longer than the deadline": async (stage) => {
     const { page, backend, gateway, cable } = await stage.set();
     await page.evaluate(() => run.stop());
-    cable.narrow(1_000_000);
+    await cable.inject({ kind: "bandwidth", "bytes-per-second": 1_000_000 });
     await page.evaluate(() => {
       for (let i = 0; i < 160; i++) run.send(62_500);
     });
     const { record } = await finish(page, backend.seen);
     assert.deepEqual(codes(record), [], "no verdict of the page");
     assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
-    assert.equal(cable.count, 1);
+    assert.equal(await countOf(cable), 1);
   },
 
   "credentials are renewed while the session goes on": async (stage) => {
@@ -276,7 +276,7 @@ const IN_CHROMIUM: { [name: string]: Scenario } = {
     assert.equal(await present(), true);
     assert.equal(await present("bob/9"), false, "the name of another client");
     await advance(page);
-    cable.cut();
+    await cable.reset();
     await advance(page);
     const { chapters, record } = await finish(page);
     assert.equal(chapters.length, 1);
@@ -295,7 +295,7 @@ const IN_FIREFOX: { [name: string]: Scenario } = {
     await advance(page);
     const { record } = await finish(page, backend.seen);
     assert.deepEqual(codes(record), []);
-    assert.equal(cable.count, 1);
+    assert.equal(await countOf(cable), 1);
   },
 };
 
@@ -313,7 +313,7 @@ const WITH_ONE_TIMER_A_MINUTE: { [name: string]: Scenario } = {
     assert.equal(chapters.length, 1);
     assert.deepEqual(codes(record), [], "no verdict of the page");
     assert.equal(await gateway.metric("dead_peers_total"), 0, "no verdict of the gateway");
-    assert.equal(cable.count, 1);
+    assert.equal(await countOf(cable), 1);
   },
 };
 
@@ -324,14 +324,13 @@ const WITH_ONE_TIMER_A_MINUTE: { [name: string]: Scenario } = {
 async function inherit(stage: Stage, comeBack: (page: Page, address: string) => Promise<unknown>): Promise<void> {
   const { page, cable } = await stage.set([], { overReload: true });
   const address = page.url();
-  cable.refuse(true);
-  cable.cut();
+  await sever(cable);
   const { sent } = await recordOf(page);
   await until("messages that were never written", async () => (await recordOf(page)).sent > sent + 5);
   await page.goto(site.elsewhere);
   await until("the page's state and ours", () => page.evaluate(() => sessionStorage.length === 2));
   const stored = await page.evaluate((): Record => JSON.parse(sessionStorage["record"]));
-  cable.refuse(false);
+  await cable.liftAll();
   const heir = await duplicateOf(page, address);
   await advance(heir);
   await comeBack(page, address);

@@ -7,10 +7,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
+import type { ChaosProxy } from "@mainstay/chaos";
 import type { Browser, Page } from "puppeteer-core";
 import { CONSOLE, operators } from "../page/build.mjs";
 import { CHROMIUM, launch } from "./browsers.js";
-import { Cable } from "./cable.js";
+import { cableTo, sever } from "./cable.js";
 import { MAINSTAY, Server } from "./gateway.js";
 import { until } from "./stage.js";
 
@@ -70,7 +71,7 @@ async function yes(page: Page): Promise<void> {
 }
 
 /** Opens the live page, which has a session and a plain connection, over this cable. */
-async function visit(cable: Cable): Promise<Page> {
+async function visit(cable: ChaosProxy): Promise<Page> {
   const page = await browser.newPage();
   await page.goto(`http://127.0.0.1:${cable.port}/`);
   await page.waitForFunction(() => Number(document.querySelector("#epoch")!.textContent) >= 1, BOUND);
@@ -83,19 +84,18 @@ test("console.html is up to date with its sources", async () => {
 
 test("the operator watches a cut, finds the session, reads why it reconnected, and ends it", async () => {
   const server = await start();
-  const cable = await new Cable(() => server.port).open();
+  const cable = await cableTo(server.port);
   const live = await visit(cable);
   const { page, complaints } = await open(server);
   await page.bringToFront();
   await shows(page, "#attached", /^2$/);
   assert.equal(await text(page, "#state"), "ready");
 
-  cable.refuse(true);
-  cable.cut();
+  await sever(cable);
   await shows(page, "#parked", /^1$/);
   await shows(page, "#longest", /^[0-9a-f]{16} \d/);
   const id = (await text(page, "#longest button")).trim();
-  cable.refuse(false);
+  await cable.liftAll();
   await live.bringToFront();
   await live.waitForFunction(() => Number(document.querySelector("#epoch")!.textContent) >= 2, BOUND);
   await page.bringToFront();
@@ -221,7 +221,7 @@ test("what a client sends is text on the page: the page has no means to make mar
 
 test("axe reports no violation, in the light and in the dark theme, and the page fits a phone", async () => {
   const server = await start();
-  const cable = await new Cable(() => server.port).open();
+  const cable = await cableTo(server.port);
   const live = await visit(cable);
   const { page } = await open(server, { width: 320, height: 640 });
   await page.bringToFront();

@@ -9,7 +9,7 @@ import { createInterface } from "node:readline";
 import { after, test } from "node:test";
 import { MainstaySocket, type Options } from "@mainstay/client";
 import { WebSocket as NodeSocket } from "ws";
-import { Cable } from "./cable.js";
+import { cableTo } from "./cable.js";
 import { MAINSTAY, Server } from "./gateway.js";
 
 const WebSocket = NodeSocket as unknown as NonNullable<Options["WebSocket"]>;
@@ -68,8 +68,8 @@ async function gatewayTo(port: number): Promise<number> {
 
 /** The TypeScript client sends 60 messages over a cable that is cut twice, and each comes back once and in order. */
 async function typescript(port: number): Promise<void> {
-  const cable = await new Cable(() => port).open();
-  const socket = new MainstaySocket(`${cable.url}/echo`, [], { WebSocket });
+  const cable = await cableTo(port);
+  const socket = new MainstaySocket(cable.url("/echo"), [], { WebSocket });
   const received: unknown[] = [];
   const gaps: unknown[] = [];
   socket.on("gap", (gap) => gaps.push(gap.fate));
@@ -77,7 +77,7 @@ async function typescript(port: number): Promise<void> {
   for (let n = 0; n < 60; n++) {
     socket.send(`${n}`);
     if (n % 20 === 19) await new Promise<void>((resolve) => socket.on("message", ({ data }) => data === `${n - 10}` && resolve()));
-    if (n === 19 || n === 39) cable.cut();
+    if (n === 19 || n === 39) await cable.reset();
   }
   await all;
   assert.deepEqual(received, Array.from({ length: 60 }, (_, n) => `${n}`));
@@ -88,8 +88,8 @@ async function typescript(port: number): Promise<void> {
 
 /** The Rust client does the same by `mainstay connect`. */
 async function rust(port: number): Promise<void> {
-  const cable = await new Cable(() => port).open();
-  const child = spawn(MAINSTAY, ["connect", `${cable.url}/echo`], { stdio: ["pipe", "pipe", "ignore"] });
+  const cable = await cableTo(port);
+  const child = spawn(MAINSTAY, ["connect", cable.url("/echo")], { stdio: ["pipe", "pipe", "ignore"] });
   const lines: string[] = [];
   const input = createInterface(child.stdout).on("line", (line) => lines.push(line));
   const came = async (count: number) => {
@@ -98,7 +98,7 @@ async function rust(port: number): Promise<void> {
   for (let n = 0; n < 60; n++) {
     child.stdin.write(`${n}\n`);
     if (n % 20 === 19) await came(n - 9);
-    if (n === 19 || n === 39) cable.cut();
+    if (n === 19 || n === 39) await cable.reset();
   }
   await came(60);
   child.stdin.end();

@@ -19,7 +19,7 @@ import { WebsocketProvider } from "y-websocket";
 import * as Y from "yjs";
 import { until } from "../typescript/test/support.js";
 import { shareDocument } from "../typescript/test/yjs-server.js";
-import { Cable } from "./cable.js";
+import { cableTo } from "./cable.js";
 
 const { MAINSTAY: program = "mainstay", ENGINE_URL: engine = "" } = process.env;
 const LIMIT = { timeout: 90_000 };
@@ -70,11 +70,10 @@ async function two(t: TestContext, name: string, flags: string[]) {
   t.after(() => made.forEach((node) => node.kill()));
   const [first, second] = (await Promise.all(made.map((node) => node.ready()))) as [Node, Node];
   for (const node of [first, second]) while ((await node.metric('nodes{state="alive"}')) < 1) await sleep(50);
-  let target = first;
-  const cable = await new Cable(() => target.port).open();
+  const cable = await cableTo(first.port);
   t.after(() => cable.close());
   /** From now on new connections reach the second node. */
-  const lead = () => void (target = second);
+  const lead = () => cable.upstream(`127.0.0.1:${second.port}`);
   return { first, second, cable, lead };
 }
 
@@ -108,9 +107,9 @@ test("Yjs: a session goes on at the other node without an event; a drain ends it
   const { first, second, cable, lead } = await two(t, "yjs", ["--upstream", upstream, "--profile", "yjs"]);
   const { Socket, opened } = classFor();
   const [here, there] = [new Y.Doc(), new Y.Doc()];
-  const near = new WebsocketProvider(cable.url, "room", here, { WebSocketPolyfill: Socket as any, disableBc: true });
+  const near = new WebsocketProvider(cable.url(""), "room", here, { WebSocketPolyfill: Socket as any, disableBc: true });
   // A plain client: each loss of a connection is its own affair.
-  const far = new WebsocketProvider(cable.url, "room", there, { WebSocketPolyfill: WebSocket as any, disableBc: true });
+  const far = new WebsocketProvider(cable.url(""), "room", there, { WebSocketPolyfill: WebSocket as any, disableBc: true });
   t.after(() => {
     for (const provider of [near, far]) {
       provider.destroy();
@@ -133,8 +132,8 @@ test("Yjs: a session goes on at the other node without an event; a drain ends it
     edit();
     await sleep(5);
     if (n === 20) {
-      lead();
-      cable.cut();
+      await lead();
+      await cable.reset();
     }
   }
   await converge();
@@ -169,14 +168,14 @@ test("GraphQL: a subscription goes on at the other node, every value once; after
   const upstream = await backend(t, (server) => useServer({ schema }, server));
   const { first, second, cable, lead } = await two(t, "graphql", ["--upstream", upstream, "--profile", "graphql-transport-ws"]);
   const { Socket, opened } = classFor();
-  const client = createClient({ url: cable.url, webSocketImpl: Socket, retryAttempts: Infinity, shouldRetry: () => true, retryWait: () => sleep(100) });
+  const client = createClient({ url: cable.url(""), webSocketImpl: Socket, retryAttempts: Infinity, shouldRetry: () => true, retryWait: () => sleep(100) });
   t.after(() => client.dispose());
   const values: number[] = [];
   const ended: unknown[] = [];
   client.subscribe<{ ticks: number }>({ query: "subscription { ticks }" }, { next: ({ data }) => values.push(data!.ticks), error: (error) => ended.push(error), complete: () => ended.push("complete") });
   await until(() => values.length > 20);
-  lead();
-  cable.cut();
+  await lead();
+  await cable.reset();
   await until(() => opened[0]!.stats.connections === 2);
   const atTheOther = values.length;
   await until(() => values.length > atTheOther + 20);
@@ -193,7 +192,7 @@ test("GraphQL: a subscription goes on at the other node, every value once; after
 
 test("mainstay connect: every line comes back once and in order, over the other node and a drain, if sessions may move", LIMIT, async (t) => {
   const { first, second, cable, lead } = await two(t, "connect", ["--movable"]);
-  const child = spawn(program, ["connect", `${cable.url}/echo`], { stdio: ["pipe", "pipe", "pipe"] });
+  const child = spawn(program, ["connect", cable.url("/echo")], { stdio: ["pipe", "pipe", "pipe"] });
   t.after(() => child.kill("SIGKILL"));
   const lines: string[] = [];
   createInterface(child.stdout).on("line", (line) => lines.push(line));
@@ -206,8 +205,8 @@ test("mainstay connect: every line comes back once and in order, over the other 
     await until(() => lines.length === sent);
   };
   await send(30);
-  lead();
-  cable.cut();
+  await lead();
+  await cable.reset();
   await send(30);
   assert.equal(await second.metric("relays"), 1);
   const drained = first.drain();
@@ -222,7 +221,7 @@ test("mainstay connect: every line comes back once and in order, over the other 
 
 test("the live page: its client gets every tick once, over the other node and a drain, if sessions may move", LIMIT, async (t) => {
   const { first, second, cable, lead } = await two(t, "page", ["--movable"]);
-  const socket = new MainstaySocket(`${cable.url}/pulse`, [], { WebSocket: WebSocket as any });
+  const socket = new MainstaySocket(cable.url("/pulse"), [], { WebSocket: WebSocket as any });
   t.after(() => socket.close());
   const ticks: number[] = [];
   const gaps: unknown[] = [];
@@ -233,8 +232,8 @@ test("the live page: its client gets every tick once, over the other node and a 
   socket.on("gap", (gap) => gaps.push(gap));
   const pass = (count: number, from = ticks.length) => until(() => ticks.length >= from + count);
   await pass(3);
-  lead();
-  cable.cut();
+  await lead();
+  await cable.reset();
   await pass(3);
   assert.equal(await second.metric("relays"), 1);
   await first.drain();

@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { setTimeout as sleep } from "node:timers/promises";
+import type { ChaosProxy } from "@mainstay/chaos";
 import type { Browser, Page } from "puppeteer-core";
 import { Backend } from "./backend.js";
-import { Cable } from "./cable.js";
+import { cableTo } from "./cable.js";
 import { Server } from "./gateway.js";
 import { type Chapter, judge } from "./judge.js";
 import type { Entry, Record, Run } from "./page.js";
@@ -21,7 +22,7 @@ const KEEP = { messages: 10_000, bytes: 16_000_000 };
 export class Stage {
   backend!: Backend;
   gateway!: Server;
-  cable!: Cable;
+  cable!: ChaosProxy;
   page!: Page;
 
   constructor(
@@ -41,9 +42,9 @@ export class Stage {
   }
 
   async connect(options: object = {}, bearer = ""): Promise<void> {
-    this.cable = await new Cable(() => this.gateway.port).open();
+    this.cable = await cableTo(this.gateway.port);
     this.page = await this.browser.newPage();
-    await this.page.goto(this.site.page(this.cable.url, { keep: KEEP, ...options }, bearer));
+    await this.page.goto(this.site.page(this.cable.url(""), { keep: KEEP, ...options }, bearer));
     await advance(this.page);
   }
 

@@ -93,7 +93,7 @@ pub(crate) fn run_examples() -> Result<Outcome> {
     programs::mainstay()?;
     // As the pages have it.
     cargo("build --package mainstay-examples --bins")?;
-    cargo("test --no-run --package mainstay-examples --test handler")?;
+    cargo("test --no-run --package mainstay-examples --test handler --test reconnect")?;
     run_all(is_example)
 }
 
@@ -117,7 +117,7 @@ fn run_all(is_chosen: impl Fn(&str) -> bool) -> Result<Outcome> {
     let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
     let (inherited, ours) =
         (env::var_os("PATH").unwrap_or_default(), env::current_dir()?.join("target/release"));
-    let path = env::join_paths([ours].into_iter().chain(env::split_paths(&inherited)).chain(tools))?;
+    let path = env::join_paths([ours].into_iter().chain(tools).chain(env::split_paths(&inherited)))?;
     for (document, blocks) in &documents {
         run_document(document, blocks, &path)?;
     }
@@ -156,10 +156,11 @@ fn tools<'a>(blocks: impl Iterator<Item = &'a Block> + Clone) -> Result<Vec<Path
     }
     let nginx = if calls("nginx") { Some(install::nginx()?) } else { None };
     let redis = if calls("redis-server") { redis()? } else { None };
+    let pytest = if calls("pytest") { Some(install::pytest()?) } else { None };
     let here = env::current_dir()?;
     // A program without a folder is on the path.
     let nginx = nginx.as_deref().and_then(Path::parent).filter(|folder| *folder != Path::new(""));
-    Ok(nginx.into_iter().map(|folder| here.join(folder)).chain(redis).collect())
+    Ok(nginx.into_iter().map(|folder| here.join(folder)).chain(redis).chain(pytest).collect())
 }
 
 /// The folder of a `redis-server` that finds its libraries; `None` if it is on the path.
@@ -262,7 +263,7 @@ mod tests {
 
     fn mode(directive: Option<&str>) -> std::result::Result<Mode, String> {
         let directive = directive.map(str::to_owned);
-        Mode::of(&Block { line: 1, tag: "sh".into(), text: String::new(), directive })
+        Mode::of(&Block { line: 1, tag: "sh".into(), text: String::new(), directive, file: None })
     }
 
     #[test]
@@ -303,6 +304,7 @@ mod tests {
             tag: tag.into(),
             text: String::new(),
             directive: Some("printed".into()),
+            file: None,
         };
         assert_eq!(Mode::of(&block("text")), Ok(Mode::Printed));
         assert!(Mode::of(&block("sh")).is_err());

@@ -163,6 +163,13 @@ pub(crate) fn python_packages(requirements: &Path, home: &Path) -> Result<PathBu
     Ok(python)
 }
 
+/// The folder of a `pytest` that has the packages of the examples.
+pub(crate) fn pytest() -> Result<PathBuf> {
+    let home = env::current_dir()?.join("target/xtask/examples-python");
+    python_packages(Path::new("examples/chaos/requirements.txt"), &home)?;
+    Ok(home.join("bin"))
+}
+
 /// Makes sure that valgrind, which counts instructions, is installed.
 pub(crate) fn valgrind() -> Result<()> {
     if !succeeds(Command::new("valgrind").arg("--version")) {

@@ -6,7 +6,6 @@
 
 mod autobahn;
 mod bench;
-mod cable;
 mod circles;
 mod clients;
 mod cluster;

@@ -9,6 +9,8 @@ pub(crate) struct Block {
     pub(crate) text: String,
     /// The text of `<!-- run: ... -->` in the last line before the block that is not blank.
     pub(crate) directive: Option<String>,
+    /// The path in `<!-- file: ... -->` at the same place: the block is that file.
+    pub(crate) file: Option<String>,
 }
 
 /// A document, cut into its code blocks and the lines outside them.
@@ -32,19 +34,20 @@ impl Document {
                 line.trim().trim_start_matches('`').split([' ', ',']).next().unwrap_or_default().to_owned();
             let inside = lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim() != fence);
             let text = inside.map(|line| format!("{}\n", line.get(indent..).unwrap_or_default())).collect();
-            let directive = document.directive();
-            document.blocks.push(Block { line: number, tag, text, directive });
+            let directive = document.comment("run:");
+            let file = document.comment("file:");
+            document.blocks.push(Block { line: number, tag, text, directive, file });
         }
         document
     }
 
-    /// The directive at the end of the prose since the last block.
-    fn directive(&self) -> Option<String> {
+    /// The comment of this kind at the end of the prose since the last block.
+    fn comment(&self, kind: &str) -> Option<String> {
         let since = self.blocks.last().map_or(0, |block| block.line);
         let mut prose = self.prose.iter().rev().take_while(|(number, _)| *number > since);
         let (_, last) = prose.find(|(_, line)| !line.trim().is_empty())?;
-        let inner = last.trim().strip_prefix("<!-- run:")?.strip_suffix("-->")?;
-        Some(inner.trim().to_owned())
+        let inner = last.trim().strip_prefix("<!--")?.strip_suffix("-->")?;
+        Some(inner.trim().strip_prefix(kind)?.trim().to_owned())
     }
 
     /// Targets of `[text](target)` and `[name]: target` outside code, with their line numbers.
@@ -113,6 +116,15 @@ cat [x](y.md)
         assert_eq!(found, [(7, "sh", "cat [x](y.md)\n"), (10, "text", "```\n")]);
         let directives: Vec<_> = blocks.iter().map(|block| block.directive.as_deref()).collect();
         assert_eq!(directives, [Some("skip, because"), None], "a directive is for one block");
+    }
+
+    #[test]
+    fn a_comment_before_a_block_names_the_file_that_it_is() {
+        let blocks =
+            Document::parse("<!-- file: a.rs -->\n\n```rust,ignore\n1\n```\n\n```rust\n2\n```\n").blocks;
+        let files: Vec<_> = blocks.iter().map(|block| block.file.as_deref()).collect();
+        assert_eq!(files, [Some("a.rs"), None]);
+        assert_eq!(blocks[0].directive, None);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! `--on-backend-loss keep`, which this application may use because its connections have no state, and with `renew`.
 //!
 //! ```text
-//! outage_client <-> Cable (cut) <-> mainstay serve <-> backend.mjs (killed)
-//!  (frozen)                            (full)
+//! outage_client <-> ChaosProxy (resets) <-> mainstay serve <-> backend.mjs (killed)
+//!  (frozen)                                   (full)
 //! ```
 //!
 //! Every part is a process of its own. Two of them write down what they saw: the backend each message that it received
@@ -20,9 +20,9 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use mainstay_chaos::{ChaosProxy, Fault, Target};
 use serde_json::Value;
 
-use crate::cable::Cable;
 use crate::metrics::{self, metric};
 use crate::programs::{self, MAINSTAY};
 use crate::run::{Background, output};
@@ -80,7 +80,7 @@ pub(crate) fn step() -> Result<Outcome> {
 struct Stage {
     folder: PathBuf,
     client: Background,
-    cable: Cable,
+    network: ChaosProxy,
     listening: SocketAddr,
     gateway: Background,
     backend: Option<Background>,
@@ -103,14 +103,14 @@ impl Stage {
                 .env("MAINSTAY_LOG", "info"),
             folder.join("gateway.log"),
         )?;
-        let listening = gateway.announced(LIMIT, "listening on ws://")?.parse()?;
+        let listening: SocketAddr = gateway.announced(LIMIT, "listening on ws://")?.parse()?;
         let admin = gateway.announced(LIMIT, "admin on http://")?.trim_end_matches(':').parse()?;
-        let cable = Cable::to(listening)?;
+        let network = ChaosProxy::builder(listening.to_string()).start()?;
         let client = Background::start(
-            Command::new("target/release/outage_client").arg(format!("ws://{}/ws", cable.address)),
+            Command::new("target/release/outage_client").arg(network.url("/ws")),
             client_log(&folder),
         )?;
-        Ok(Self { folder, client, cable, listening, gateway, backend: Some(backend), backend_port, admin })
+        Ok(Self { folder, client, network, listening, gateway, backend: Some(backend), backend_port, admin })
     }
 
     /// Plays one kill after the other; waits for the recovery before the next.
@@ -132,7 +132,7 @@ impl Stage {
     fn play_other_outages(&mut self) -> Result<()> {
         println!("client cut off {CUTS} times");
         for cut in 1..=CUTS {
-            self.cable.cut();
+            self.network.inject(Fault::Reset, Target::Open, None);
             self.wait_for("\"resumed\"", cut)?;
             sleep(BETWEEN_CUTS);
         }
@@ -142,9 +142,10 @@ impl Stage {
         self.client.signal("CONT")?;
         self.wait_for("\"resumed\"", CUTS + 1)?;
         println!("gateway full for {REFUSAL:?}");
-        self.cable.refuse();
+        let refusing = self.network.inject(Fault::Refuse, Target::New, None);
+        self.network.inject(Fault::Reset, Target::Open, None);
         let others = self.fill_gateway()?;
-        self.cable.accept()?;
+        self.network.lift(refusing);
         sleep(REFUSAL);
         drop(others);
         self.wait_for("\"resumed\"", CUTS + 2)?;

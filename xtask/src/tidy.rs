@@ -13,7 +13,7 @@ use crate::{Outcome, Result, circles, docs, path};
 
 /// Tags of code blocks in the documents that `docs` runs. `sh` is run by `docs`, `rust` is a documentation
 /// test, `json` is parsed here; a block that is none of these languages is `text`.
-const TAGS: [&str; 6] = ["sh", "toml", "rust", "json", "text", "ts"];
+const TAGS: [&str; 7] = ["sh", "toml", "rust", "json", "text", "ts", "python"];
 
 /// Package registries: a lock file or a document that names one binds its reader to it. Written in halves, so that
 /// this file may be searched too.
@@ -160,7 +160,7 @@ fn prints_nothing_that_may_panic(path: &str, text: &str, complain: &mut Complain
     }
 }
 
-/// Code blocks have known tags, and links have targets.
+/// Code blocks have known tags, those that show a file are that file, and links have targets.
 fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
     let document = Document::parse(text);
     if docs::is_run(path) {
@@ -176,6 +176,11 @@ fn markdown(path: &str, text: &str, files: &[String], complain: &mut Complain) {
             }
             if block.tag == "json" && serde_json::from_str::<serde_json::Value>(&block.text).is_err() {
                 complain(block.line, "no valid JSON");
+            }
+            if let Some(file) = &block.file
+                && fs::read_to_string(beside(path, file)).ok().as_ref() != Some(&block.text)
+            {
+                complain(block.line, &format!("not what `{file}` is"));
             }
         }
     }
@@ -431,5 +436,13 @@ mod tests {
         let links = "[a](A.md) [up](../README.md) [no](B.md) [out](../../x.md) [web](https://example.org)";
         let text = format!("{links}\n```bash\n```\n");
         assert_eq!(complaints(|c| markdown("docs/A.md", &text, &files, c)).len(), 3);
+    }
+
+    #[test]
+    fn a_block_that_is_no_copy_of_its_file_is_found() {
+        let block = |text: &str| format!("<!-- file: ../Cargo.toml -->\n\n```toml\n{text}```\n");
+        let complaints = |text: &str| complaints(|c| markdown("docs/A.md", &block(text), &[], c));
+        assert!(complaints(include_str!("../Cargo.toml")).is_empty());
+        assert_eq!(complaints("[package]\n"), ["3: not what `../Cargo.toml` is"]);
     }
 }

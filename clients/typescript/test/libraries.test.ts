@@ -22,7 +22,7 @@ import { Connection } from "sharedb/lib/client/index.js";
 import { WebSocket, WebSocketServer } from "ws";
 import { WebsocketProvider } from "y-websocket";
 import * as Y from "yjs";
-import type { Cable } from "../../proof/cable.js";
+import type { Cable } from "./cable.js";
 import { cableTo, until } from "./support.js";
 import { shareDocument } from "./yjs-server.js";
 

@@ -5,7 +5,7 @@ import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { Cable } from "../../proof/cable.js";
+import { Cable } from "./cable.js";
 
 const target = fileURLToPath(new URL("../../../target", import.meta.url));
 const program = [process.env.MAINSTAY, `${target}/release/mainstay`, `${target}/debug/mainstay`].find((path) => path && existsSync(path));

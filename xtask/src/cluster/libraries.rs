@@ -14,7 +14,7 @@ pub(super) fn libraries(program: &Program) -> Result<()> {
     install::node_packages("clients")?;
     let engine = Cluster::start(program, "libraries-engine")?;
     let mut npm = Command::new("npm");
-    npm.args(["run", "--silent", "build", "--workspace", "typescript"]);
+    npm.args(["run", "--silent", "build", "--workspace", "typescript", "--workspace", "chaos"]);
     check(npm.current_dir("clients"))?;
     let mut node = Command::new("node");
     node.args(["--import", "tsx", "--test", "--test-timeout=120000", "proof/nodes.ts"]);

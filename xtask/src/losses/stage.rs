@@ -1,4 +1,4 @@
-//! One lane and one fault: the processes, the cables between them, and the order of events.
+//! One lane and one fault: the processes, the proxies between them, and the order of events.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,10 +7,11 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mainstay_chaos::{ChaosProxy, Direction, Fault as Chaos, Target};
+
 use super::verdict::{Logs, Measured};
 use super::{Fault, Lane, SCRATCH};
 use crate::Result;
-use crate::cable::Cable;
 use crate::run::Background;
 
 const CUT: Duration = Duration::from_secs(20);
@@ -40,8 +41,8 @@ pub(super) struct Stage {
     /// The start of the servers' numbers, in milliseconds.
     since: u64,
     client: Background,
-    /// The cable of the client.
-    cable: Cable,
+    /// In front of everything: what the client dials.
+    network: ChaosProxy,
     gateway: Option<Gateway>,
     server: Background,
     port: u16,
@@ -49,10 +50,10 @@ pub(super) struct Stage {
     servers: usize,
 }
 
-/// The gateway, and its cable to the server.
+/// The gateway, and what it dials in front of the server.
 struct Gateway {
     _program: Background,
-    cable: Cable,
+    network: ChaosProxy,
 }
 
 impl Stage {
@@ -68,12 +69,10 @@ impl Stage {
             Lane::Gateway => Some(start_gateway(mainstay, &folder, address)?),
         };
         let entrance = gateway.as_ref().map_or(address, |(_, entrance)| *entrance);
-        let cable = Cable::to(entrance)?;
+        let network = ChaosProxy::builder(entrance.to_string()).start()?;
         let program = if lane == Lane::Recipe { "recipe-client" } else { "mainstay-client" };
         let mut client = Background::start_quietly(
-            Command::new("node")
-                .arg(format!("clients/losses/{program}.mjs"))
-                .arg(format!("ws://{}/ws", cable.address)),
+            Command::new("node").arg(format!("clients/losses/{program}.mjs")).arg(network.url("/ws")),
             folder.join("client.jsonl"),
         )?;
         client.wait_until(LIMIT, |log| fs::read_to_string(log).is_ok_and(|text| text.contains("\"got\"")))?;
@@ -84,7 +83,7 @@ impl Stage {
             folder,
             since,
             client,
-            cable,
+            network,
             gateway,
             server,
             port: address.port(),
@@ -136,16 +135,19 @@ impl Stage {
         Ok(None)
     }
 
+    /// Every connection is dead from now on, and neither end notices; what the client sends on new ones arrives at the end.
     fn silence(&self, duration: Duration) {
-        self.cable.silence();
+        self.network.inject(Chaos::Stall(Direction::Both), Target::New, None);
+        self.network.inject(Chaos::BlackHole(Direction::Both), Target::Open, None);
         sleep(duration);
-        self.cable.heal();
+        self.network.lift_all();
     }
 
     /// The new server gets the new connections from the moment in which the old one gets SIGTERM.
     fn deploy(&mut self) -> Result<Background> {
         let (address, old) = self.start_again(0)?;
-        self.gateway.as_ref().map_or(&self.cable, |gateway| &gateway.cable).lead_to(address);
+        let network = self.gateway.as_ref().map_or(&self.network, |gateway| &gateway.network);
+        network.set_upstream(&address.to_string())?;
         old.signal("TERM")?;
         Ok(old)
     }
@@ -204,15 +206,15 @@ fn start_server(
 
 /// The gateway with its defaults, and where it listens.
 fn start_gateway(mainstay: &Path, folder: &Path, server: SocketAddr) -> Result<(Gateway, SocketAddr)> {
-    let cable = Cable::to(server)?;
+    let network = ChaosProxy::builder(server.to_string()).start()?;
     let mut program = Background::start_quietly(
         Command::new(mainstay)
             .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(["--upstream", &format!("ws://{}", cable.address)]),
+            .args(["--upstream", &network.url("")]),
         folder.join("gateway.log"),
     )?;
     let entrance = program.announced(LIMIT, "listening on ws://")?.parse()?;
-    Ok((Gateway { _program: program, cable }, entrance))
+    Ok((Gateway { _program: program, network }, entrance))
 }
 
 fn server_log(folder: &Path, number: usize) -> PathBuf {

@@ -244,7 +244,7 @@ impl Table<'_> {
         let Value::String(given) = value else {
             let example = if value.is_number() { format!("{value}s") } else { "8s".to_owned() };
             return wrong(format!(
-                "must be a time with a unit in quotes, not {value}; write for example \"{example}\""
+                "must be a time with a unit, not {value}; write for example \"{example}\""
             ));
         };
         match humantime::parse_duration(given) {
@@ -385,13 +385,13 @@ impl Serialize for Rule {
 }
 
 impl fmt::Display for Rule {
-    /// Writes one line, as [`FromStr`](std::str::FromStr) reads it.
+    /// Writes one line, as [`FromStr`](std::str::FromStr) reads it: `black-hole,direction=both,after=10s`.
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, (name, value)) in self.fields().into_iter().enumerate() {
-            let comma = if number == 0 { "" } else { "," };
             match &value {
-                Value::String(text) => write!(to, "{comma}{name}={text}")?,
-                value => write!(to, "{comma}{name}={value}")?,
+                Value::String(kind) if number == 0 => to.write_str(kind)?,
+                Value::String(text) => write!(to, ",{name}={text}")?,
+                value => write!(to, ",{name}={value}")?,
             }
         }
         Ok(())

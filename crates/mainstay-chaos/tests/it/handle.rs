@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mainstay_chaos::{ChaosProxy, Direction, Event, Fault, FaultId, Rule, Scenario, Target, What, When};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::stage::{connect, exchange, is_silent, upstream, wait_for, wait_until};
 
@@ -157,20 +158,46 @@ async fn a_proxy_works_in_a_test_whose_time_is_paused() {
     assert!(stream.read(&mut bytes).await.is_err());
 }
 
-#[test]
-fn two_hundred_connections_pass_at_once() {
-    let upstream = upstream();
-    let proxy = upstream.proxy();
-    let streams: Vec<_> = (0..200).map(|_| connect(&proxy)).collect();
-    for (index, mut stream) in streams.iter().enumerate() {
-        stream.write_all(format!("\x16{index:04}").as_bytes()).unwrap();
+#[tokio::test]
+async fn a_thousand_connections_pass_at_once() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const MANY: usize = 1000;
+    // Each has four sockets in this process.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = ChaosProxy::builder(listener.local_addr().unwrap().to_string()).start().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+    let address = proxy.address();
+    let all_are_open = Arc::new(tokio::sync::Barrier::new(MANY + 1));
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..MANY as u32 {
+        let all_are_open = Arc::clone(&all_are_open);
+        clients.spawn(async move {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            for round in [1, 2] {
+                stream.write_all(&(0x1600_0000 + number * round).to_be_bytes()).await.unwrap();
+                assert_eq!(stream.read_u32().await.unwrap(), 0x1600_0000 + number * round);
+                all_are_open.wait().await;
+            }
+        });
     }
-    for (index, stream) in streams.iter().enumerate() {
-        assert_eq!(crate::stage::read(stream, 5), format!("\x16{index:04}").as_bytes());
+    all_are_open.wait().await;
+    assert_eq!((proxy.accepted(), proxy.connections().len()), (MANY as u64, MANY));
+    all_are_open.wait().await;
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
     }
-    assert_eq!((proxy.accepted(), proxy.connections().len()), (200, 200));
-    drop(streams);
-    wait_until(|| proxy.connections().is_empty());
+    while !proxy.connections().is_empty() {
+        tokio::time::sleep(Duration::from_millis(2)).await; // the upstream runs on this thread
+    }
 }
 
 #[test]

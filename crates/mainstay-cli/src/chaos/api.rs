@@ -18,13 +18,15 @@ use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mainstay_chaos::{ChaosProxy, Fault, FaultId, Kind, Rule, Scenario, ScenarioFile, Strikes, Target};
+use mainstay_chaos::{
+    ActiveFault, ChaosProxy, Fault, FaultId, Kind, Rule, Scenario, ScenarioFile, Strikes, Target,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use crate::admin::foreign;
 use crate::admin::query::Query;
 
@@ -32,6 +34,8 @@ use crate::admin::query::Query;
 const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest body.
 const MAX_BODY: usize = 1 << 20;
 
@@ -157,7 +161,10 @@ async fn refuse_pages(
     next: Next,
 ) -> Response {
     match judge(&state, local, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => tokio::time::timeout(BODY_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+            let what = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+            Wrong(StatusCode::REQUEST_TIMEOUT, what).into_response()
+        }),
         Err(wrong) => wrong.into_response(),
     }
 }
@@ -188,22 +195,32 @@ fn judge(state: &State, local: SocketAddr, request: &Request) -> Result<(), Wron
 
 type Of = axum::extract::State<State>;
 
+/// What runs.
+#[derive(Serialize)]
+struct Overview {
+    listen: SocketAddr,
+    upstream: String,
+    seed: u64,
+    accepted: u64,
+    open: usize,
+    rules: Vec<Rule>,
+    faults: Vec<ActiveFault>,
+    version: &'static str,
+}
+
 async fn overview(axum::extract::State(state): Of) -> Answer {
     let proxy = state.proxy()?;
-    let (upstream, rules) = {
-        let current = state.current();
-        (current.upstream.clone(), current.scenario.rules.clone())
-    };
-    ok(&json!({
-        "listen": proxy.address(),
-        "upstream": upstream,
-        "seed": proxy.seed(),
-        "accepted": proxy.accepted(),
-        "open": proxy.connections().len(),
-        "rules": rules,
-        "faults": proxy.faults(),
-        "version": env!("CARGO_PKG_VERSION"),
-    }))
+    let current = state.current();
+    ok(&Overview {
+        listen: proxy.address(),
+        upstream: current.upstream.clone(),
+        seed: proxy.seed(),
+        accepted: proxy.accepted(),
+        open: proxy.connections().len(),
+        rules: current.scenario.rules.clone(),
+        faults: proxy.faults(),
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 async fn connections(axum::extract::State(state): Of) -> Answer {
@@ -322,10 +339,17 @@ async fn set_upstream(axum::extract::State(state): Of, body: Result<Bytes, Bytes
         _ => return Err(bad("write {\"upstream\": \"127.0.0.1:3000\"} and nothing else")),
     };
     let proxy = state.proxy()?;
+    plan::without_password(upstream).map_err(|what| bad(format!("upstream: {what}")))?;
     let mut current = state.current();
     proxy.set_upstream(upstream).map_err(|error| bad(error.to_string()))?;
     current.upstream = upstream.to_owned();
     ok(&json!({"upstream": upstream}))
+}
+
+/// The rules in force, in the order in which the timeline counts them.
+#[derive(Serialize)]
+struct Rules<'a> {
+    rules: &'a [Rule],
 }
 
 async fn set_scenario(axum::extract::State(state): Of, body: Result<Bytes, BytesRejection>) -> Answer {
@@ -337,7 +361,7 @@ async fn set_scenario(axum::extract::State(state): Of, body: Result<Bytes, Bytes
     let mut current = state.current();
     proxy.set_scenario(file.scenario.clone());
     current.scenario = file.scenario;
-    ok(&json!({"rules": current.scenario.rules}))
+    ok(&Rules { rules: &current.scenario.rules })
 }
 
 fn text(body: &Result<Bytes, BytesRejection>) -> Result<&str, Wrong> {
@@ -400,7 +424,7 @@ mod tests {
             ),
             (
                 r#"{"kind": "stall", "for": 8}"#,
-                "for: must be a time with a unit in quotes, not 8; write for example \"8s\"",
+                "for: must be a time with a unit, not 8; write for example \"8s\"",
             ),
             (r#"{}"#, "kind: is missing"),
         ] {

@@ -51,7 +51,13 @@ fn as_text() -> String {
     }
     text += "\nProfiles, for --profile NAME; --list NAME prints the file:\n";
     for profile in Profile::ALL {
-        text += &format!("  {:<14} {}\n", profile.name, profile.about());
+        // The first sentence; the file has the rest.
+        let about = profile.about();
+        text += &format!(
+            "  {:<14} {}\n",
+            profile.name,
+            about.split(". ").next().unwrap_or_default().trim_end_matches('.')
+        );
     }
     text
 }

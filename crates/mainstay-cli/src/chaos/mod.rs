@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use self::plan::Plan;
 use self::timeline::{Timeline, Writer};
 use crate::observe::log;
+use crate::process::descriptors;
 use crate::process::signals::Stops;
 use crate::values;
 
@@ -101,6 +102,8 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     if let Some(name) = &arguments.list {
         return list::print(name, arguments.json);
     }
+    // Each client takes two.
+    let _ = descriptors::raise_limit();
     let started = Plan::new(arguments).and_then(Running::start);
     match started {
         Ok(running) => running.until_the_end().await,

@@ -55,8 +55,10 @@ impl Plan {
                 api.port()
             ));
         }
+        let upstream = arguments.upstream.unwrap_or_default();
+        without_password(&upstream).map_err(|what| format!("--upstream: {what}"))?;
         Ok(Self {
-            upstream: arguments.upstream.unwrap_or_default(),
+            upstream,
             listen: arguments.listen,
             scenario,
             seed: arguments.seed.or(file.seed).unwrap_or_else(short_seed),
@@ -66,6 +68,14 @@ impl Plan {
             shown: Shown { json: arguments.json, quiet: arguments.quiet },
             until_stdin_closes: arguments.until_stdin_closes,
         })
+    }
+}
+
+/// Refuses an address with `user:password@`, without quoting it.
+pub(super) fn without_password(upstream: &str) -> Result<(), &'static str> {
+    match upstream.contains('@') {
+        true => Err("must have no user:password@, which would not be sent; write HOST:PORT"),
+        false => Ok(()),
     }
 }
 

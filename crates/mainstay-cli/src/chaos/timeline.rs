@@ -170,6 +170,9 @@ fn words(event: &Event) -> String {
         What::UpstreamFailed { upstream, reason } => format!("upstream {upstream} failed: {reason}"),
         What::Handshake { status: 101 } => "is a WebSocket".to_owned(),
         What::Handshake { status } => format!("the handshake was answered with {status}"),
+        What::Dead { direction } => {
+            format!("is dead ({}): bytes were lost, and neither side is notified", direction.name())
+        }
         What::Unreadable => {
             "is not readable (TLS, or no WebSocket over HTTP/1.1): faults that need frames do nothing here"
                 .to_owned()
@@ -184,7 +187,18 @@ fn words(event: &Event) -> String {
             format!("FAULT {}{}{lasts} ({by})", fault.name(), parameters.collect::<String>())
         }
         What::Lifted { fault, by, why } => format!("{fault} is over ({by}: {why})"),
-        What::Closed { reason, up, down } => format!("closed: {reason}; {up} bytes up, {down} down"),
+        What::Closed { reason, up, down } => {
+            let by = match *reason {
+                "client" => "closed by the client",
+                "upstream" => "closed by the upstream",
+                "client-reset" => "reset by the client",
+                "upstream-reset" => "reset by the upstream",
+                "upstream-failed" => "closed, as the upstream did not accept it",
+                "proxy-ended" => "closed, as the proxy has ended",
+                fault => return format!("closed by {fault}; {up} bytes up, {down} down"),
+            };
+            format!("{by}; {up} bytes up, {down} down")
+        }
         What::AcceptFailed { reason } => format!("cannot accept: {reason}"),
         What::Ended => "ended".to_owned(),
         // New kinds of events have words in JSON.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderName, HeaderValue};
 use mainstay::server::rustls::pki_types::CertificateDer;
@@ -54,6 +54,8 @@ pub(crate) struct Certified {
     pub(crate) subject: Subject,
     /// When it became valid, in seconds since 1970.
     pub(crate) issued: Option<u64>,
+    /// How long it is still valid.
+    pub(crate) expires_in: Duration,
     pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -74,7 +76,8 @@ impl Rules {
     ) -> Result<Certified, Refusal> {
         let der = certificate.ok_or(Reason::NoCertificate)?;
         let (_, parsed) = X509Certificate::from_der(der).map_err(|_| refused("it cannot be read"))?;
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = since.as_secs();
         let at = |time: i64| u64::try_from(time).unwrap_or_default();
         let (from, until) =
             (at(parsed.validity().not_before.timestamp()), at(parsed.validity().not_after.timestamp()));
@@ -93,7 +96,9 @@ impl Rules {
             }))
         });
         let fields = fields.collect::<Result<_, _>>()?;
-        Ok(Certified { subject: Subject(Arc::from(subject)), issued: Some(from), fields })
+        // It is valid up to the end of its last second.
+        let expires_in = Duration::from_secs(until.saturating_add(1)).saturating_sub(since);
+        Ok(Certified { subject: Subject(Arc::from(subject)), issued: Some(from), expires_in, fields })
     }
 }
 
@@ -215,8 +220,6 @@ fn hexadecimal(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
 
     use super::*;

@@ -476,8 +476,9 @@ impl Admitted {
 
     /// Adds what a certificate proves. A token's subject stays.
     fn add_certified(&mut self, certified: Option<Certified>) {
-        let Some(Certified { subject, issued, fields }) = certified else { return };
+        let Some(Certified { subject, issued, expires_in, fields }) = certified else { return };
         self.fields.extend(fields);
+        self.expires_in = Some(self.expires_in.map_or(expires_in, |earlier| earlier.min(expires_in)));
         if self.subject.is_some() {
             self.certified = Some(subject);
         } else {

@@ -141,7 +141,7 @@ async fn open(target: &Target, facts: &mut Facts, progress: &Progress) -> Result
         opened.map(|Upgraded { stream, early, deflate }| Opened { stream, early, deflate, handshake })
     });
     row(progress, "handshake", &opened, |opened| format!("{:.1} ms", opened.handshake.took_ms));
-    let probe = Probe::new(opened?, Options::default());
+    let probe = Probe::new(&target, opened?, Options::default());
     Ok((target, probe))
 }
 

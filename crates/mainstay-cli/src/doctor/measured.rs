@@ -39,7 +39,7 @@ pub(crate) struct Idle {
     pub(crate) server_sends: Limit,
     /// This client does not answer the server's Pings. Unknown if the server sends none.
     pub(crate) unanswered_pings: Limit,
-    /// Between two Pings or Pongs of this client.
+    /// Between two Pings or Pongs of this client. It is shorter than the idle limit, if that was found in time.
     #[serde(rename = "every_ms", serialize_with = "as_ms")]
     pub(crate) every: Duration,
     /// What the server sends by itself.

@@ -48,6 +48,7 @@ impl Default for Options {
 
 /// An open WebSocket.
 pub(crate) struct Probe {
+    target: Target,
     stream: Box<dyn Stream>,
     codec: Connection,
     /// Frames on their way to the server, in order.
@@ -76,6 +77,7 @@ pub(crate) enum Seen {
     /// The server's Close. The probe has answered it, and reports the end of the stream next.
     Close {
         code: Option<u16>,
+        /// As the report may show it.
         reason: String,
     },
     /// Nothing follows; every further call returns the same.
@@ -147,15 +149,16 @@ impl Target {
     /// # Cancel safety
     /// Safe.
     pub(crate) async fn open_with(&self, options: Options) -> Result<Probe, OpenError> {
-        Ok(Probe::new(dial::open(self, options.compression).await?, options))
+        Ok(Probe::new(self, dial::open(self, options.compression).await?, options))
     }
 }
 
 impl Probe {
-    pub(super) fn new(opened: Opened, options: Options) -> Self {
+    pub(super) fn new(target: &Target, opened: Opened, options: Options) -> Self {
         let limits = Limits { max_message: options.max_message, max_fragments: MAX_FRAGMENTS };
         let now = Instant::now();
         let mut probe = Self {
+            target: target.clone(),
             stream: opened.stream,
             codec: Connection::new(Role::Client, limits, opened.deflate, seed()),
             unsent: BytesMut::new(),
@@ -352,7 +355,7 @@ impl Probe {
         loop {
             let seen = match self.codec.receive(&mut input) {
                 Ok(None) => return,
-                Ok(Some(item)) => Seen::from(item),
+                Ok(Some(item)) => seen(item, &self.target),
                 Err(error) => {
                     self.ended = Some(End::Error(error.to_string()));
                     return;
@@ -368,18 +371,16 @@ impl Probe {
     }
 }
 
-impl From<Incoming<'_>> for Seen {
-    fn from(item: Incoming<'_>) -> Self {
-        match item {
-            Incoming::Message(payload) => {
-                Self::Message { is_text: payload.kind() == Kind::Text, data: payload.into_bytes() }
-            }
-            Incoming::Ping(payload) => Self::Ping(payload.into_bytes()),
-            Incoming::Pong(payload) => Self::Pong(payload.into_bytes()),
-            Incoming::Close(None) => Self::Close { code: None, reason: String::new() },
-            Incoming::Close(Some(close)) => {
-                Self::Close { code: Some(close.code.get()), reason: close.reason.to_string() }
-            }
+fn seen(item: Incoming<'_>, target: &Target) -> Seen {
+    match item {
+        Incoming::Message(payload) => {
+            Seen::Message { is_text: payload.kind() == Kind::Text, data: payload.into_bytes() }
+        }
+        Incoming::Ping(payload) => Seen::Ping(payload.into_bytes()),
+        Incoming::Pong(payload) => Seen::Pong(payload.into_bytes()),
+        Incoming::Close(None) => Seen::Close { code: None, reason: String::new() },
+        Incoming::Close(Some(close)) => {
+            Seen::Close { code: Some(close.code.get()), reason: target.shown(&close.reason) }
         }
     }
 }
@@ -406,4 +407,89 @@ fn put_frame(out: &mut BytesMut, opcode: u8, fin: bool, payload: &[u8]) {
     });
     out.put_slice(&mask);
     out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::{Duration, timeout};
+
+    use super::*;
+
+    /// A probe on a connection that holds so many bytes each way, and its server.
+    fn connected(bytes: usize) -> (Probe, DuplexStream) {
+        let target = Target::new("ws://h/".parse().unwrap(), Vec::new(), Vec::new(), None).unwrap();
+        let (ours, theirs) = duplex(bytes);
+        let handshake = HandshakeFacts::default();
+        let opened = Opened { stream: Box::new(ours), early: Vec::new(), deflate: None, handshake };
+        (Probe::new(&target, opened, Options::default()), theirs)
+    }
+
+    async fn moment<T>(future: impl Future<Output = T>) -> Option<T> {
+        timeout(Duration::from_millis(1), future).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_pings_and_never_reads_cannot_make_the_probe_grow() {
+        let (mut probe, mut server) = connected(4096);
+        let ping = [&[0x89, 125][..], &[b'x'; 125]].concat();
+        let flood = tokio::spawn(async move {
+            // Data between them: only a stream of nothing else is refused.
+            while server.write_all(&ping).await.is_ok() && server.write_all(b"\x81\x01x").await.is_ok() {}
+        });
+        let mut seen = 0;
+        while moment(probe.next()).await.is_some() {
+            seen += 1;
+        }
+        assert!(seen > 500 && probe.ended.is_none(), "{seen}");
+        assert!(probe.unsent.len() < 2 * MAX_ANSWERS, "{}", probe.unsent.len());
+        flood.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_that_comes_while_a_message_is_sent_is_seen() {
+        let (mut probe, mut server) = connected(1024);
+        server.write_all(b"\x88\x02\x03\xf1").await.unwrap();
+        let ending = tokio::spawn(async move {
+            let mut scratch = [0; 5000];
+            server.read_exact(&mut scratch).await.unwrap();
+        });
+        let sent = probe.send_binary(vec![0; 1 << 20]).await;
+        assert!(sent.is_err());
+        assert_eq!(probe.received_close(), Some((Some(1009), String::new())));
+        assert_eq!(probe.next().await, Seen::Close { code: Some(1009), reason: String::new() });
+        assert!(matches!(probe.next().await, Seen::Ended(_)));
+        ending.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_cancelled_call_has_not_written_is_written_by_the_next_one() {
+        let (mut probe, mut server) = connected(16);
+        assert_eq!(moment(probe.send_text(&"x".repeat(100))).await, None);
+        let reading = tokio::spawn(async move {
+            let mut message = [0; 106];
+            server.read_exact(&mut message).await.unwrap();
+            (message, server)
+        });
+        assert_eq!(moment(probe.next()).await, None);
+        let ([first, len, mask @ ..], _server) = reading.await.unwrap();
+        assert_eq!((first, len), (0x81, 0x80 | 100));
+        let (mask, payload) = mask.split_at(4);
+        assert!(payload.iter().zip(mask.iter().cycle()).all(|(byte, mask)| byte ^ mask == b'x'));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_have_the_shortest_length_and_may_be_fragments() {
+        let (mut probe, mut server) = connected(1 << 20);
+        for (len, head) in [
+            (125, &[1, 0xfd][..]),
+            (126, &[1, 0xfe, 0, 126]),
+            (70_000, &[1, 0xff, 0, 0, 0, 0, 0, 1, 0x11, 0x70]),
+        ] {
+            probe.send_frame(1, false, &vec![b'x'; len]).await.unwrap();
+            let mut frame = vec![0; head.len() + 4 + len];
+            server.read_exact(&mut frame).await.unwrap();
+            assert_eq!(&frame[..head.len()], head);
+        }
+    }
 }

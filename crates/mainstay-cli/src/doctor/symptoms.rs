@@ -367,3 +367,38 @@ fn sentence(words: &str) -> String {
     let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
     format!("{first}{}.", letters.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::AddressFacts;
+    use super::*;
+
+    /// The findings of a name with these addresses, of which those without a time do not answer.
+    fn of_addresses(addresses: &[(&str, bool)]) -> Vec<(&'static str, Severity)> {
+        let facts = |(address, answers): &(&str, bool)| AddressFacts {
+            address: address.parse().unwrap(),
+            connect_ms: answers.then_some(1.0),
+            error: (!answers).then(|| format!("{address} does not answer")),
+        };
+        let addresses: Vec<_> = addresses.iter().map(facts).collect();
+        let used = addresses.iter().find(|facts| facts.connect_ms.is_some()).map(|facts| facts.address);
+        let facts = Facts { addresses, used, ..Facts::default() };
+        dead_addresses(&facts).iter().map(|finding| (finding.id, finding.severity)).collect()
+    }
+
+    #[test]
+    fn addresses_that_do_not_answer_beside_others_that_do_are_found() {
+        let (v4, other_v4, v6) = ("192.0.2.1:80", "192.0.2.2:80", "[2001:db8::1]:80");
+        assert_eq!(of_addresses(&[(v4, true), (v6, true)]), []);
+        assert_eq!(of_addresses(&[(v6, true)]), [], "IPv6 only");
+        assert_eq!(of_addresses(&[(v4, true), (v6, false)]), [("ipv6-broken", Severity::Problem)]);
+        assert_eq!(of_addresses(&[(v4, false), (v6, true)]), [("ipv4-broken", Severity::Problem)]);
+        assert_eq!(
+            of_addresses(&[(v4, true), (other_v4, false), (v6, true)]),
+            [("address-dead", Severity::Problem)]
+        );
+        assert_eq!(of_addresses(&[(v4, false), (v6, false)]), [], "the failure itself is the finding");
+        let here = [("127.0.0.1:80", true), ("[::1]:80", false)];
+        assert_eq!(of_addresses(&here), [("ipv6-broken", Severity::Note)]);
+    }
+}

@@ -139,7 +139,9 @@ impl Target {
         if is_cut {
             out.push_str("...");
         }
-        log_text::escape(&out, false, false).into_owned()
+        // It leaves the newline at the end of a line.
+        out.push('\n');
+        log_text::escape(&out, false, false).trim_end_matches('\n').to_owned()
     }
 
     /// Returns what the report says of the target.
@@ -148,7 +150,10 @@ impl Target {
         let path = shared.place.url.path_and_query();
         let shown = path.map_or_else(|| "/".to_owned(), |path| without_values(path.as_str()));
         let url = match &shared.place.socket {
-            Some(socket) => format!("unix:{}:{shown}", socket.display()),
+            Some(socket) => {
+                let scheme = if shared.is_secure { "wss+unix" } else { "unix" };
+                format!("{scheme}:{}:{shown}", socket.display())
+            }
             None => {
                 let authority = shared.place.url.authority().map_or("", |authority| authority.as_str());
                 format!("{}://{authority}{shown}", if shared.is_secure { "wss" } else { "ws" })
@@ -266,6 +271,7 @@ mod tests {
         check("wss://h:1/a?token=x&b", "wss://h:1/a?token=...&...");
         check("ws://[::1]/", "ws://[::1]/");
         check("unix:/run/app.sock:/a?t=x", "unix:/run/app.sock:/a?t=...");
+        check("wss+unix:/run/app.sock", "wss+unix:/run/app.sock:/");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::Request;
@@ -22,7 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::client_tls::{Issued, certificate, write};
 use crate::credentials::{answer_on, welcome};
-use crate::frames::Frames;
+use crate::frames::{CLOSE, Frames};
 use crate::guarded::{bearer, serve, telling_backend, told};
 use crate::listeners::Folder;
 use crate::operator::ask;
@@ -71,13 +72,18 @@ impl Certified {
 
     /// The settings of a client with a new certificate of this name; without a name, with none.
     fn config(&self, name: Option<&str>, protocol: &str) -> Arc<ClientConfig> {
+        self.config_for(name, Duration::from_secs(24 * 60 * 60), protocol)
+    }
+
+    /// The same with a certificate that is valid for so long.
+    fn config_for(&self, name: Option<&str>, valid: Duration, protocol: &str) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.own.der().clone()).unwrap();
         let builder = ClientConfig::builder().with_root_certificates(roots);
         let mut config = match name {
             None => builder.with_no_client_auth(),
             Some(name) => {
-                let (chain, key) = self.issue(name);
+                let (chain, key) = self.issue(name, valid);
                 builder.with_client_auth_cert(chain, key).unwrap()
             }
         };
@@ -85,11 +91,13 @@ impl Certified {
         Arc::new(config)
     }
 
-    fn issue(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    fn issue(&self, name: &str, valid: Duration) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Example");
         params.distinguished_name.push(DnType::CommonName, name);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + valid;
         let key = KeyPair::generate().unwrap();
         let issued = params.signed_by(&key, &self.authority).unwrap();
         (vec![issued.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
@@ -97,7 +105,11 @@ impl Certified {
 
     /// An address of this test that forwards to the gateway over TLS with such a certificate.
     async fn tunnel(&self, name: Option<&str>) -> SocketAddr {
-        let (config, to) = (self.config(name, "http/1.1"), self.address());
+        self.tunnel_with(self.config(name, "http/1.1")).await
+    }
+
+    async fn tunnel_with(&self, config: Arc<ClientConfig>) -> SocketAddr {
+        let to = self.address();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -274,6 +286,25 @@ async fn a_session_is_resumed_with_any_certificate_of_its_subject_and_with_no_ot
     // Where a token names the user, the list has that name.
     let expected = ["alice", "alice", "alice", "mallory"];
     until("the list has both names", || certified.subjects() == expected).await;
+}
+
+#[tokio::test]
+async fn what_a_certificate_opened_ends_with_the_certificate() {
+    let by_certificate = [("/", "credentials.client-certificate.subject = \"common-name\"")];
+    let certified = Certified::start("certified-expires", telling_backend().await, &by_certificate);
+    let config = certified.config_for(Some("alice"), Duration::from_secs(6), "http/1.1");
+    let tunnel = certified.tunnel_with(config).await;
+    let (head, mut frames) = Frames::connect(tunnel, "/chat", "").await;
+    assert_eq!(head[9..12], *"101");
+    let closed = async {
+        loop {
+            if let (CLOSE, payload) = frames.read().await.unwrap() {
+                break payload;
+            }
+        }
+    };
+    let payload = tokio::time::timeout(Duration::from_secs(60), closed).await.unwrap();
+    assert_eq!(payload, [&4501_u16.to_be_bytes()[..], b"the credentials have expired"].concat());
 }
 
 #[tokio::test]

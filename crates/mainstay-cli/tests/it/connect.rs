@@ -118,6 +118,7 @@ fn help_has_examples_and_exit_codes_and_shells_get_their_completion() {
         &["connect"],
         &["bench"],
         &["bench", "echo"],
+        &["chaos"],
         &["completions"],
         &["doctor"],
         &["health"],

@@ -2,10 +2,12 @@
 
 mod servers;
 
+use std::io::{Read, Write};
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
@@ -492,6 +494,34 @@ fn a_foreign_host_is_not_measured_without_a_terminal_or_yes() {
 }
 
 #[test]
+fn on_a_terminal_the_doctor_asks_before_it_measures_a_foreign_host() {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let device = || std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let process = mainstay(&["doctor", "ws://192.0.2.1/feed?token=planted"])
+        .stdin(device())
+        .stderr(device())
+        .spawn()
+        .unwrap();
+    let mut terminal = std::fs::File::from(terminal);
+    let mut shown = String::new();
+    while !shown.contains("[y/N]") {
+        let mut part = [0; 1024];
+        let count = terminal.read(&mut part).unwrap();
+        shown.push_str(&String::from_utf8_lossy(&part[..count]));
+    }
+    terminal.write_all(b"n\n").unwrap();
+    let output = process.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
+    for expected in ["(192.0.2.1)", "at once", "a second", "No message is sent", "--quick"] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert!(shown.lines().count() < 24 && !shown.contains("planted"), "one screen: {shown}");
+}
+
+#[test]
 fn a_wrong_argument_of_the_doctor_is_one_line() {
     let url = "ws://127.0.0.1:1/";
     check(&["doctor"], &["<URL>"]);
@@ -540,4 +570,37 @@ async fn a_signal_ends_the_doctor_with_what_is_known() {
         assert_eq!(report["complete"], false);
         assert_eq!(report["facts"]["used"], format!("127.0.0.1:{port}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_while_limits_are_measured_prints_the_facts_with_their_exit_code() {
+    let (pinged, mut was_pinged) = tokio::sync::mpsc::channel(1000);
+    let serve_one = move |mut connection: Connection| {
+        let pinged = pinged.clone();
+        async move {
+            while let Some((opcode, payload)) = frame(&mut connection).await {
+                let head = [0x8a, u8::try_from(payload.len()).unwrap()];
+                if opcode == 9 && connection.write_all(&[&head[..], &payload].concat()).await.is_err() {
+                    return;
+                }
+                let _ = pinged.send(()).await;
+            }
+        }
+    };
+    let port = serve(speak("", serve_one)).await;
+    let process = mainstay(&["doctor", "--json", "--for", "1h", &url(port)]).spawn().unwrap();
+    // The facts take ten Pings; further ones are those of the measurement.
+    for _ in 0..12 {
+        was_pinged.recv().await.unwrap();
+    }
+    let draining = tokio::spawn(async move { while was_pinged.recv().await.is_some() {} });
+    signal(&process, "INT");
+    let output = process.wait_with_output().unwrap();
+    draining.abort();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let is_problem = findings.iter().any(|finding| finding["severity"] != "note");
+    assert_eq!(output.status.code(), Some(i32::from(is_problem)), "{report}");
+    assert_eq!((&report["complete"], &report["facts"]["pings"]["answered"]), (&false.into(), &10.into()));
+    assert!(report["measured"].is_object(), "{report}");
 }

@@ -3,10 +3,11 @@
 mod server;
 
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use mainstay_chaos::{ChaosProxy, Direction, Fault, Rule, Scenario, When};
 use serde_json::Value;
 
 use self::server::{Behaviour, Cut, Server};
@@ -15,16 +16,27 @@ use crate::support::{mainstay, signal};
 /// The limit of most of these servers. A run of 6 s finds limits of up to 4 s.
 const LIMIT: Duration = Duration::from_millis(1500);
 
-/// A server, and what the doctor measures on it.
+/// A limit that is shorter than the interval of the doctor's Pings at first.
+const SHORT: Duration = Duration::from_millis(700);
+
+/// A path whose limits are known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Case {
-    Idle(Cut),
-    /// Only the server's bytes count.
-    Down,
+    /// A proxy with an idle limit. Both directions count.
+    Idle,
+    /// A proxy with a limit that is shorter than the interval of the doctor's Pings.
+    IdleShort,
+    /// A proxy for which only the server's bytes count.
+    IdleDown,
+    /// A proxy that forgets idle connections.
+    Forgets,
+    /// A server with an idle limit.
+    IdleServer(Cut),
+    /// A server with an idle limit that answers no Ping.
+    NoPongs,
     Lifetime,
     Restart,
     Heartbeat,
-    NoPongs,
     /// It echoes messages, up to a size.
     Echo,
     /// More connections are refused.
@@ -34,17 +46,18 @@ enum Case {
     Rate,
 }
 
-const CASES: [(Case, &[&str]); 14] = [
-    (Case::Idle(Cut::Fin), &[]),
-    (Case::Idle(Cut::Reset), &[]),
-    (Case::Idle(Cut::Close), &[]),
-    (Case::Idle(Cut::Silent), &[]),
-    (Case::Idle(Cut::ResetOnSend), &[]),
-    (Case::Down, &[]),
+const CASES: [(Case, &[&str]); 15] = [
+    (Case::Idle, &[]),
+    (Case::IdleShort, &[]),
+    (Case::IdleDown, &[]),
+    (Case::Forgets, &[]),
+    (Case::IdleServer(Cut::Reset), &[]),
+    (Case::IdleServer(Cut::Close), &[]),
+    (Case::IdleServer(Cut::ResetOnSend), &[]),
+    (Case::NoPongs, &[]),
     (Case::Lifetime, &[]),
     (Case::Restart, &[]),
     (Case::Heartbeat, &[]),
-    (Case::NoPongs, &[]),
     (Case::Echo, &["--echo"]),
     (Case::Bound, &["--connections", "60"]),
     (Case::OwnBound, &["--connections", "12"]),
@@ -55,12 +68,9 @@ impl Case {
     fn behaviour(self) -> Behaviour {
         let plain = Behaviour::default();
         match self {
-            Self::Idle(cut) => Behaviour { idle: Some((LIMIT, cut)), ..plain },
-            Self::Down => Behaviour { idle: Some((LIMIT, Cut::Reset)), counts_down_only: true, ..plain },
-            Self::Lifetime => Behaviour { lifetime: Some(LIMIT), ..plain },
-            Self::Restart => Behaviour { restart: Some(Duration::from_secs(3)), ..plain },
-            Self::Heartbeat => Behaviour { pings: Some(HEARTBEAT), ..plain },
+            Self::IdleServer(cut) => Behaviour { idle: Some((LIMIT, cut)), ..plain },
             Self::NoPongs => Behaviour { idle: Some((LIMIT, Cut::Fin)), answers_no_ping: true, ..plain },
+            Self::Heartbeat => Behaviour { pings: Some(HEARTBEAT), ..plain },
             Self::Echo => Behaviour {
                 max_message: Some(1 << 16),
                 max_fragments: Some(100),
@@ -68,9 +78,49 @@ impl Case {
                 ..plain
             },
             Self::Bound => Behaviour { max_open: Some(40), ..plain },
-            Self::OwnBound => plain,
             Self::Rate => Behaviour { max_short: Some(8), ..plain },
+            _ => plain,
         }
+    }
+
+    /// The fault of the proxy in front of the server.
+    fn rule(self) -> Option<Rule> {
+        let idle = |direction, silent| Fault::IdleCut { direction, after: LIMIT, silent };
+        let short = Fault::IdleCut { direction: Direction::Both, after: SHORT, silent: false };
+        let (fault, when) = match self {
+            Self::Idle => (idle(Direction::Both, false), When::Always),
+            Self::IdleShort => (short, When::Always),
+            Self::IdleDown => (idle(Direction::Down, false), When::Always),
+            Self::Forgets => (idle(Direction::Both, true), When::Always),
+            Self::Lifetime => (Fault::LifetimeCut { after: LIMIT }, When::Always),
+            Self::Restart => (Fault::Fin, When::At { at: LIMIT * 2, repeat: None }),
+            _ => return None,
+        };
+        Some(Rule { fault, when, lasts: None, share: 1.0 })
+    }
+}
+
+/// A server, and a proxy in front of it if the case has a fault.
+struct Path {
+    server: Server,
+    proxy: Option<ChaosProxy>,
+}
+
+impl Path {
+    fn new(case: Case) -> Self {
+        let server = Server::start(case.behaviour());
+        let proxy = case.rule().map(|rule| {
+            let scenario = Scenario { rules: vec![rule] };
+            ChaosProxy::builder(format!("127.0.0.1:{}", server.port)).scenario(scenario).start().unwrap()
+        });
+        Self { server, proxy }
+    }
+
+    fn doctor(&self, lasts: &str, arguments: &[&str]) -> Child {
+        let port = self.proxy.as_ref().map_or(self.server.port, |proxy| proxy.address().port());
+        let url = format!("ws://127.0.0.1:{port}/");
+        let mut doctor = mainstay(&[&["doctor", &url, "--for", lasts, "--json"], arguments].concat());
+        doctor.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 }
 
@@ -80,33 +130,23 @@ const HEARTBEAT: Duration = Duration::from_millis(700);
 /// What was measured, and how many connections were open at once. All cases run side by side, once for all tests.
 static RESULTS: LazyLock<HashMap<Case, (Value, usize)>> = LazyLock::new(|| {
     let runs = CASES.map(|(case, arguments)| {
-        let server = Server::start(case.behaviour());
         // The test's process holds the other ends of all connections.
-        let arguments = if arguments.contains(&"--connections") {
-            arguments.to_vec()
-        } else {
-            [arguments, &["--connections", "36"]].concat()
-        };
-        let doctor =
-            doctor(&server, "6s", &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        (case, server, doctor)
+        let bound = if arguments.contains(&"--connections") { &[][..] } else { &["--connections", "36"] };
+        let path = Path::new(case);
+        let doctor = path.doctor("6s", &[arguments, bound].concat());
+        (case, path, doctor)
     });
-    let finish = |(case, server, doctor): (Case, Server, Child)| {
+    let finish = |(case, path, doctor): (Case, Path, Child)| {
         let output = doctor.wait_with_output().unwrap();
         assert!(matches!(output.status.code(), Some(0 | 1)), "{case:?}: {output:?}");
         let measured = serde_json::from_slice::<Value>(&output.stdout).unwrap()["measured"].take();
-        (case, (measured, server.most_open()))
+        (case, (measured, path.server.most_open()))
     };
     runs.map(finish).into_iter().collect()
 });
 
 fn measured(case: Case) -> &'static Value {
     &RESULTS[&case].0
-}
-
-fn doctor(server: &Server, lasts: &str, arguments: &[&str]) -> Command {
-    let url = format!("ws://127.0.0.1:{}/", server.port);
-    mainstay(&[&["doctor", &url, "--for", lasts, "--json"], arguments].concat())
 }
 
 /// Checks that a limit is the expected one: within a tenth, and what a busy machine adds.
@@ -127,7 +167,7 @@ fn holds(limit: &Value) -> f64 {
 
 #[test]
 fn an_idle_limit_that_any_byte_renews_is_found_and_pings_or_pongs_of_the_client_prevent_it() {
-    let measured = measured(Case::Idle(Cut::Fin));
+    let measured = measured(Case::Idle);
     is_cut(&measured["idle"]["silent"], LIMIT, "fin");
     assert!(holds(&measured["idle"]["our_pings"]) > 3000.0);
     assert!(holds(&measured["idle"]["up_only"]) > 2000.0);
@@ -137,26 +177,36 @@ fn an_idle_limit_that_any_byte_renews_is_found_and_pings_or_pongs_of_the_client_
 
 #[test]
 fn a_path_that_counts_only_the_bytes_of_the_server_cuts_a_client_that_only_sends() {
-    let measured = measured(Case::Down);
-    is_cut(&measured["idle"]["silent"], LIMIT, "reset");
-    is_cut(&measured["idle"]["up_only"], LIMIT, "reset");
+    let measured = measured(Case::IdleDown);
+    is_cut(&measured["idle"]["silent"], LIMIT, "fin");
+    is_cut(&measured["idle"]["up_only"], LIMIT, "fin");
     holds(&measured["idle"]["our_pings"]);
 }
 
 #[test]
+fn the_doctor_sends_more_often_than_a_short_idle_limit_to_see_what_keeps_a_connection() {
+    let measured = measured(Case::IdleShort);
+    is_cut(&measured["idle"]["silent"], SHORT, "fin");
+    assert!(measured["idle"]["every_ms"].as_f64() < Some(500.0), "{measured}");
+    assert!(holds(&measured["idle"]["our_pings"]) > 1500.0);
+    assert!(holds(&measured["idle"]["up_only"]) > 1000.0);
+}
+
+#[test]
 fn an_idle_limit_is_found_whatever_the_end_looks_like() {
-    let cuts = [
-        (Cut::Reset, "reset"),
-        (Cut::Close, "close"),
-        (Cut::Silent, "silent"),
-        (Cut::ResetOnSend, "reset-on-send"),
+    let paths = [
+        (Case::Forgets, "silent"),
+        (Case::IdleServer(Cut::Reset), "reset"),
+        (Case::IdleServer(Cut::Close), "close"),
+        (Case::IdleServer(Cut::ResetOnSend), "reset-on-send"),
     ];
-    for (cut, how) in cuts {
-        let measured = measured(Case::Idle(cut));
+    for (case, how) in paths {
+        let measured = measured(case);
         is_cut(&measured["idle"]["silent"], LIMIT, how);
         holds(&measured["lifetime"]["limit"]);
     }
-    assert_eq!(measured(Case::Idle(Cut::Close))["idle"]["silent"]["how"]["code"], 4000);
+    let close = &measured(Case::IdleServer(Cut::Close))["idle"]["silent"];
+    assert_eq!(close["how"]["code"], 4000);
 }
 
 #[test]
@@ -212,7 +262,7 @@ fn the_largest_message_the_most_fragments_and_replaced_close_codes_are_found() {
 
 #[test]
 fn without_echo_no_message_is_sent() {
-    let measured = measured(Case::Idle(Cut::Fin));
+    let measured = measured(Case::Idle);
     assert!(measured["largest_message"].is_null() && measured["fragments"].is_null(), "{measured}");
     assert!(measured["left_out"][0].as_str().unwrap().contains("--echo"), "{measured}");
 }
@@ -241,16 +291,15 @@ fn a_rate_of_reconnects_that_is_refused_ends_the_experiment_and_its_wait_is_kept
 
 #[test]
 fn an_interrupt_prints_what_is_known_and_leaves_no_connection_open() {
-    let server = Server::start(Behaviour { idle: Some((LIMIT, Cut::Fin)), ..Behaviour::default() });
-    let mut doctor = doctor(&server, "1h", &[]);
-    let doctor = doctor.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    until(|| server.open() >= 20);
+    let path = Path::new(Case::OwnBound);
+    let doctor = path.doctor("1h", &[]);
+    until(|| path.server.open() >= 20);
     signal(&doctor, "INT");
     let output = doctor.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     assert_eq!(report["complete"], false);
     assert!(report["measured"]["waited_ms"].as_f64().unwrap() > 0.0, "{report}");
-    until(|| server.open() == 0);
+    until(|| path.server.open() == 0);
 }
 
 /// Waits until it is so.

@@ -80,7 +80,7 @@ async fn an_idle_session_needs_no_connection_to_the_backend_and_its_next_message
 #[tokio::test]
 async fn a_parked_session_hibernates_and_the_return_of_its_client_opens_the_connection() {
     let (gateway, listener) = gateway(LOGIN).await;
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let (session, backend) = logged_in(proxy.address, &listener).await;
     proxy.cut();
     gateway.wait_for_metric("sessions_by_state{state=\"parked\"}", 1.0).await;

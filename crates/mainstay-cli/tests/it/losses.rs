@@ -63,7 +63,7 @@ async fn a_message_that_ends_three_connections_is_counted_and_logged() {
 #[tokio::test]
 async fn messages_that_a_client_left_for_an_unreachable_backend_are_counted_and_logged() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::to(listener.local_addr().unwrap()).await;
+    let proxy = Proxy::to(listener.local_addr().unwrap());
     backend(listener, Router::new().route("/", any(echo))).await;
     let gateway =
         Gateway::in_front_of(proxy.address, &["--admin", "127.0.0.1:0", "--on-backend-loss", "keep"]);

@@ -5,6 +5,7 @@ mod addresses;
 mod admin;
 mod admin_tls;
 mod bench;
+mod chaos;
 mod client_certificates;
 mod client_limits;
 mod client_tls;

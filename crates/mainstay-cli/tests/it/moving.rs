@@ -249,7 +249,7 @@ async fn what_a_session_has_no_room_for_moves_along_in_order() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let place = Place::new("no-room");
     let gateway = place.process(&arguments);
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let mut client = Client::builder(&format!("ws://{}/", proxy.address)).unwrap().connect();
     client.send("hello").await.unwrap();
     let (_, mut old) = Frames::serve(&listener).await;

@@ -101,7 +101,7 @@ async fn the_list_has_every_client_once_in_pages() {
 #[tokio::test]
 async fn the_timeline_answers_why_a_session_reconnected_also_after_it_has_ended() {
     let gateway = Gateway::start(&ADMIN);
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let client = client(&format!("ws://{}/echo", proxy.address)).await;
     proxy.cut();
     let parked = in_state(&gateway, "parked", 1).await;
@@ -185,7 +185,7 @@ async fn a_plain_client_that_an_operator_ends_is_closed_and_its_neighbour_stays(
 #[tokio::test]
 async fn a_parked_session_that_an_operator_ends_is_over_at_once_and_its_client_learns_it() {
     let gateway = Gateway::start(&ADMIN);
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let client = client(&format!("ws://{}/echo", proxy.address)).await;
     proxy.cut();
     let id = in_state(&gateway, "parked", 1).await[0]["id"].as_str().unwrap().to_owned();
@@ -418,7 +418,7 @@ fn the_console_may_load_nothing_and_no_page_may_frame_it() {
 #[tokio::test]
 async fn queued_bytes_are_in_the_list() {
     let gateway = Gateway::start(&ADMIN);
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let one = client(&format!("ws://{}/broadcast", proxy.address)).await;
     let other = client(&format!("{}/broadcast", gateway.url)).await;
     proxy.cut();

@@ -278,7 +278,7 @@ async fn a_plain_handshake_its_dial_and_its_connections_are_spans_of_the_clients
 async fn each_connection_of_a_session_and_of_its_link_is_a_span_that_names_the_session() {
     let (collector, (listener, backend)) = (Collector::start().await, listen().await);
     let (gateway, _folder) = traced(collector.address, backend, "sampled-flag = \"all\"", &[]);
-    let cable = Proxy::to(gateway.address()).await;
+    let cable = Proxy::to(gateway.address());
     let mut builder = Client::builder(&format!("ws://{}/chat", cable.address)).unwrap();
     for line in context("01").lines() {
         let (name, value) = line.split_once(": ").unwrap();
@@ -441,7 +441,7 @@ async fn a_request_that_is_not_sampled_gets_no_trace_and_loses_an_invalid_one() 
 #[tokio::test]
 async fn spans_wait_for_a_collector_that_is_away_and_are_dropped_beyond_the_queue() {
     let (collector, (listener, backend)) = (Collector::start().await, listen().await);
-    let cable = Proxy::to(collector.address).await;
+    let cable = Proxy::to(collector.address);
     cable.cut();
     let (gateway, _folder) = traced(cable.address, backend, "", &[]);
     // 404 of the route's own backend would do: the gateway answers TRACE itself, and a span it is.

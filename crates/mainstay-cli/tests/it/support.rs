@@ -13,8 +13,8 @@ use axum::Router;
 use axum::response::Response;
 use mainstay::server::Config;
 use mainstay::{HeartbeatConfig, Server, SessionUpgrade};
+use mainstay_chaos::{ChaosProxy, Fault, Target};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 
 /// `mainstay` with these arguments, and without any `MAINSTAY_*` variable.
 pub(crate) fn mainstay(arguments: &[&str]) -> Command {
@@ -281,45 +281,26 @@ pub(crate) async fn backend(listener: TcpListener, app: Router<Server>) {
     tokio::spawn(async move { mainstay::serve(listener, app, &mainstay).await.unwrap() });
 }
 
-/// A TCP proxy that can be cut: it drops its connections and refuses new ones.
+/// A proxy that can be cut.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
-    is_up: Arc<AtomicBool>,
-    cut: Arc<Notify>,
+    chaos: ChaosProxy,
 }
 
 impl Proxy {
-    pub(crate) async fn to(backend: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (is_up, cut) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
-        let proxy = Self { address, is_up: Arc::clone(&is_up), cut: Arc::clone(&cut) };
-        tokio::spawn(async move {
-            loop {
-                let (mut down, _) = listener.accept().await.unwrap();
-                if !is_up.load(Relaxed) {
-                    continue;
-                }
-                let cut = Arc::clone(&cut);
-                tokio::spawn(async move {
-                    let mut up = tokio::net::TcpStream::connect(backend).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut down, &mut up) => {}
-                        () = cut.notified() => {}
-                    }
-                });
-            }
-        });
-        proxy
+    pub(crate) fn to(backend: SocketAddr) -> Self {
+        let chaos = ChaosProxy::builder(backend.to_string()).start().unwrap();
+        Self { address: chaos.address(), chaos }
     }
 
+    /// Resets the connections, and refuses new ones.
     pub(crate) fn cut(&self) {
-        self.is_up.store(false, Relaxed);
-        self.cut.notify_waiters();
+        self.chaos.inject(Fault::Refuse, Target::New, None);
+        self.chaos.inject(Fault::Reset, Target::Open, None);
     }
 
     pub(crate) fn restore(&self) {
-        self.is_up.store(true, Relaxed);
+        self.chaos.lift_all();
     }
 }
 

@@ -180,7 +180,7 @@ async fn with_the_log_at_info_each_end_and_each_resume_of_a_client_is_one_line()
     command.arg(format!("ws://{address}")).env("MAINSTAY_LOG", "info");
     let gateway = Gateway::begin(command);
     let line = |words: &str| gateway.log().lines().find(|line| line.contains(words)).map(str::to_owned);
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let session = Client::builder(&format!("ws://{}/echo?secret=1", proxy.address)).unwrap().connect();
     session.send(Message::text("here")).await.unwrap();
     until("the session is attached", || session.id().is_some()).await;
@@ -235,7 +235,7 @@ async fn plain_clients_of_an_unreachable_backend_get_503_and_connect_once_it_is_
 #[tokio::test]
 async fn a_plain_client_whose_backend_stays_away_is_closed_with_1013_and_a_session_is_kept() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::to(listener.local_addr().unwrap()).await;
+    let proxy = Proxy::to(listener.local_addr().unwrap());
     backend(listener, app()).await;
     let gateway = Gateway::in_front_of(
         proxy.address,
@@ -264,7 +264,7 @@ async fn a_plain_client_whose_backend_stays_away_is_closed_with_1013_and_a_sessi
 #[tokio::test]
 async fn a_plain_client_keeps_its_connection_while_the_link_reconnects() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = Proxy::to(listener.local_addr().unwrap()).await;
+    let proxy = Proxy::to(listener.local_addr().unwrap());
     backend(listener, app()).await;
     // With at-least-once, a message that was not confirmed in time would return twice.
     let gateway = Gateway::in_front_of(

@@ -76,7 +76,7 @@ pub(crate) fn number(message: &mainstay::Message) -> u64 {
 }
 
 /// Forwards TCP to `to` until a test cuts it: then every connection is dropped, without HTTP or
-/// WebSocket.
+/// WebSocket. It is no `mainstay_chaos::ChaosProxy`: that has a clock of its own, for which a paused clock does not wait.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     cut: broadcast::Sender<()>,

@@ -229,6 +229,23 @@ fn a_stall_keeps_bytes_and_ends_back_until_it_is_over_and_reads_no_more_than_it_
 }
 
 #[test]
+fn an_end_or_a_reset_stands_still_in_a_stall_too() {
+    for (is_reset, expected) in [(false, "fin"), (true, "reset")] {
+        let mut play = Play::websocket();
+        play.inject_for(Fault::Stall(Direction::Both), 5000);
+        if is_reset {
+            play.reset(Side::Client)
+        } else {
+            play.end(Side::Client)
+        }
+        play.wait(4999);
+        assert_eq!(play.ends, [None; 2]);
+        play.wait(1);
+        assert_eq!(play.ends[1], Some(expected));
+    }
+}
+
+#[test]
 fn a_jam_reads_nothing_until_it_is_over() {
     let mut play = Play::websocket();
     play.inject_for(Fault::Jam(Direction::Down), 3000);

@@ -152,6 +152,21 @@ fn what_is_no_http_is_unreadable() {
 }
 
 #[test]
+fn frames_that_come_before_the_answer_are_read_as_frames() {
+    let early = [REQUEST, &frame(9, b"?", Some([1, 2, 3, 4]))].concat();
+    let mut play = Play::begin();
+    play.inject(Fault::DropPings(Direction::Up));
+    play.up(&early);
+    play.down(SWITCHED);
+    assert_eq!((play.machine.state(), &play.got[0][..]), ("websocket", REQUEST));
+    // An answer that refuses the upgrade shows that they were none.
+    let mut play = Play::begin();
+    play.up(&early);
+    play.down(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!((play.machine.state(), &play.got[0]), ("unreadable", &early));
+}
+
+#[test]
 fn a_switch_of_protocols_to_something_else_is_unreadable() {
     let mut play = Play::begin();
     play.up(b"GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n");

@@ -58,7 +58,6 @@ pub(super) async fn hold<W: Copy>(
     let mut is_asked = false;
     loop {
         let event = tokio::select! {
-            biased;
             seen = probe.next() => match seen {
                 Seen::Pong(_) if is_asked => (is_asked = false, Event::Pong).1,
                 Seen::Ping(_) => Event::Ping,

@@ -13,6 +13,7 @@ use super::super::probe::Options;
 use super::super::progress::{Progress, State};
 use super::super::target::Target;
 use super::super::words::span;
+use super::LeftOut;
 use super::hold::{Command, Event, hold};
 use super::idle::{Do, Search};
 use super::lifetime::{self, Explained, Life};
@@ -30,6 +31,8 @@ const COMMANDS: usize = 4;
 const CLOSING: Duration = Duration::from_secs(2);
 /// The most times that a busy connection is opened again.
 const AGAIN: u32 = 8;
+/// The shortest time between two Pings or Pongs.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// The lives of connections that ended are remembered up to this number.
 const LIVES: usize = 256;
 
@@ -44,11 +47,16 @@ enum Who {
     Habit(usize, u32),
 }
 
+/// Why an experiment has no result.
+const TOO_LATE: &str =
+    "the idle limit is shorter than the time between two of them, and was found too late to send more often";
+
 /// Where the results go.
 pub(super) struct Results<'a> {
     pub(super) waited: &'a mut Duration,
     pub(super) idle: &'a mut Option<Idle>,
     pub(super) lifetime: &'a mut Option<Lifetime>,
+    pub(super) left_out: &'a LeftOut<'a>,
 }
 
 /// Waits until the schedule ends the waiting. The results are up to date every 250 ms.
@@ -74,7 +82,12 @@ pub(super) async fn wait(
         let due = waits.began + waits.poll_timeout(now).min(publish);
         tokio::select! {
             biased;
-            Some((who, event)) = events.recv() => waits.handle(waits.began.elapsed(), who, event),
+            Some((who, event)) = events.recv() => {
+                if let Event::Failed(error) = &event && waits.failures == 0 {
+                    results.left_out.note(format!("some of the connections that wait: {error}"));
+                }
+                waits.handle(waits.began.elapsed(), who, event);
+            }
             () = sleep_until(due) => {}
         }
     }
@@ -91,6 +104,10 @@ struct Waits<'a> {
     commands: HashMap<Who, Sender<Command>>,
     silent: Search,
     up: Search,
+    /// Between two Pings or Pongs of the connections that send as clients do.
+    every: Duration,
+    /// Since when an idle limit is known for which that is too long.
+    too_long_since: Option<Duration>,
     /// When the next Pong is due.
     next_pongs: HashMap<usize, Duration>,
     habits: Vec<Slot>,
@@ -100,6 +117,8 @@ struct Waits<'a> {
     lives: Vec<Life>,
     explained: Explained,
     sends: Sends<Who>,
+    /// The openings that failed.
+    failures: u32,
 }
 
 /// A watched connection.
@@ -134,25 +153,29 @@ impl<'a> Waits<'a> {
             commands: HashMap::new(),
             silent: Search::new(schedule.silent_bounds()),
             up: Search::new(schedule.up_bounds()),
+            every: schedule.every,
+            too_long_since: None,
             next_pongs: HashMap::new(),
             habits: schedule.habits.iter().enumerate().map(slot).collect(),
             opened: HashMap::new(),
             lives: Vec::new(),
             explained: Explained::default(),
             sends: Sends::new(schedule.waiting / 20),
+            failures: 0,
         }
     }
 
     /// Does everything that is due.
     fn act(&mut self, now: Duration) {
         while self.tasks.try_join_next().is_some() {}
+        self.adapt(now);
         self.act_habits(now);
         while let Some(what) = self.silent.poll(now) {
             self.perform(what, Who::Silent);
         }
         while let Some(what) = self.up.poll(now) {
             if let Do::Open(number) = what {
-                self.next_pongs.insert(number, now + self.schedule.every);
+                self.next_pongs.insert(number, now + self.every);
             }
             self.perform(what, Who::Up);
         }
@@ -160,7 +183,29 @@ impl<'a> Waits<'a> {
             self.next_pongs.iter().filter(|(_, due)| **due <= now).map(|(number, _)| *number).collect();
         for number in due {
             self.command(Who::Up(number), Command::Pong);
-            self.next_pongs.insert(number, now + self.schedule.every);
+            self.next_pongs.insert(number, now + self.every);
+        }
+    }
+
+    /// Sends more often if the idle limit turns out to be shorter than the interval: what that is for, to see what keeps a connection, could
+    /// not be seen. Waits for a while first, as another connection may explain the cuts.
+    fn adapt(&mut self, now: Duration) {
+        let after = match self.silent.limit() {
+            Limit::Cut { after, .. } if after < self.every.mul_f64(1.5) => after,
+            _ => return self.too_long_since = None,
+        };
+        let since = *self.too_long_since.get_or_insert(now);
+        let is_time_left = now + after * 2 + self.schedule.patience < self.schedule.waiting;
+        if now < since + self.schedule.patience || !is_time_left {
+            return;
+        }
+        self.too_long_since = None;
+        self.every = (after / 3).max(SHORTEST);
+        self.up.restart();
+        self.next_pongs.clear();
+        self.commands.retain(|who, _| !matches!(who, Who::Up(_)));
+        for slot in self.habits.iter_mut().filter(|slot| slot.habit == Habit::Pings) {
+            (slot.machine, slot.due, slot.again) = (None, Some(now), slot.again + 1);
         }
     }
 
@@ -238,6 +283,7 @@ impl<'a> Waits<'a> {
     fn handle(&mut self, now: Duration, who: Who, event: Event) {
         match (&event, who) {
             (Event::Opened, _) => drop(self.opened.insert(who, now)),
+            (Event::Failed(_), _) => self.failures += 1,
             (Event::Ping, _) => self.sends.handle_ping(who, now),
             (Event::Data, _) => self.sends.handle_message(who, now.saturating_sub(self.age_zero(who)), now),
             _ => {}
@@ -253,10 +299,10 @@ impl<'a> Waits<'a> {
     }
 
     fn handle_habit(&mut self, now: Duration, index: usize, again: u32, event: &Event) {
-        let schedule = self.schedule;
+        let (schedule, every) = (self.schedule, self.every);
         let Some(slot) = self.habits.get_mut(index).filter(|slot| slot.again == again) else { return };
         match event {
-            Event::Opened => slot.machine = Some(machine(slot.habit, now, schedule)),
+            Event::Opened => slot.machine = Some(machine(slot.habit, now, every, schedule)),
             Event::Failed(_) => slot.due = Some(now + schedule.apart * 20).filter(|_| slot.again < AGAIN),
             Event::Ping => drop(slot.first_ping.get_or_insert(now)),
             _ => {}
@@ -335,13 +381,19 @@ impl<'a> Waits<'a> {
         };
         let unanswered_pings =
             if server.pings > 0 { self.unanswered(now) } else { Limit::unknown("the server sends no Pings") };
+        // Where the interval is too long, connections are cut between two of their Pings.
+        let in_time = |limit| match limit {
+            Limit::Cut { .. } if self.too_long_since.is_some() => Limit::unknown(TOO_LATE),
+            limit => limit,
+        };
+        let (our_pings, up_only) = (in_time(self.habit_limit(Habit::Pings, now)), in_time(self.up.limit()));
         Idle {
             silent: self.silent.limit(),
-            our_pings: self.habit_limit(Habit::Pings, now),
-            up_only: self.up.limit(),
+            our_pings,
+            up_only,
             server_sends,
             unanswered_pings,
-            every: self.schedule.every,
+            every: self.every,
             server,
         }
     }
@@ -357,7 +409,7 @@ impl<'a> Waits<'a> {
         match life.cut {
             Some((at, how)) if !self.explained.covers(life.opened, life.from(), at) => {
                 let cut = at.saturating_sub(life.opened);
-                let after = if how == CutHow::Silent { self.silence_within(alive, cut) } else { cut };
+                let after = if how == CutHow::Silent { alive + cut.saturating_sub(alive) / 2 } else { cut };
                 Limit::Cut { after, between: (alive, cut), how, seen: 1 }
             }
             Some((at, how)) if how != CutHow::Silent => {
@@ -368,14 +420,6 @@ impl<'a> Waits<'a> {
             }
             _ if alive.is_zero() => Limit::unknown("it is too early"),
             _ => Limit::Holds { for_at_least: alive },
-        }
-    }
-
-    /// The idle limit, if it lies between the two, and otherwise their middle.
-    fn silence_within(&self, from: Duration, to: Duration) -> Duration {
-        match self.silent.limit() {
-            Limit::Cut { after, .. } if after > from && after <= to => after,
-            _ => from + to.saturating_sub(from) / 2,
         }
     }
 
@@ -411,13 +455,13 @@ fn quiet() -> Options {
     Options::default()
 }
 
-fn machine(habit: Habit, now: Duration, schedule: &Schedule) -> Steady {
+fn machine(habit: Habit, now: Duration, every: Duration, schedule: &Schedule) -> Steady {
     let last_ping = schedule.waiting.saturating_sub(schedule.patience);
     match habit {
         Habit::Busy | Habit::SecondBusy => {
             Steady::new(now, Some(schedule.busy_every), last_ping, schedule.patience)
         }
-        Habit::Pings => Steady::new(now, Some(schedule.every), last_ping, schedule.patience),
+        Habit::Pings => Steady::new(now, Some(every), last_ping, schedule.patience),
         Habit::Answers => Steady::new(now, None, last_ping, schedule.patience),
         Habit::Mute => Steady::new(now, None, Duration::MAX, schedule.patience),
     }

@@ -19,8 +19,6 @@ pub(super) enum Cut {
     Reset,
     /// By code 4000.
     Close,
-    /// It forgets the connection: nothing is answered.
-    Silent,
     /// It forgets the connection, and resets it once something comes.
     ResetOnSend,
 }
@@ -29,11 +27,6 @@ pub(super) enum Cut {
 #[derive(Clone, Default)]
 pub(super) struct Behaviour {
     pub(super) idle: Option<(Duration, Cut)>,
-    /// Only what the server sends counts as life.
-    pub(super) counts_down_only: bool,
-    pub(super) lifetime: Option<Duration>,
-    /// All connections of before are cut at this time since the start.
-    pub(super) restart: Option<Duration>,
     /// It sends Pings, and cuts a client that did not answer the one before.
     pub(super) pings: Option<Duration>,
     pub(super) answers_no_ping: bool,
@@ -58,7 +51,6 @@ pub(super) struct Server {
 
 struct Shared {
     behaviour: Behaviour,
-    started: Instant,
     open: AtomicUsize,
     most_open: AtomicUsize,
     short: std::sync::Mutex<VecDeque<Instant>>,
@@ -74,7 +66,6 @@ impl Server {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let shared = Arc::new(Shared {
                     behaviour,
-                    started: Instant::now(),
                     open: AtomicUsize::new(0),
                     most_open: AtomicUsize::new(0),
                     short: std::sync::Mutex::default(),
@@ -181,8 +172,6 @@ impl Connection<'_> {
         let far = Duration::from_secs(3600);
         loop {
             let idle = last + behaviour.idle.map_or(far, |(limit, _)| limit);
-            let age = self.opened + behaviour.lifetime.unwrap_or(far);
-            let restart = behaviour.restart.map(|at| self.shared.started + at).filter(|at| *at > self.opened);
             let ping = self.opened + next_ping.unwrap_or(far);
             let frame = tokio::select! {
                 biased;
@@ -197,34 +186,26 @@ impl Connection<'_> {
                     continue;
                 }
                 () = sleep_until(idle) => return self.cut(behaviour.idle.unwrap().1).await,
-                () = sleep_until(age.min(restart.unwrap_or(age))) => return self.cut(Cut::Fin).await,
             };
             let Some((fin, opcode, payload)) = frame else { return };
-            let answers = match opcode {
-                8 => {
-                    return self
-                        .end(behaviour.close_code.map_or(payload, |code| code.to_be_bytes().to_vec()))
-                        .await;
-                }
-                9 if behaviour.answers_no_ping => false,
-                9 => (self.send(10, &payload).await, true).1,
-                10 => (answered = true, false).1,
+            last = Instant::now();
+            match opcode {
+                8 => return self.end(behaviour.close_code.map_or(payload, bytes)).await,
+                9 if behaviour.answers_no_ping => {}
+                9 => self.send(10, &payload).await,
+                10 => answered = true,
                 _ => {
                     message.extend(payload);
                     fragments += 1;
                     let is_long = behaviour.max_message.is_some_and(|most| message.len() > most);
                     if is_long || behaviour.max_fragments.is_some_and(|most| fragments > most) {
-                        return self.end(1009_u16.to_be_bytes().to_vec()).await;
+                        return self.end(bytes(1009)).await;
                     }
                     if fin {
                         self.send(1, &std::mem::take(&mut message)).await;
                         fragments = 0;
                     }
-                    fin
                 }
-            };
-            if answers || !behaviour.counts_down_only {
-                last = Instant::now();
             }
         }
     }
@@ -233,8 +214,7 @@ impl Connection<'_> {
         match how {
             Cut::Fin => {}
             Cut::Reset => self.reset(),
-            Cut::Close => self.end(4000_u16.to_be_bytes().to_vec()).await,
-            Cut::Silent => while self.frame().await.is_some() {},
+            Cut::Close => self.end(bytes(4000)).await,
             Cut::ResetOnSend => {
                 if self.frame().await.is_some() {
                     self.reset();
@@ -282,6 +262,11 @@ impl Connection<'_> {
             }
         }
     }
+}
+
+/// The payload of a Close with this code.
+fn bytes(code: u16) -> Vec<u8> {
+    code.to_be_bytes().to_vec()
 }
 
 /// Takes a masked frame from the beginning, if it is whole.

@@ -64,10 +64,10 @@ async fn fuzz(seed: u64) -> (BTreeMap<u64, Outcome>, Vec<u64>, usize) {
         }))
     });
     backend(listener, Router::new().fallback(logging)).await;
-    let behind = Proxy::to(address).await;
+    let behind = Proxy::to(address);
     // A message that may have reached the backend is not written again, so none arrives twice.
     let gateway = Gateway::in_front_of(behind.address, &["--delivery", "at-most-once"]);
-    let front = Proxy::to(gateway.address()).await;
+    let front = Proxy::to(gateway.address());
     let client = Client::builder(&format!("ws://{}/", front.address)).unwrap().connect();
     let events = client.events();
     let gaps = tokio::spawn(async move {

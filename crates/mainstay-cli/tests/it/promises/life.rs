@@ -19,7 +19,7 @@ use crate::support::{Gateway, Proxy, backend, until};
 #[tokio::test]
 async fn r6_clients_are_kept_and_links_reconnect_at_different_times_once_the_backend_is_back() {
     let address = echo_backend().await;
-    let proxy = Proxy::to(address).await;
+    let proxy = Proxy::to(address);
     let keep = ["--on-backend-loss", "keep", "--admin", "127.0.0.1:0"];
     let gateway = Gateway::in_front_of(proxy.address, &keep);
     let mut clients = Vec::new();
@@ -185,7 +185,7 @@ async fn r11_no_session_link_file_or_byte_is_left_however_clients_end() {
 #[tokio::test]
 async fn r14_an_application_without_a_line_of_reconnecting_passes_all_faults() {
     let gateway = before_an_echo(&["--heartbeat", "100ms"]).await;
-    let proxy = Proxy::to(gateway.address()).await;
+    let proxy = Proxy::to(gateway.address());
     let is_closed = Arc::new(AtomicBool::new(false));
     let (over, mut client) =
         (Arc::clone(&is_closed), Client::builder(&format!("ws://{}/", proxy.address)).unwrap().connect());
