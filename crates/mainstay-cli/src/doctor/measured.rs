@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::report::ms;
-
 /// The results of the experiments. `None`: the experiment did not run, or was interrupted before it knew anything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Measured {
@@ -226,4 +224,9 @@ fn both_as_ms<S: Serializer>((from, to): &(Duration, Duration), serializer: S) -
 
 fn each_as_ms<S: Serializer>(durations: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(durations.iter().copied().map(ms))
+}
+
+/// Returns a duration in milliseconds, rounded to microseconds.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
