@@ -1,9 +1,9 @@
 //! The search for the idle limit of a path.
 //!
-//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets it without a word:
-//! that is seen only by who sends something after the silence. The search therefore keeps several silent connections with different
-//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived and
-//! the shortest that died.
+//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets the connection and
+//! notifies neither end: only a Ping after the silence shows it. The search therefore keeps several silent connections with different
+//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived
+//! and the shortest that died.
 //!
 //! The first targets are a few short ones, and the longest ones that fit, each shorter than the one before by a constant factor: no time
 //! is left for a long silence later. A connection that lived is used again. Once one died, all others whose silence is longer are asked, too, and the next
