@@ -265,14 +265,18 @@ impl Search {
         let seen = self.counted().filter(|other| other.silence >= death.silence).count() as u32;
         // A Ping that is sent just as the end is on its way says less than the ends that came without one.
         let near = |other: &&Death| other.is_exact && ratio(other.silence, death.silence) < NEAR;
-        let exact = self.counted().filter(near).min_by_key(|other| other.silence);
-        let Some(first) = exact else {
+        let mut exact: Vec<&Death> = self.counted().filter(near).collect();
+        exact.sort_by_key(|other| other.silence);
+        // The one in the middle: a busy machine may take a silence for a shorter or a longer one.
+        let (Some(typical), Some(first), Some(last)) =
+            (exact.get(exact.len().saturating_sub(1) / 2), exact.first(), exact.last())
+        else {
             let (after, between) = (middle(lived, death.silence), (lived, death.silence));
             return Limit::Cut { after, between, how: death.how.clone(), seen };
         };
-        let latest = self.counted().filter(near).map(|other| other.silence).max().unwrap_or(first.silence);
         let earliest = lived.max(death.silence.min(first.silence.saturating_sub(self.bounds.slack)));
-        Limit::Cut { after: first.silence, between: (earliest, latest), how: first.how.clone(), seen }
+        let (after, between) = (typical.silence, (earliest.min(typical.silence), last.silence));
+        Limit::Cut { after, between, how: typical.how.clone(), seen }
     }
 
     fn without_cut(&self, lived: Duration) -> Limit {
