@@ -23,6 +23,10 @@ const SHOWN_FIELDS: usize = 64;
 const MAX_BODY: usize = 4 * 1024;
 const BODY_TIME: Duration = Duration::from_secs(2);
 
+/// The words for a server that asks for a certificate.
+pub(super) const CLIENT_CERTIFICATE: &str =
+    "the server requires a certificate of the client, which the doctor cannot send";
+
 /// The head of a response.
 pub(super) struct Head {
     pub(super) status: StatusCode,
@@ -50,6 +54,10 @@ pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin), target: &Target)
             Ok(0) => return Err(nothing_came(&bytes, target)),
             Ok(_) => {}
             Err(_) if !bytes.is_empty() => return Err(nothing_came(&bytes, target)),
+            // In TLS 1.3 the server says so after the handshake.
+            Err(error) if error.to_string().contains("CertificateRequired") => {
+                return Err(CLIENT_CERTIFICATE.to_owned());
+            }
             Err(error) => return Err(format!("no response came: {}", plain(&error))),
         }
         while let Some(mut head) = parse(&bytes, target)? {

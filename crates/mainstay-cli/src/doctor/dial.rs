@@ -25,6 +25,8 @@ use super::target::{Target, seed};
 
 /// The longest time of each step.
 pub(crate) const STEP_TIME: Duration = Duration::from_secs(10);
+/// What the doctor calls itself, so that an operator recognizes its requests.
+pub(super) const AGENT: &str = concat!("mainstay-doctor/", env!("CARGO_PKG_VERSION"));
 /// How many of the first bytes of a server are kept, to recognize what it speaks.
 const FIRST_BYTES: usize = 64;
 
@@ -198,8 +200,9 @@ fn alert_words(target: &Target, error: &io::Error) -> String {
         AlertDescription::HandshakeFailure => {
             "the server accepts none of the ciphers and curves that are offered".to_owned()
         }
-        AlertDescription::CertificateRequired => {
-            "the server requires a certificate of the client, which the doctor cannot send".to_owned()
+        AlertDescription::CertificateRequired => answer::CLIENT_CERTIFICATE.to_owned(),
+        AlertDescription::NoApplicationProtocol => {
+            "the server speaks no HTTP/1.1 (ALPN), with which a WebSocket begins".to_owned()
         }
         alert => format!("the server ended the handshake of TLS with the alert {alert:?}"),
     }
@@ -286,6 +289,9 @@ fn request(target: &Target, offer: &Offer) -> Vec<u8> {
     if !target.headers().contains_key(http::header::HOST) {
         let host = url.authority().map_or("", |authority| authority.as_str());
         head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
+    }
+    if !target.headers().contains_key(http::header::USER_AGENT) {
+        head.extend_from_slice(format!("User-Agent: {AGENT}\r\n").as_bytes());
     }
     for (name, value) in target.headers().iter().chain(&offer.headers()) {
         head.extend_from_slice(spelled(name.as_str()).as_bytes());

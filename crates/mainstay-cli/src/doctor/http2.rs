@@ -89,6 +89,7 @@ fn request(target: &Target) -> Result<Request<()>, String> {
     let uri = target.url().to_string().replacen("ws", "http", 1);
     let mut request = Request::builder().method(Method::CONNECT).version(Version::HTTP_2).uri(uri);
     if let Some(fields) = request.headers_mut() {
+        fields.insert(http::header::USER_AGENT, HeaderValue::from_static(dial::AGENT));
         fields.extend(target.headers().clone());
         fields.insert("sec-websocket-version", HeaderValue::from_static("13"));
         if let Ok(names) = HeaderValue::try_from(target.subprotocols().join(", "))

@@ -18,6 +18,8 @@ mod sizes;
 mod steady;
 mod waits;
 
+use std::cell::RefCell;
+
 use tokio::time::timeout;
 
 use self::schedule::Schedule;
@@ -63,35 +65,53 @@ pub(crate) async fn measure(target: &Target, plan: &Plan, measured: &mut Measure
     let schedule = Schedule::new(plan);
     let Measured { waited, idle, lifetime, largest_message, fragments, .. } = measured;
     let Measured { close_codes, compression, crowd, reconnect, left_out, .. } = measured;
+    let left_out = LeftOut(RefCell::new(left_out));
     if !plan.echo {
-        left_out.push("the largest message, the number of fragments and the content of compressed messages: --echo allows the doctor to send some".to_owned());
+        left_out.note("the largest message, the most fragments, compressed messages: only with --echo");
     }
-    let waiting = waits::wait(target, &schedule, waits::Results { waited, idle, lifetime }, progress);
+    let waiting = waits::wait(
+        target,
+        &schedule,
+        waits::Results { waited, idle, lifetime, left_out: &left_out },
+        progress,
+    );
     let short = async {
-        closes::run(target, &schedule, close_codes, progress).await;
-        let results = echoes::Results { largest_message, fragments, compression };
+        closes::run(target, &schedule, close_codes, &left_out, progress).await;
+        let results = echoes::Results { largest_message, fragments, compression, left_out: &left_out };
         echoes::run(target, &schedule, plan.echo, results, progress).await;
     };
+    let short = async {
+        if timeout(schedule.short(), short).await.is_err() {
+            left_out.note(format!(
+                "the last of the short experiments: they took longer than {}",
+                span(schedule.short())
+            ));
+        }
+    };
     if schedule.is_side_by_side {
-        let short = async {
-            if timeout(schedule.waiting, short).await.is_err() {
-                left_out
-                    .push("the rest of the short experiments: they took longer than the waiting".to_owned());
-            }
-        };
         tokio::join!(waiting, short);
     } else {
-        let _ = timeout(schedule.waiting / 4, short).await;
+        short.await;
         waiting.await;
     }
     crowds::crowd(target, &schedule, crowd, progress).await;
     crowds::reconnect(target, &schedule, reconnect, progress).await;
 }
 
+/// What was left out. The experiments that run side by side share it.
+struct LeftOut<'a>(RefCell<&'a mut Vec<String>>);
+
+impl LeftOut<'_> {
+    fn note(&self, words: impl Into<String>) {
+        self.0.borrow_mut().push(words.into());
+    }
+}
+
 /// Shows the rows of some results. While they may change, only what is wrong already has its mark.
 fn show(progress: &Progress, part: &Measured, is_over: bool) {
     for row in rows::of_measured(part) {
         let state = if is_over || row.state == State::Bad { row.state } else { State::Running };
-        progress.report(row.name, state, row.words);
+        let is_unknown = state == State::Running && row.state == State::Done;
+        progress.report(row.name, state, if is_unknown { String::new() } else { row.words });
     }
 }

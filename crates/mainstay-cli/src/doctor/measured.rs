@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::report::ms;
-
 /// The results of the experiments. `None`: the experiment did not run, or was interrupted before it knew anything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Measured {
@@ -15,7 +13,7 @@ pub(crate) struct Measured {
     pub(crate) idle: Option<Idle>,
     pub(crate) lifetime: Option<Lifetime>,
     pub(crate) largest_message: Option<Largest>,
-    /// Of one message.
+    /// The fragments of one message.
     pub(crate) fragments: Option<Largest>,
     pub(crate) close_codes: Vec<ClosePassage>,
     pub(crate) compression: Option<Compression>,
@@ -39,7 +37,7 @@ pub(crate) struct Idle {
     pub(crate) server_sends: Limit,
     /// This client does not answer the server's Pings. Unknown if the server sends none.
     pub(crate) unanswered_pings: Limit,
-    /// Between two Pings or Pongs of this client.
+    /// Between two Pings or Pongs of this client. It is shorter than the idle limit, if that was found in time.
     #[serde(rename = "every_ms", serialize_with = "as_ms")]
     pub(crate) every: Duration,
     /// What the server sends by itself.
@@ -226,4 +224,9 @@ fn both_as_ms<S: Serializer>((from, to): &(Duration, Duration), serializer: S) -
 
 fn each_as_ms<S: Serializer>(durations: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(durations.iter().copied().map(ms))
+}
+
+/// Returns a duration in milliseconds, rounded to microseconds.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -4,11 +4,12 @@
 //! user gave for the request. What a terminal would act on is escaped in it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::judgement::Verdict;
+pub(crate) use super::measured::ms;
+
 use super::measured::Measured;
 
 /// The whole result.
@@ -233,9 +234,9 @@ pub(crate) struct PingFacts {
     pub(crate) answered: u32,
     /// Answers whose payload was another than the Ping's.
     pub(crate) wrong_payload: u32,
-    /// Of Ping and Pong.
+    /// From a Ping to its Pong.
     pub(crate) rtt: Option<Spread>,
-    /// Of a message and its echo; only with `--echo`.
+    /// From a message to its echo; only with `--echo`.
     pub(crate) echo: Option<EchoFacts>,
     /// Which end of the path answers.
     pub(crate) answered_by: AnsweredBy,
@@ -383,11 +384,6 @@ impl Report {
             Some(Severity::Unreachable) => 3,
         }
     }
-}
-
-/// Returns a duration in milliseconds, rounded to microseconds.
-pub(crate) fn ms(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// Returns the words of a system's error without its number.

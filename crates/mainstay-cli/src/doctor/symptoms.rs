@@ -1,5 +1,6 @@
 //! What the facts alone show: findings that need no measurement.
 
+use super::answer::CLIENT_CERTIFICATE;
 use super::report::{
     AnsweredBy, Facts, Finding, HandshakeFacts, OpenError, Severity, Step, TargetFacts, TlsFacts,
     UntrustedKind, Wrong,
@@ -40,6 +41,9 @@ fn unreachable(error: &OpenError, facts: &Facts, target: &TargetFacts) -> Findin
             &["Check that the server runs, and that no firewall drops the packets to this port."],
         ),
         (Step::Tcp, _) => ("connection-refused", &["Check that the server runs and listens on this port."]),
+        (Step::Tls | Step::Handshake, None) if error.words == CLIENT_CERTIFICATE => {
+            ("client-certificate-required", &["Examine a path that needs none: one behind the gateway."])
+        }
         (Step::Tls, _) => tls_failure(error, facts),
         (Step::Handshake, Some(handshake)) => return refusal(error, handshake, target),
         (Step::Handshake, None) if error.timed_out => (

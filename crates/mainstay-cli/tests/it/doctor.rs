@@ -389,6 +389,38 @@ async fn a_certificate_that_expires_soon_and_an_old_version_of_tls_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_requires_a_certificate_or_offers_no_http_1_is_found() {
+    let authority = Authority::new();
+    let port = serve_tls(authority.strict_server(), speak("", echoing)).await;
+    Diagnosis::of(&[&secure(port), "--cacert", &authority.file()]).is(3, "client-certificate-required");
+    let mut only_http_2 = authority.server(|_| {});
+    only_http_2.alpn_protocols = vec![b"h2".to_vec()];
+    let port = serve_tls(only_http_2, speak("", echoing)).await;
+    let words = Diagnosis::of(&[&secure(port), "--cacert", &authority.file()]).is(3, "tls-failed");
+    assert!(words.contains("HTTP/1.1 (ALPN)"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_itself_and_sends_what_the_user_adds() {
+    let (asked, mut was_asked) = tokio::sync::mpsc::channel(9);
+    let port = serve(answering(move |head| {
+        asked.try_send(head.to_owned()).unwrap();
+        "HTTP/1.1 403 Forbidden\r\n\r\n".to_owned()
+    }))
+    .await;
+    let added = ["--header", "Origin: https://page.example", "--header", "Host: other.example"];
+    let url = url(port);
+    Diagnosis::of(&[&[url.as_str()][..], &added].concat()).is(3, "forbidden");
+    let head = was_asked.recv().await.unwrap();
+    for line in
+        ["GET / HTTP/1.1", "Origin: https://page.example", "Host: other.example", "Sec-WebSocket-Version: 13"]
+    {
+        assert!(head.lines().any(|is| is == line), "{line}: {head}");
+    }
+    assert!(head.contains("User-Agent: mainstay-doctor/") && head.matches("Host: ").count() == 1, "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn websockets_over_http_2_are_tried_where_the_server_allows_them() {
     let authority = Authority::new();
     for (allows, status, healthy) in [(true, 200, true), (true, 404, false), (false, 200, true)] {

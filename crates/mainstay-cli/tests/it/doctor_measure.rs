@@ -16,11 +16,16 @@ use crate::support::{mainstay, signal};
 /// The limit of most of these servers. A run of 6 s finds limits of up to 4 s.
 const LIMIT: Duration = Duration::from_millis(1500);
 
+/// A limit that is shorter than the interval of the doctor's Pings at first.
+const SHORT: Duration = Duration::from_millis(700);
+
 /// A path whose limits are known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Case {
     /// A proxy with an idle limit. Both directions count.
     Idle,
+    /// A proxy with a limit that is shorter than the interval of the doctor's Pings.
+    IdleShort,
     /// A proxy for which only the server's bytes count.
     IdleDown,
     /// A proxy that forgets idle connections.
@@ -41,8 +46,9 @@ enum Case {
     Rate,
 }
 
-const CASES: [(Case, &[&str]); 14] = [
+const CASES: [(Case, &[&str]); 15] = [
     (Case::Idle, &[]),
+    (Case::IdleShort, &[]),
     (Case::IdleDown, &[]),
     (Case::Forgets, &[]),
     (Case::IdleServer(Cut::Reset), &[]),
@@ -80,8 +86,10 @@ impl Case {
     /// The fault of the proxy in front of the server.
     fn rule(self) -> Option<Rule> {
         let idle = |direction, silent| Fault::IdleCut { direction, after: LIMIT, silent };
+        let short = Fault::IdleCut { direction: Direction::Both, after: SHORT, silent: false };
         let (fault, when) = match self {
             Self::Idle => (idle(Direction::Both, false), When::Always),
+            Self::IdleShort => (short, When::Always),
             Self::IdleDown => (idle(Direction::Down, false), When::Always),
             Self::Forgets => (idle(Direction::Both, true), When::Always),
             Self::Lifetime => (Fault::LifetimeCut { after: LIMIT }, When::Always),
@@ -173,6 +181,15 @@ fn a_path_that_counts_only_the_bytes_of_the_server_cuts_a_client_that_only_sends
     is_cut(&measured["idle"]["silent"], LIMIT, "fin");
     is_cut(&measured["idle"]["up_only"], LIMIT, "fin");
     holds(&measured["idle"]["our_pings"]);
+}
+
+#[test]
+fn the_doctor_sends_more_often_than_a_short_idle_limit_to_see_what_keeps_a_connection() {
+    let measured = measured(Case::IdleShort);
+    is_cut(&measured["idle"]["silent"], SHORT, "fin");
+    assert!(measured["idle"]["every_ms"].as_f64() < Some(500.0), "{measured}");
+    assert!(holds(&measured["idle"]["our_pings"]) > 1500.0);
+    assert!(holds(&measured["idle"]["up_only"]) > 1000.0);
 }
 
 #[test]

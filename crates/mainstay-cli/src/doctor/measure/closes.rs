@@ -9,6 +9,7 @@ use super::super::measured::{ClosePassage, CutHow, Measured};
 use super::super::probe::{Probe, Seen};
 use super::super::progress::Progress;
 use super::super::target::Target;
+use super::LeftOut;
 use super::hold::cut;
 use super::schedule::Schedule;
 
@@ -21,12 +22,15 @@ pub(super) async fn run(
     target: &Target,
     schedule: &Schedule,
     passages: &mut Vec<ClosePassage>,
+    left_out: &LeftOut<'_>,
     progress: &Progress,
 ) {
     let longest = LONGEST.min(schedule.waiting / 8);
     for code in CODES.into_iter().filter_map(CloseCode::new) {
-        let Ok(probe) = target.open().await else { continue };
-        passages.push(close(probe, code, longest).await);
+        match target.open().await {
+            Ok(probe) => passages.push(close(probe, code, longest).await),
+            Err(error) => left_out.note(format!("the close code {}: {error}", code.get())),
+        }
         super::show(progress, &Measured { close_codes: passages.clone(), ..Measured::default() }, false);
     }
     super::show(progress, &Measured { close_codes: passages.clone(), ..Measured::default() }, true);

@@ -11,6 +11,7 @@ use super::super::progress::Progress;
 use super::super::report::OpenError;
 use super::super::target::Target;
 use super::super::words::span;
+use super::LeftOut;
 use super::hold::{close, cut};
 use super::schedule::Schedule;
 use super::sizes::Sizes;
@@ -30,6 +31,7 @@ pub(super) struct Results<'a> {
     pub(super) largest_message: &'a mut Option<Largest>,
     pub(super) fragments: &'a mut Option<Largest>,
     pub(super) compression: &'a mut Option<Compression>,
+    pub(super) left_out: &'a LeftOut<'a>,
 }
 
 /// What became of a message.
@@ -48,13 +50,16 @@ pub(super) async fn run(
     progress: &Progress,
 ) {
     let longest = schedule.longest_echo();
-    if let Ok(probe) = target.open().await {
-        let compression = results.compression.insert(compression(probe, may_send, longest).await);
-        super::show(
-            progress,
-            &Measured { compression: Some(compression.clone()), ..Measured::default() },
-            true,
-        );
+    match target.open().await {
+        Ok(probe) => {
+            let compression = results.compression.insert(compression(target, probe, may_send, longest).await);
+            super::show(
+                progress,
+                &Measured { compression: Some(compression.clone()), ..Measured::default() },
+                true,
+            );
+        }
+        Err(error) => results.left_out.note(format!("compression: {error}")),
     }
     if !may_send {
         return;
@@ -69,7 +74,7 @@ pub(super) async fn run(
     }
 }
 
-async fn compression(mut probe: Probe, may_send: bool, longest: Duration) -> Compression {
+async fn compression(target: &Target, mut probe: Probe, may_send: bool, longest: Duration) -> Compression {
     let handshake = probe.handshake();
     let mut compression = Compression {
         accepted: handshake.compressed,
@@ -80,7 +85,7 @@ async fn compression(mut probe: Probe, may_send: bool, longest: Duration) -> Com
         let text = TEXT.repeat(TIMES);
         let returned = async {
             let _ = probe.send_text(&text).await;
-            returned(&mut probe, text.as_bytes()).await
+            returned(target, &mut probe, text.as_bytes()).await
         };
         compression.returned_same = Some(matches!(timeout(longest, returned).await, Ok(Fate::Returned)));
     }
@@ -136,7 +141,7 @@ impl Search<'_> {
         let sent = async {
             // If it fails, the reason is seen next.
             let _ = self.send(&mut probe, &text).await;
-            returned(&mut probe, text.as_bytes()).await
+            returned(self.target, &mut probe, text.as_bytes()).await
         };
         match timeout(self.longest, sent).await.unwrap_or(Fate::Lost) {
             Fate::Returned => {
@@ -180,11 +185,13 @@ impl Search<'_> {
 }
 
 /// Waits for this message; others are not answers.
-async fn returned(probe: &mut Probe, expected: &[u8]) -> Fate {
+async fn returned(target: &Target, probe: &mut Probe, expected: &[u8]) -> Fate {
     loop {
         match probe.next().await {
             Seen::Message { data, .. } if data == expected => return Fate::Returned,
-            Seen::Close { code, reason } => return Fate::Refused(CutHow::Close { code, reason }),
+            Seen::Close { code, reason } => {
+                return Fate::Refused(CutHow::Close { code, reason: target.shown(&reason) });
+            }
             Seen::Ended(end) => return Fate::Refused(cut(end)),
             _ => {}
         }

@@ -1,12 +1,12 @@
 //! The search for the idle limit of a path.
 //!
-//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets it without a word:
-//! that is seen only by who sends something after the silence. The search therefore keeps several silent connections with different
-//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived and
-//! the shortest that died.
+//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets the connection and
+//! notifies neither end: only a Ping after the silence shows it. The search therefore keeps several silent connections with different
+//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived
+//! and the shortest that died.
 //!
-//! The first targets are the longest ones that fit, each shorter than the one before by a constant factor: no time is left for a long
-//! silence later. A connection that lived is used again. Once one died, all others whose silence is longer are asked, too, and the next
+//! The first targets are a few short ones, and the longest ones that fit, each shorter than the one before by a constant factor: no time
+//! is left for a long silence later. A connection that lived is used again. Once one died, all others whose silence is longer are asked, too, and the next
 //! targets lie within what is left of the interval, as long as time allows.
 //!
 //! Anything that the server sends ends the silence: it lived so far, and the next one begins.
@@ -20,6 +20,10 @@ use super::lifetime::Explained;
 
 /// Two silences whose ratio is below this are not told apart further.
 const CLOSE_ENOUGH: f64 = 1.03;
+/// The shares of the longest target that are tried beside it from the start.
+const SCOUTS: [f64; 3] = [0.09, 0.03, 0.01];
+/// Cuts whose ratio is below this are of one limit.
+const NEAR: f64 = 1.5;
 /// The longest first target is so many times the shortest one that is of interest.
 const RANGE: f64 = 200.0;
 /// The silences that lived are remembered up to this number; the shortest is then forgotten.
@@ -220,6 +224,13 @@ impl Search {
         }
     }
 
+    /// Forgets what was seen, and all connections, which the driver closes: something about them changed.
+    pub(crate) fn restart(&mut self) {
+        self.connections.iter_mut().for_each(|connection| connection.state = State::Ended);
+        self.lived.clear();
+        self.deaths.clear();
+    }
+
     /// Returns what to do next.
     pub(crate) fn poll(&mut self, now: Duration) -> Option<Do> {
         if now >= self.bounds.until {
@@ -252,21 +263,20 @@ impl Search {
         let Interval { lived, death } = self.interval();
         let Some(death) = death else { return self.without_cut(lived) };
         let seen = self.counted().filter(|other| other.silence >= death.silence).count() as u32;
-        let how = death.how.clone();
-        if !death.is_exact {
-            return Limit::Cut {
-                after: middle(lived, death.silence),
-                between: (lived, death.silence),
-                how,
-                seen,
-            };
-        }
-        let near = |other: &&Death| {
-            other.is_exact && other.silence.as_secs_f64() <= death.silence.as_secs_f64() * 1.5
+        // A Ping that is sent just as the end is on its way says less than the ends that came without one.
+        let near = |other: &&Death| other.is_exact && ratio(other.silence, death.silence) < NEAR;
+        let mut exact: Vec<&Death> = self.counted().filter(near).collect();
+        exact.sort_by_key(|other| other.silence);
+        // The one in the middle: a busy machine may take a silence for a shorter or a longer one.
+        let (Some(typical), Some(first), Some(last)) =
+            (exact.get(exact.len().saturating_sub(1) / 2), exact.first(), exact.last())
+        else {
+            let (after, between) = (middle(lived, death.silence), (lived, death.silence));
+            return Limit::Cut { after, between, how: death.how.clone(), seen };
         };
-        let latest = self.counted().filter(near).map(|other| other.silence).max().unwrap_or(death.silence);
-        let earliest = lived.max(death.silence.saturating_sub(self.bounds.slack));
-        Limit::Cut { after: death.silence, between: (earliest, latest), how, seen }
+        let earliest = lived.max(death.silence.min(first.silence.saturating_sub(self.bounds.slack)));
+        let (after, between) = (typical.silence, (earliest.min(typical.silence), last.silence));
+        Limit::Cut { after, between, how: typical.how.clone(), seen }
     }
 
     fn without_cut(&self, lived: Duration) -> Limit {
@@ -374,14 +384,16 @@ impl Search {
         Some(end.checked_sub(self.bounds.patience)?.checked_sub(now)? + silence)
     }
 
-    /// The first targets, the longest first.
+    /// The first targets: a few short ones, so that a short limit is known soon, and then the longest first.
     fn first_targets(&self) -> impl Iterator<Item = Duration> {
         let opening = self.bounds.apart * self.bounds.connections as u32;
         let longest = self.bounds.until.saturating_sub(self.bounds.patience + opening);
         let shortest = self.shortest();
         let ratio = self.bounds.ratio;
-        std::iter::successors(Some(longest), move |target| Some(target.div_f64(ratio)))
-            .take_while(move |target| *target > shortest)
+        let long = std::iter::successors(Some(longest), move |target| Some(target.div_f64(ratio)));
+        let scouts = SCOUTS.into_iter().take(self.bounds.connections / 4);
+        let short = scouts.map(move |share| longest.mul_f64(share));
+        short.chain(long.take_while(move |target| *target > shortest))
     }
 
     fn shortest(&self) -> Duration {

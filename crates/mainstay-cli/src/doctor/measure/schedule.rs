@@ -29,7 +29,7 @@ pub(crate) struct Schedule {
     pub(crate) patience: Duration,
     /// Between two openings while connections wait.
     pub(crate) apart: Duration,
-    /// Between two Pings or Pongs of the connections that send as clients do.
+    /// Between two Pings or Pongs of the connections that send as clients do, until the idle limit turns out to be shorter.
     pub(crate) every: Duration,
     /// Between two Pings of the busy connections.
     pub(crate) busy_every: Duration,
@@ -84,7 +84,7 @@ impl Schedule {
             waiting: lasts.saturating_sub(tail),
             tail,
             patience: (lasts / 20).clamp(Duration::from_millis(300), Duration::from_secs(5)),
-            apart: (lasts / 1300).clamp(Duration::from_millis(5), Duration::from_millis(100)),
+            apart: (lasts / 1300).clamp(Duration::from_millis(20), Duration::from_millis(100)),
             every: EVERY.min(lasts.mul_f64(1.0 / 6.5)),
             busy_every: (lasts / 130).clamp(Duration::from_millis(100), Duration::from_secs(5)),
             second_busy: lasts / 10,
@@ -117,12 +117,17 @@ impl Schedule {
 
     /// Returns the bounds of the search on connections on which only this client sends: they are fewer and coarser.
     pub(crate) fn up_bounds(&self) -> Bounds {
-        Bounds { connections: self.up, openings: self.up * 4, ratio: 2.0, ..self.silent_bounds() }
+        Bounds { connections: self.up, openings: self.up * 8, ratio: 2.0, ..self.silent_bounds() }
     }
 
     /// Returns the machine that opens many connections.
     pub(crate) fn crowd(&self) -> Crowd {
         Crowd::new(u32::try_from(self.at_once).unwrap_or(u32::MAX), self.tail_part())
+    }
+
+    /// Returns the time for the short experiments. Where they run before the waiting, it is short.
+    pub(crate) fn short(&self) -> Duration {
+        if self.is_side_by_side { self.waiting } else { self.waiting / 4 }
     }
 
     /// Returns how many connections are opened each second, at most, while connections wait.

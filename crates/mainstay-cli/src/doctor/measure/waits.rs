@@ -13,6 +13,7 @@ use super::super::probe::Options;
 use super::super::progress::{Progress, State};
 use super::super::target::Target;
 use super::super::words::span;
+use super::LeftOut;
 use super::hold::{Command, Event, hold};
 use super::idle::{Do, Search};
 use super::lifetime::{self, Explained, Life};
@@ -30,12 +31,14 @@ const COMMANDS: usize = 4;
 const CLOSING: Duration = Duration::from_secs(2);
 /// The most times that a busy connection is opened again.
 const AGAIN: u32 = 8;
+/// The shortest time between two Pings or Pongs.
+const SHORTEST: Duration = Duration::from_millis(50);
 /// The lives of connections that ended are remembered up to this number.
 const LIVES: usize = 256;
 
 /// The name of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Who {
+enum Name {
     /// On which nothing is sent.
     Silent(usize),
     /// On which this client sends Pongs.
@@ -44,11 +47,16 @@ enum Who {
     Habit(usize, u32),
 }
 
+/// Why an experiment has no result.
+const TOO_LATE: &str =
+    "the idle limit is shorter than the time between two of them, and was found too late to send more often";
+
 /// Where the results go.
 pub(super) struct Results<'a> {
     pub(super) waited: &'a mut Duration,
     pub(super) idle: &'a mut Option<Idle>,
     pub(super) lifetime: &'a mut Option<Lifetime>,
+    pub(super) left_out: &'a LeftOut<'a>,
 }
 
 /// Waits until the schedule ends the waiting. The results are up to date every 250 ms.
@@ -74,7 +82,12 @@ pub(super) async fn wait(
         let due = waits.began + waits.poll_timeout(now).min(publish);
         tokio::select! {
             biased;
-            Some((who, event)) = events.recv() => waits.handle(waits.began.elapsed(), who, event),
+            Some((name, event)) = events.recv() => {
+                if let Event::Failed(error) = &event && waits.failures == 0 {
+                    results.left_out.note(format!("some of the connections that wait: {error}"));
+                }
+                waits.handle(waits.began.elapsed(), name, event);
+            }
             () = sleep_until(due) => {}
         }
     }
@@ -87,19 +100,25 @@ struct Waits<'a> {
     began: Instant,
     /// Dropping it closes all sockets.
     tasks: JoinSet<()>,
-    events: Sender<(Who, Event)>,
-    commands: HashMap<Who, Sender<Command>>,
+    events: Sender<(Name, Event)>,
+    commands: HashMap<Name, Sender<Command>>,
     silent: Search,
     up: Search,
+    /// Between two Pings or Pongs of the connections that send as clients do.
+    every: Duration,
+    /// Since when an idle limit is known for which that is too long.
+    too_long_since: Option<Duration>,
     /// When the next Pong is due.
     next_pongs: HashMap<usize, Duration>,
     habits: Vec<Slot>,
     /// When connections of the searches were opened.
-    opened: HashMap<Who, Duration>,
+    opened: HashMap<Name, Duration>,
     /// The lives of connections that ended.
     lives: Vec<Life>,
     explained: Explained,
-    sends: Sends<Who>,
+    sends: Sends<Name>,
+    /// The openings that failed.
+    failures: u32,
 }
 
 /// A watched connection.
@@ -113,7 +132,7 @@ struct Slot {
 }
 
 impl<'a> Waits<'a> {
-    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Who, Event)>) -> Self {
+    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Name, Event)>) -> Self {
         let due = |(index, habit): (usize, &Habit)| match habit {
             Habit::SecondBusy => schedule.second_busy,
             _ => schedule.apart * index as u32,
@@ -134,46 +153,72 @@ impl<'a> Waits<'a> {
             commands: HashMap::new(),
             silent: Search::new(schedule.silent_bounds()),
             up: Search::new(schedule.up_bounds()),
+            every: schedule.every,
+            too_long_since: None,
             next_pongs: HashMap::new(),
             habits: schedule.habits.iter().enumerate().map(slot).collect(),
             opened: HashMap::new(),
             lives: Vec::new(),
             explained: Explained::default(),
             sends: Sends::new(schedule.waiting / 20),
+            failures: 0,
         }
     }
 
     /// Does everything that is due.
     fn act(&mut self, now: Duration) {
         while self.tasks.try_join_next().is_some() {}
+        self.adapt(now);
         self.act_habits(now);
         while let Some(what) = self.silent.poll(now) {
-            self.perform(what, Who::Silent);
+            self.perform(what, Name::Silent);
         }
         while let Some(what) = self.up.poll(now) {
             if let Do::Open(number) = what {
-                self.next_pongs.insert(number, now + self.schedule.every);
+                self.next_pongs.insert(number, now + self.every);
             }
-            self.perform(what, Who::Up);
+            self.perform(what, Name::Up);
         }
         let due: Vec<_> =
             self.next_pongs.iter().filter(|(_, due)| **due <= now).map(|(number, _)| *number).collect();
         for number in due {
-            self.command(Who::Up(number), Command::Pong);
-            self.next_pongs.insert(number, now + self.schedule.every);
+            self.command(Name::Up(number), Command::Pong);
+            self.next_pongs.insert(number, now + self.every);
+        }
+    }
+
+    /// Sends more often if the idle limit turns out to be shorter than the interval: what that is for, to see what keeps a connection, could
+    /// not be seen. Waits for a while first, as another connection may explain the cuts.
+    fn adapt(&mut self, now: Duration) {
+        let after = match self.silent.limit() {
+            Limit::Cut { after, .. } if after < self.every.mul_f64(1.5) => after,
+            _ => return self.too_long_since = None,
+        };
+        let since = *self.too_long_since.get_or_insert(now);
+        let is_time_left = now + after * 2 + self.schedule.patience < self.schedule.waiting;
+        if now < since + self.schedule.patience || !is_time_left {
+            return;
+        }
+        self.too_long_since = None;
+        self.every = (after / 3).max(SHORTEST);
+        self.up.restart();
+        self.next_pongs.clear();
+        self.commands.retain(|name, _| !matches!(name, Name::Up(_)));
+        for slot in self.habits.iter_mut().filter(|slot| slot.habit == Habit::Pings) {
+            (slot.machine, slot.due, slot.again) = (None, Some(now), slot.again + 1);
         }
     }
 
     fn act_habits(&mut self, now: Duration) {
         for index in 0..self.habits.len() {
             let Some(slot) = self.habits.get_mut(index) else { continue };
-            let who = Who::Habit(index, slot.again);
+            let name = Name::Habit(index, slot.again);
             if slot.due.is_some_and(|due| due <= now) {
                 slot.due = None;
                 let options = Options { answer_pings: slot.habit != Habit::Mute, ..quiet() };
-                self.open(who, options);
+                self.open(name, options);
             } else if slot.machine.as_mut().is_some_and(|machine| machine.poll(now)) {
-                self.command(who, Command::Ping);
+                self.command(name, Command::Ping);
             }
         }
         let answers = self.busy().find_map(|machine| machine.answers(now));
@@ -199,8 +244,9 @@ impl<'a> Waits<'a> {
             }
         }
         let current: Vec<_> = self.habits.iter().map(|slot| slot.again).collect();
-        self.commands
-            .retain(|who, _| !matches!(who, Who::Habit(index, again) if current.get(*index) != Some(again)));
+        self.commands.retain(
+            |name, _| !matches!(name, Name::Habit(index, again) if current.get(*index) != Some(again)),
+        );
     }
 
     fn poll_timeout(&self, now: Duration) -> Duration {
@@ -212,51 +258,52 @@ impl<'a> Waits<'a> {
         habits.flatten().chain(searches).chain(self.next_pongs.values().copied()).min().unwrap_or_default()
     }
 
-    fn perform(&mut self, what: Do, who: impl Fn(usize) -> Who) {
+    fn perform(&mut self, what: Do, name: impl Fn(usize) -> Name) {
         match what {
-            Do::Open(number) => self.open(who(number), quiet()),
-            Do::Check(number) => self.command(who(number), Command::Ping),
+            Do::Open(number) => self.open(name(number), quiet()),
+            Do::Check(number) => self.command(name(number), Command::Ping),
             Do::Close(number) => {
-                self.commands.remove(&who(number));
+                self.commands.remove(&name(number));
             }
         }
     }
 
-    fn open(&mut self, who: Who, options: Options) {
+    fn open(&mut self, name: Name, options: Options) {
         let (sender, commands) = mpsc::channel(COMMANDS);
-        self.commands.insert(who, sender);
-        self.tasks.spawn(hold(self.target.clone(), options, who, commands, self.events.clone()));
+        self.commands.insert(name, sender);
+        self.tasks.spawn(hold(self.target.clone(), options, name, commands, self.events.clone()));
     }
 
     /// A connection that takes no more commands is one whose bytes do not leave: nothing is missed.
-    fn command(&self, who: Who, command: Command) {
-        if let Some(sender) = self.commands.get(&who) {
+    fn command(&self, name: Name, command: Command) {
+        if let Some(sender) = self.commands.get(&name) {
             let _ = sender.try_send(command);
         }
     }
 
-    fn handle(&mut self, now: Duration, who: Who, event: Event) {
-        match (&event, who) {
-            (Event::Opened, _) => drop(self.opened.insert(who, now)),
-            (Event::Ping, _) => self.sends.handle_ping(who, now),
-            (Event::Data, _) => self.sends.handle_message(who, now.saturating_sub(self.age_zero(who)), now),
+    fn handle(&mut self, now: Duration, name: Name, event: Event) {
+        match (&event, name) {
+            (Event::Opened, _) => drop(self.opened.insert(name, now)),
+            (Event::Failed(_), _) => self.failures += 1,
+            (Event::Ping, _) => self.sends.handle_ping(name, now),
+            (Event::Data, _) => self.sends.handle_message(name, now.saturating_sub(self.age_zero(name)), now),
             _ => {}
         }
-        match who {
-            Who::Silent(number) => pass(&mut self.silent, now, number, &event),
-            Who::Up(number) => pass(&mut self.up, now, number, &event),
-            Who::Habit(index, again) => self.handle_habit(now, index, again, &event),
+        match name {
+            Name::Silent(number) => pass(&mut self.silent, now, number, &event),
+            Name::Up(number) => pass(&mut self.up, now, number, &event),
+            Name::Habit(index, again) => self.handle_habit(now, index, again, &event),
         }
         if let Event::Ended(_) | Event::Failed(_) = event {
-            self.handle_end(now, who, event);
+            self.handle_end(now, name, event);
         }
     }
 
     fn handle_habit(&mut self, now: Duration, index: usize, again: u32, event: &Event) {
-        let schedule = self.schedule;
+        let (schedule, every) = (self.schedule, self.every);
         let Some(slot) = self.habits.get_mut(index).filter(|slot| slot.again == again) else { return };
         match event {
-            Event::Opened => slot.machine = Some(machine(slot.habit, now, schedule)),
+            Event::Opened => slot.machine = Some(machine(slot.habit, now, every, schedule)),
             Event::Failed(_) => slot.due = Some(now + schedule.apart * 20).filter(|_| slot.again < AGAIN),
             Event::Ping => drop(slot.first_ping.get_or_insert(now)),
             _ => {}
@@ -273,13 +320,13 @@ impl<'a> Waits<'a> {
         }
     }
 
-    fn handle_end(&mut self, now: Duration, who: Who, event: Event) {
-        self.commands.remove(&who);
-        if let Who::Up(number) = who {
+    fn handle_end(&mut self, now: Duration, name: Name, event: Event) {
+        self.commands.remove(&name);
+        if let Name::Up(number) = name {
             self.next_pongs.remove(&number);
         }
-        let opened = self.opened.remove(&who);
-        if let (Event::Ended(how), Some(opened), Who::Silent(_) | Who::Up(_)) = (event, opened, who)
+        let opened = self.opened.remove(&name);
+        if let (Event::Ended(how), Some(opened), Name::Silent(_) | Name::Up(_)) = (event, opened, name)
             && self.lives.len() < LIVES
         {
             self.lives.push(Life { opened, last: now, cut: Some((now, how)), is_busy: false });
@@ -289,8 +336,8 @@ impl<'a> Waits<'a> {
         self.up.explain(&self.explained);
     }
 
-    fn age_zero(&self, who: Who) -> Duration {
-        self.opened.get(&who).copied().unwrap_or_default()
+    fn age_zero(&self, name: Name) -> Duration {
+        self.opened.get(&name).copied().unwrap_or_default()
     }
 
     fn busy(&self) -> impl Iterator<Item = &Steady> {
@@ -335,13 +382,19 @@ impl<'a> Waits<'a> {
         };
         let unanswered_pings =
             if server.pings > 0 { self.unanswered(now) } else { Limit::unknown("the server sends no Pings") };
+        // Where the interval is too long, connections are cut between two of their Pings.
+        let in_time = |limit| match limit {
+            Limit::Cut { .. } if self.too_long_since.is_some() => Limit::unknown(TOO_LATE),
+            limit => limit,
+        };
+        let (our_pings, up_only) = (in_time(self.habit_limit(Habit::Pings, now)), in_time(self.up.limit()));
         Idle {
             silent: self.silent.limit(),
-            our_pings: self.habit_limit(Habit::Pings, now),
-            up_only: self.up.limit(),
+            our_pings,
+            up_only,
             server_sends,
             unanswered_pings,
-            every: self.schedule.every,
+            every: self.every,
             server,
         }
     }
@@ -357,7 +410,7 @@ impl<'a> Waits<'a> {
         match life.cut {
             Some((at, how)) if !self.explained.covers(life.opened, life.from(), at) => {
                 let cut = at.saturating_sub(life.opened);
-                let after = if how == CutHow::Silent { self.silence_within(alive, cut) } else { cut };
+                let after = if how == CutHow::Silent { alive + cut.saturating_sub(alive) / 2 } else { cut };
                 Limit::Cut { after, between: (alive, cut), how, seen: 1 }
             }
             Some((at, how)) if how != CutHow::Silent => {
@@ -368,14 +421,6 @@ impl<'a> Waits<'a> {
             }
             _ if alive.is_zero() => Limit::unknown("it is too early"),
             _ => Limit::Holds { for_at_least: alive },
-        }
-    }
-
-    /// The idle limit, if it lies between the two, and otherwise their middle.
-    fn silence_within(&self, from: Duration, to: Duration) -> Duration {
-        match self.silent.limit() {
-            Limit::Cut { after, .. } if after > from && after <= to => after,
-            _ => from + to.saturating_sub(from) / 2,
         }
     }
 
@@ -398,7 +443,7 @@ impl<'a> Waits<'a> {
     }
 
     /// Closes everything in order.
-    async fn close(mut self, events: &mut Receiver<(Who, Event)>) {
+    async fn close(mut self, events: &mut Receiver<(Name, Event)>) {
         self.commands.clear();
         events.close();
         let _ = timeout(CLOSING, async { while self.tasks.join_next().await.is_some() {} }).await;
@@ -411,13 +456,13 @@ fn quiet() -> Options {
     Options::default()
 }
 
-fn machine(habit: Habit, now: Duration, schedule: &Schedule) -> Steady {
+fn machine(habit: Habit, now: Duration, every: Duration, schedule: &Schedule) -> Steady {
     let last_ping = schedule.waiting.saturating_sub(schedule.patience);
     match habit {
         Habit::Busy | Habit::SecondBusy => {
             Steady::new(now, Some(schedule.busy_every), last_ping, schedule.patience)
         }
-        Habit::Pings => Steady::new(now, Some(schedule.every), last_ping, schedule.patience),
+        Habit::Pings => Steady::new(now, Some(every), last_ping, schedule.patience),
         Habit::Answers => Steady::new(now, None, last_ping, schedule.patience),
         Habit::Mute => Steady::new(now, None, Duration::MAX, schedule.patience),
     }

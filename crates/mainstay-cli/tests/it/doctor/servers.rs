@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use mainstay::client::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use mainstay::client::rustls::{ServerConfig, version};
+use mainstay::client::rustls::server::WebPkiClientVerifier;
+use mainstay::client::rustls::{RootCertStore, ServerConfig, version};
 use mainstay_proto::ws::handshake::accept_key;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, IsCa, KeyPair};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -196,6 +197,15 @@ impl Authority {
     pub(super) fn server(&self, change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
         let (chain, key) = self.issue(change);
         ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap()
+    }
+
+    /// A server that requires a certificate of this authority.
+    pub(super) fn strict_server(&self) -> ServerConfig {
+        let (chain, key) = self.issue(|_| {});
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+        ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap()
     }
 
     /// A server that speaks TLS 1.2 only.

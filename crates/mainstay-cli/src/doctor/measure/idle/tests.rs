@@ -43,6 +43,11 @@ struct Outcome {
 
 impl World {
     fn play(&self, search: &mut Search) -> Outcome {
+        let until = search.bounds.until;
+        self.play_until(search, until)
+    }
+
+    fn play_until(&self, search: &mut Search, until: Duration) -> Outcome {
         let (mut now, mut wires, mut outcome) = (Duration::ZERO, Vec::<Wire>::new(), Outcome::default());
         search.handle_answers(!self.answers_no_ping);
         for _ in 0..100_000 {
@@ -51,7 +56,7 @@ impl World {
             }
             outcome.most_open = outcome.most_open.max(wires.iter().filter(|wire| wire.is_open).count());
             outcome.opened = wires.len();
-            if now >= search.bounds.until {
+            if now >= until {
                 return outcome;
             }
             let next = wires
@@ -138,7 +143,7 @@ fn bounds(until: f64) -> Bounds {
         slack: Duration::from_millis(100),
         connections: 16,
         openings: 64,
-        apart: seconds((until / 1300.0).min(0.1)),
+        apart: seconds((until / 1300.0).clamp(0.02, 0.1)),
         ratio: 1.1,
     }
 }
@@ -166,8 +171,10 @@ proptest! {
         prop_assert!(between.0 <= limit && limit <= between.1 + RTT, "{limit:?} in {found:?}");
         prop_assert_eq!(how, &[CutHow::Fin, CutHow::Silent, CutHow::ResetOnSend][path as usize]);
         prop_assert!(*seen >= 1);
-        let off = after.as_secs_f64() / limit.as_secs_f64();
-        prop_assert!((0.9..=1.1).contains(&off), "{limit:?} in {found:?}");
+        // `docs/DOCTOR.md` promises 3 % below 0.4 of `--for`, which is 0.45 of this time, and 5 % above.
+        let exact = if share < 0.45 { 0.03 } else { 0.05 };
+        let off = (after.as_secs_f64() - limit.as_secs_f64()).abs();
+        prop_assert!(off <= exact * limit.as_secs_f64() + RTT.as_secs_f64(), "{limit:?} in {found:?}");
     }
 
     #[test]
@@ -223,6 +230,15 @@ fn the_limits_that_people_meet_are_found_in_130_seconds() {
 }
 
 #[test]
+fn a_short_limit_is_known_long_before_the_end() {
+    let mut search = Search::new(bounds(3600.0));
+    let world = World { limit: Some((seconds(60.0), Path::Silent)), ..World::default() };
+    world.play_until(&mut search, seconds(250.0));
+    let Limit::Cut { between, .. } = search.limit() else { panic!("{:?}", search.limit()) };
+    assert!(between.0 > seconds(52.0) && between.1 < seconds(68.0), "{between:?}");
+}
+
+#[test]
 fn a_server_that_answers_no_ping_shows_visible_cuts_only() {
     let world =
         |path| World { limit: Some((seconds(20.0), path)), answers_no_ping: true, ..World::default() };
@@ -245,6 +261,25 @@ fn a_late_pong_takes_the_death_back() {
     assert!(matches!(search.limit(), Limit::Cut { how: CutHow::Silent, .. }));
     search.handle_pong(overdue + seconds(1.0), 0);
     assert_eq!(search.limit(), Limit::Holds { for_at_least: check });
+}
+
+#[test]
+fn an_end_that_meets_a_ping_is_not_better_known_than_one_that_comes_by_itself() {
+    let mut search = Search::new(Bounds { openings: 2, ..bounds(100.0) });
+    search.handle_answers(true);
+    for number in 0..2 {
+        assert_eq!(search.poll(seconds(0.1 * number as f64)), Some(Do::Open(number)));
+        search.handle_open(seconds(0.1 * number as f64), number);
+    }
+    let check = search.poll_timeout(seconds(0.2));
+    assert_eq!(search.poll(check), Some(Do::Check(1)));
+    search.handle_end(check + RTT, 1, CutHow::Fin);
+    assert!(matches!(search.limit(), Limit::Cut { after, .. } if after < check / 2 + seconds(1.0)));
+    let cut = check + seconds(0.2);
+    search.handle_end(cut, 0, CutHow::Fin);
+    let Limit::Cut { after, between, seen, .. } = search.limit() else { panic!("{:?}", search.limit()) };
+    assert_eq!((after, seen), (cut, 2));
+    assert!(between.0 < check && between.1 == cut, "{between:?}");
 }
 
 #[test]
