@@ -319,7 +319,7 @@ fn a_mistake_is_one_line_that_names_the_flag_the_bound_and_what_to_write() {
     wrong(&["--listen", "8080"], &["--listen", "127.0.0.1:8080"]);
     wrong(&["--listen", &address], &["--listen", &address, "another program listens there", "or 0"]);
     wrong(&["--api", &address], &["--api", &address, "another program listens there", "or 0"]);
-    wrong(&["--listen", "203.0.113.7:1"], &["--listen 203.0.113.7:1", "127.0.0.1"]);
+    wrong(&["--listen", "203.0.113.7:8123"], &["--listen 203.0.113.7:8123", "127.0.0.1"]);
     wrong(&["--api", "0.0.0.0:8474"], &["--api 0.0.0.0:8474", "127.0.0.1:8474", "--api-host NAME"]);
     wrong(&["--api-host", "chaos"], &["--api"]);
     wrong(&["--api", "127.0.0.1:0", "--api-host", "chaos:8474"], &["--api-host", "without a port"]);
