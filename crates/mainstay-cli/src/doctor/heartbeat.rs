@@ -63,12 +63,13 @@ pub(crate) fn advise(limit: Option<Duration>, counts: Counts) -> Heartbeat {
     }
 }
 
-/// The longest usual interval of which two fit into the limit, so that one heartbeat may be late; at most the default.
+/// The longest usual interval of which about two fit into the limit, which is measured, so that one heartbeat may be late; at most
+/// the default.
 fn interval_below(limit: Duration) -> Duration {
-    if limit >= DEFAULT * 2 {
+    if limit * 11 / 20 >= DEFAULT {
         return DEFAULT;
     }
-    let half = limit / 2;
+    let half = limit * 11 / 20;
     let steps = STEPS.iter().rev().map(|&step| Duration::from_millis(step));
     steps.into_iter().find(|&step| step <= half).unwrap_or(Duration::from_millis(STEPS[0]))
 }
@@ -87,9 +88,10 @@ mod tests {
         for (limit, interval) in [
             (400, 200),
             (3_000, 1_000),
-            (20_000, 10_000),
+            (19_950, 10_000),
             (30_000, 15_000),
-            (49_000, 20_000),
+            (45_000, 20_000),
+            (49_800, 25_000),
             (50_000, 25_000),
             (60_000, 25_000),
             (350_000, 25_000),

@@ -111,6 +111,7 @@ impl LeftOut<'_> {
 fn show(progress: &Progress, part: &Measured, is_over: bool) {
     for row in rows::of_measured(part) {
         let state = if is_over || row.state == State::Bad { row.state } else { State::Running };
-        progress.report(row.name, state, row.words);
+        let is_unknown = state == State::Running && row.state == State::Done;
+        progress.report(row.name, state, if is_unknown { String::new() } else { row.words });
     }
 }

@@ -13,7 +13,7 @@ pub(crate) struct Measured {
     pub(crate) idle: Option<Idle>,
     pub(crate) lifetime: Option<Lifetime>,
     pub(crate) largest_message: Option<Largest>,
-    /// Of one message.
+    /// The fragments of one message.
     pub(crate) fragments: Option<Largest>,
     pub(crate) close_codes: Vec<ClosePassage>,
     pub(crate) compression: Option<Compression>,

@@ -3,7 +3,7 @@
 use super::measured::{ClosePassage, Crowd, CutHow, Idle, Largest, Limit, Measured, Reconnect};
 use super::progress::State;
 use super::report::{AnsweredBy, Facts, HandshakeFacts, PingFacts, Report, TlsFacts};
-use super::words::{size, span};
+use super::words::{bounds, size, span};
 
 /// One row.
 #[derive(Debug, Clone)]
@@ -168,7 +168,7 @@ fn of_idle(idle: &Idle) -> Vec<Row> {
 fn limit(name: &'static str, limit: &Limit) -> Row {
     match limit {
         Limit::Cut { after, between, how, .. } => {
-            let range = format!("between {} and {}", span(between.0), span(between.1));
+            let range = bounds(between.0, between.1);
             row(name, State::Bad, format!("cut after {}, {range}, {}", span(*after), how_words(how)))
         }
         Limit::Holds { for_at_least } => row(name, State::Good, format!("held for {}", span(*for_at_least))),
@@ -224,7 +224,7 @@ fn closes(closes: &[ClosePassage]) -> Option<Row> {
 }
 
 fn crowd(crowd: &Crowd) -> Row {
-    let words = format!("{} of {} open at once, {} each second", crowd.most_open, crowd.asked, crowd.rate);
+    let words = format!("{} of {} open at once, {:.0} each second", crowd.most_open, crowd.asked, crowd.rate);
     let is_good = crowd.refused.is_none() && crowd.lost == 0;
     let refused =
         crowd.refused.as_ref().map_or_else(String::new, |refused| format!("; refused: {}", refused.words));

@@ -37,22 +37,22 @@ pub(super) enum Event {
     Ended(CutHow),
 }
 
-/// Opens a connection and holds it until it ends or is closed. `who` names it in the events.
-pub(super) async fn hold<W: Copy>(
+/// Opens a connection and holds it until it ends or is closed. `name` names it in the events.
+pub(super) async fn hold<N: Copy>(
     target: Target,
     options: Options,
-    who: W,
+    name: N,
     mut commands: Receiver<Command>,
-    events: Sender<(W, Event)>,
+    events: Sender<(N, Event)>,
 ) {
     let mut probe = match target.open_with(options).await {
         Ok(probe) => probe,
         Err(error) => {
-            let _ = events.send((who, Event::Failed(error))).await;
+            let _ = events.send((name, Event::Failed(error))).await;
             return;
         }
     };
-    if events.send((who, Event::Opened)).await.is_err() {
+    if events.send((name, Event::Opened)).await.is_err() {
         return;
     }
     let mut is_asked = false;
@@ -64,12 +64,12 @@ pub(super) async fn hold<W: Copy>(
                 Seen::Pong(_) | Seen::Message { .. } => Event::Data,
                 Seen::Close { code, reason } => {
                     let reason = target.shown(&reason);
-                    let _ = events.send((who, Event::Ended(CutHow::Close { code, reason }))).await;
+                    let _ = events.send((name, Event::Ended(CutHow::Close { code, reason }))).await;
                     let _ = timeout(CLOSING, ended(&mut probe)).await;
                     return;
                 }
                 Seen::Ended(end) => {
-                    let _ = events.send((who, Event::Ended(cut(end)))).await;
+                    let _ = events.send((name, Event::Ended(cut(end)))).await;
                     return;
                 }
             },
@@ -83,7 +83,7 @@ pub(super) async fn hold<W: Copy>(
                 continue;
             }
         };
-        if events.send((who, event)).await.is_err() {
+        if events.send((name, event)).await.is_err() {
             return;
         }
     }

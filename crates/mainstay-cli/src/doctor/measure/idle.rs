@@ -1,9 +1,9 @@
 //! The search for the idle limit of a path.
 //!
-//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets it without a word:
-//! that is seen only by who sends something after the silence. The search therefore keeps several silent connections with different
-//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived and
-//! the shortest that died.
+//! A proxy that ends an idle connection is seen on any silent connection: the end comes at the limit. A NAT forgets the connection and
+//! notifies neither end: only a Ping after the silence shows it. The search therefore keeps several silent connections with different
+//! *targets*: at its target a connection sends one Ping and must get the Pong. The limit lies between the longest silence that lived
+//! and the shortest that died.
 //!
 //! The first targets are a few short ones, and the longest ones that fit, each shorter than the one before by a constant factor: no time
 //! is left for a long silence later. A connection that lived is used again. Once one died, all others whose silence is longer are asked, too, and the next
@@ -265,14 +265,18 @@ impl Search {
         let seen = self.counted().filter(|other| other.silence >= death.silence).count() as u32;
         // A Ping that is sent just as the end is on its way says less than the ends that came without one.
         let near = |other: &&Death| other.is_exact && ratio(other.silence, death.silence) < NEAR;
-        let exact = self.counted().filter(near).min_by_key(|other| other.silence);
-        let Some(first) = exact else {
+        let mut exact: Vec<&Death> = self.counted().filter(near).collect();
+        exact.sort_by_key(|other| other.silence);
+        // The one in the middle: a busy machine may take a silence for a shorter or a longer one.
+        let (Some(typical), Some(first), Some(last)) =
+            (exact.get(exact.len().saturating_sub(1) / 2), exact.first(), exact.last())
+        else {
             let (after, between) = (middle(lived, death.silence), (lived, death.silence));
             return Limit::Cut { after, between, how: death.how.clone(), seen };
         };
-        let latest = self.counted().filter(near).map(|other| other.silence).max().unwrap_or(first.silence);
         let earliest = lived.max(death.silence.min(first.silence.saturating_sub(self.bounds.slack)));
-        Limit::Cut { after: first.silence, between: (earliest, latest), how: first.how.clone(), seen }
+        let (after, between) = (typical.silence, (earliest.min(typical.silence), last.silence));
+        Limit::Cut { after, between, how: typical.how.clone(), seen }
     }
 
     fn without_cut(&self, lived: Duration) -> Limit {

@@ -9,36 +9,36 @@ use super::super::measured::ServerSends;
 /// The intervals that are remembered.
 const INTERVALS: usize = 512;
 
-/// Counts what arrives on connections that `W` names.
+/// Counts what arrives on connections that `N` names.
 #[derive(Debug)]
-pub(crate) struct Sends<W> {
-    pings: Kind<W>,
-    messages: Kind<W>,
+pub(crate) struct Sends<N> {
+    pings: Kind<N>,
+    messages: Kind<N>,
     /// A message that comes this soon after the opening is a greeting.
     greeting: Duration,
 }
 
 #[derive(Debug)]
-struct Kind<W> {
+struct Kind<N> {
     count: u32,
-    last: HashMap<W, Duration>,
+    last: HashMap<N, Duration>,
     intervals: Vec<Duration>,
 }
 
-impl<W: Eq + Hash> Sends<W> {
+impl<N: Eq + Hash> Sends<N> {
     pub(crate) fn new(greeting: Duration) -> Self {
         Self { pings: Kind::new(), messages: Kind::new(), greeting }
     }
 
     /// A Ping came.
-    pub(crate) fn handle_ping(&mut self, who: W, now: Duration) {
-        self.pings.handle(who, now);
+    pub(crate) fn handle_ping(&mut self, name: N, now: Duration) {
+        self.pings.handle(name, now);
     }
 
     /// Something else came, on a connection of this age.
-    pub(crate) fn handle_message(&mut self, who: W, age: Duration, now: Duration) {
+    pub(crate) fn handle_message(&mut self, name: N, age: Duration, now: Duration) {
         if age > self.greeting {
-            self.messages.handle(who, now);
+            self.messages.handle(name, now);
         }
     }
 
@@ -52,14 +52,14 @@ impl<W: Eq + Hash> Sends<W> {
     }
 }
 
-impl<W: Eq + Hash> Kind<W> {
+impl<N: Eq + Hash> Kind<N> {
     fn new() -> Self {
         Self { count: 0, last: HashMap::new(), intervals: Vec::new() }
     }
 
-    fn handle(&mut self, who: W, now: Duration) {
+    fn handle(&mut self, name: N, now: Duration) {
         self.count = self.count.saturating_add(1);
-        if let Some(last) = self.last.insert(who, now)
+        if let Some(last) = self.last.insert(name, now)
             && self.intervals.len() < INTERVALS
         {
             self.intervals.push(now.saturating_sub(last));
@@ -81,10 +81,10 @@ mod tests {
     fn a_greeting_is_not_regular_and_intervals_are_those_of_one_connection() {
         let seconds = Duration::from_secs;
         let mut sends = Sends::new(seconds(2));
-        for who in 0..3 {
-            sends.handle_message(who, seconds(0), seconds(who));
-            sends.handle_message(who, seconds(1), seconds(who + 1));
-            sends.handle_ping(who, seconds(who + 30));
+        for name in 0..3 {
+            sends.handle_message(name, seconds(0), seconds(name));
+            sends.handle_message(name, seconds(1), seconds(name + 1));
+            sends.handle_ping(name, seconds(name + 30));
         }
         assert!(!sends.result().is_regular());
         sends.handle_ping(0, seconds(60));

@@ -38,7 +38,7 @@ const LIVES: usize = 256;
 
 /// The name of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Who {
+enum Name {
     /// On which nothing is sent.
     Silent(usize),
     /// On which this client sends Pongs.
@@ -82,11 +82,11 @@ pub(super) async fn wait(
         let due = waits.began + waits.poll_timeout(now).min(publish);
         tokio::select! {
             biased;
-            Some((who, event)) = events.recv() => {
+            Some((name, event)) = events.recv() => {
                 if let Event::Failed(error) = &event && waits.failures == 0 {
                     results.left_out.note(format!("some of the connections that wait: {error}"));
                 }
-                waits.handle(waits.began.elapsed(), who, event);
+                waits.handle(waits.began.elapsed(), name, event);
             }
             () = sleep_until(due) => {}
         }
@@ -100,8 +100,8 @@ struct Waits<'a> {
     began: Instant,
     /// Dropping it closes all sockets.
     tasks: JoinSet<()>,
-    events: Sender<(Who, Event)>,
-    commands: HashMap<Who, Sender<Command>>,
+    events: Sender<(Name, Event)>,
+    commands: HashMap<Name, Sender<Command>>,
     silent: Search,
     up: Search,
     /// Between two Pings or Pongs of the connections that send as clients do.
@@ -112,11 +112,11 @@ struct Waits<'a> {
     next_pongs: HashMap<usize, Duration>,
     habits: Vec<Slot>,
     /// When connections of the searches were opened.
-    opened: HashMap<Who, Duration>,
+    opened: HashMap<Name, Duration>,
     /// The lives of connections that ended.
     lives: Vec<Life>,
     explained: Explained,
-    sends: Sends<Who>,
+    sends: Sends<Name>,
     /// The openings that failed.
     failures: u32,
 }
@@ -132,7 +132,7 @@ struct Slot {
 }
 
 impl<'a> Waits<'a> {
-    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Who, Event)>) -> Self {
+    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Name, Event)>) -> Self {
         let due = |(index, habit): (usize, &Habit)| match habit {
             Habit::SecondBusy => schedule.second_busy,
             _ => schedule.apart * index as u32,
@@ -171,18 +171,18 @@ impl<'a> Waits<'a> {
         self.adapt(now);
         self.act_habits(now);
         while let Some(what) = self.silent.poll(now) {
-            self.perform(what, Who::Silent);
+            self.perform(what, Name::Silent);
         }
         while let Some(what) = self.up.poll(now) {
             if let Do::Open(number) = what {
                 self.next_pongs.insert(number, now + self.every);
             }
-            self.perform(what, Who::Up);
+            self.perform(what, Name::Up);
         }
         let due: Vec<_> =
             self.next_pongs.iter().filter(|(_, due)| **due <= now).map(|(number, _)| *number).collect();
         for number in due {
-            self.command(Who::Up(number), Command::Pong);
+            self.command(Name::Up(number), Command::Pong);
             self.next_pongs.insert(number, now + self.every);
         }
     }
@@ -203,7 +203,7 @@ impl<'a> Waits<'a> {
         self.every = (after / 3).max(SHORTEST);
         self.up.restart();
         self.next_pongs.clear();
-        self.commands.retain(|who, _| !matches!(who, Who::Up(_)));
+        self.commands.retain(|name, _| !matches!(name, Name::Up(_)));
         for slot in self.habits.iter_mut().filter(|slot| slot.habit == Habit::Pings) {
             (slot.machine, slot.due, slot.again) = (None, Some(now), slot.again + 1);
         }
@@ -212,13 +212,13 @@ impl<'a> Waits<'a> {
     fn act_habits(&mut self, now: Duration) {
         for index in 0..self.habits.len() {
             let Some(slot) = self.habits.get_mut(index) else { continue };
-            let who = Who::Habit(index, slot.again);
+            let name = Name::Habit(index, slot.again);
             if slot.due.is_some_and(|due| due <= now) {
                 slot.due = None;
                 let options = Options { answer_pings: slot.habit != Habit::Mute, ..quiet() };
-                self.open(who, options);
+                self.open(name, options);
             } else if slot.machine.as_mut().is_some_and(|machine| machine.poll(now)) {
-                self.command(who, Command::Ping);
+                self.command(name, Command::Ping);
             }
         }
         let answers = self.busy().find_map(|machine| machine.answers(now));
@@ -244,8 +244,9 @@ impl<'a> Waits<'a> {
             }
         }
         let current: Vec<_> = self.habits.iter().map(|slot| slot.again).collect();
-        self.commands
-            .retain(|who, _| !matches!(who, Who::Habit(index, again) if current.get(*index) != Some(again)));
+        self.commands.retain(
+            |name, _| !matches!(name, Name::Habit(index, again) if current.get(*index) != Some(again)),
+        );
     }
 
     fn poll_timeout(&self, now: Duration) -> Duration {
@@ -257,44 +258,44 @@ impl<'a> Waits<'a> {
         habits.flatten().chain(searches).chain(self.next_pongs.values().copied()).min().unwrap_or_default()
     }
 
-    fn perform(&mut self, what: Do, who: impl Fn(usize) -> Who) {
+    fn perform(&mut self, what: Do, name: impl Fn(usize) -> Name) {
         match what {
-            Do::Open(number) => self.open(who(number), quiet()),
-            Do::Check(number) => self.command(who(number), Command::Ping),
+            Do::Open(number) => self.open(name(number), quiet()),
+            Do::Check(number) => self.command(name(number), Command::Ping),
             Do::Close(number) => {
-                self.commands.remove(&who(number));
+                self.commands.remove(&name(number));
             }
         }
     }
 
-    fn open(&mut self, who: Who, options: Options) {
+    fn open(&mut self, name: Name, options: Options) {
         let (sender, commands) = mpsc::channel(COMMANDS);
-        self.commands.insert(who, sender);
-        self.tasks.spawn(hold(self.target.clone(), options, who, commands, self.events.clone()));
+        self.commands.insert(name, sender);
+        self.tasks.spawn(hold(self.target.clone(), options, name, commands, self.events.clone()));
     }
 
     /// A connection that takes no more commands is one whose bytes do not leave: nothing is missed.
-    fn command(&self, who: Who, command: Command) {
-        if let Some(sender) = self.commands.get(&who) {
+    fn command(&self, name: Name, command: Command) {
+        if let Some(sender) = self.commands.get(&name) {
             let _ = sender.try_send(command);
         }
     }
 
-    fn handle(&mut self, now: Duration, who: Who, event: Event) {
-        match (&event, who) {
-            (Event::Opened, _) => drop(self.opened.insert(who, now)),
+    fn handle(&mut self, now: Duration, name: Name, event: Event) {
+        match (&event, name) {
+            (Event::Opened, _) => drop(self.opened.insert(name, now)),
             (Event::Failed(_), _) => self.failures += 1,
-            (Event::Ping, _) => self.sends.handle_ping(who, now),
-            (Event::Data, _) => self.sends.handle_message(who, now.saturating_sub(self.age_zero(who)), now),
+            (Event::Ping, _) => self.sends.handle_ping(name, now),
+            (Event::Data, _) => self.sends.handle_message(name, now.saturating_sub(self.age_zero(name)), now),
             _ => {}
         }
-        match who {
-            Who::Silent(number) => pass(&mut self.silent, now, number, &event),
-            Who::Up(number) => pass(&mut self.up, now, number, &event),
-            Who::Habit(index, again) => self.handle_habit(now, index, again, &event),
+        match name {
+            Name::Silent(number) => pass(&mut self.silent, now, number, &event),
+            Name::Up(number) => pass(&mut self.up, now, number, &event),
+            Name::Habit(index, again) => self.handle_habit(now, index, again, &event),
         }
         if let Event::Ended(_) | Event::Failed(_) = event {
-            self.handle_end(now, who, event);
+            self.handle_end(now, name, event);
         }
     }
 
@@ -319,13 +320,13 @@ impl<'a> Waits<'a> {
         }
     }
 
-    fn handle_end(&mut self, now: Duration, who: Who, event: Event) {
-        self.commands.remove(&who);
-        if let Who::Up(number) = who {
+    fn handle_end(&mut self, now: Duration, name: Name, event: Event) {
+        self.commands.remove(&name);
+        if let Name::Up(number) = name {
             self.next_pongs.remove(&number);
         }
-        let opened = self.opened.remove(&who);
-        if let (Event::Ended(how), Some(opened), Who::Silent(_) | Who::Up(_)) = (event, opened, who)
+        let opened = self.opened.remove(&name);
+        if let (Event::Ended(how), Some(opened), Name::Silent(_) | Name::Up(_)) = (event, opened, name)
             && self.lives.len() < LIVES
         {
             self.lives.push(Life { opened, last: now, cut: Some((now, how)), is_busy: false });
@@ -335,8 +336,8 @@ impl<'a> Waits<'a> {
         self.up.explain(&self.explained);
     }
 
-    fn age_zero(&self, who: Who) -> Duration {
-        self.opened.get(&who).copied().unwrap_or_default()
+    fn age_zero(&self, name: Name) -> Duration {
+        self.opened.get(&name).copied().unwrap_or_default()
     }
 
     fn busy(&self) -> impl Iterator<Item = &Steady> {
@@ -442,7 +443,7 @@ impl<'a> Waits<'a> {
     }
 
     /// Closes everything in order.
-    async fn close(mut self, events: &mut Receiver<(Who, Event)>) {
+    async fn close(mut self, events: &mut Receiver<(Name, Event)>) {
         self.commands.clear();
         events.close();
         let _ = timeout(CLOSING, async { while self.tasks.join_next().await.is_some() {} }).await;

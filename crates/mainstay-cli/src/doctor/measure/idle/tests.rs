@@ -171,8 +171,10 @@ proptest! {
         prop_assert!(between.0 <= limit && limit <= between.1 + RTT, "{limit:?} in {found:?}");
         prop_assert_eq!(how, &[CutHow::Fin, CutHow::Silent, CutHow::ResetOnSend][path as usize]);
         prop_assert!(*seen >= 1);
-        let off = after.as_secs_f64() / limit.as_secs_f64();
-        prop_assert!((0.9..=1.1).contains(&off), "{limit:?} in {found:?}");
+        // `docs/DOCTOR.md` promises 3 % below 0.4 of `--for`, which is 0.45 of this time, and 5 % above.
+        let exact = if share < 0.45 { 0.03 } else { 0.05 };
+        let off = (after.as_secs_f64() - limit.as_secs_f64()).abs();
+        prop_assert!(off <= exact * limit.as_secs_f64() + RTT.as_secs_f64(), "{limit:?} in {found:?}");
     }
 
     #[test]
