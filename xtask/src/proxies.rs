@@ -50,21 +50,30 @@ pub(crate) fn step() -> Result<Outcome> {
     Ok(skipped.outcome())
 }
 
-/// Plays all recipes and the demonstration at a time: nearly all of it is waiting.
+/// Plays all recipes and the demonstration at a time: nearly all of it is waiting. The doctor, which measures times, comes after.
 fn play(proxies: &[Proxy]) -> Result<()> {
     let scratch = scratch()?;
     let (_echo, backend) = start_echo(&scratch)?;
     let (scratch, backend) = (&scratch, &backend);
+    let recipes = proxies
+        .iter()
+        .map(|proxy| (proxy.name, Box::new(move || text(stage::play(proxy, scratch, backend))) as Play<'_>));
+    let demonstration = ("the demonstration", Box::new(move || text(demo::play(scratch))) as Play<'_>);
+    at_a_time(recipes.chain([demonstration]))?;
+    let examined = proxies.iter().filter(|proxy| !proxy.reaches_us_by_http2);
+    at_a_time(
+        examined.map(|proxy| {
+            (proxy.name, Box::new(move || text(doctor::play(proxy, scratch, backend))) as Play<'_>)
+        }),
+    )
+}
+
+type Play<'a> = Box<dyn FnOnce() -> std::result::Result<(), String> + Send + 'a>;
+
+/// Plays all of these at a time. The error has what each of them complains about.
+fn at_a_time<'a>(plays: impl Iterator<Item = (&'static str, Play<'a>)>) -> Result<()> {
     let failures: Vec<String> = thread::scope(|scope| {
-        let playing: Vec<_> =
-            proxies
-                .iter()
-                .map(|proxy| (proxy.name, scope.spawn(move || text(stage::play(proxy, scratch, backend)))))
-                .chain(proxies.iter().filter(|proxy| !proxy.reaches_us_by_http2).map(|proxy| {
-                    (proxy.name, scope.spawn(move || text(doctor::play(proxy, scratch, backend))))
-                }))
-                .chain([("the demonstration", scope.spawn(move || text(demo::play(scratch))))])
-                .collect();
+        let playing: Vec<_> = plays.map(|(name, play)| (name, scope.spawn(play))).collect();
         let ended = playing
             .into_iter()
             .map(|(name, play)| (name, play.join().unwrap_or_else(|_| Err("it panicked".into()))));

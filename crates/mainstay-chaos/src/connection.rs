@@ -56,25 +56,13 @@ pub(crate) struct Connection {
     jitter: SmallRng,
     bits: SmallRng,
     /// By the side that writes.
-    pipes: [Pipe; 2],
-    gates: [Gates; 2],
+    lanes: [Lane; 2],
     dialogue: Dialogue,
     dial: Dial,
     in_force: Vec<InForce>,
     rules: Vec<(Fault, Schedule)>,
     /// A request that is kept back because it may be answered by the fault `status`.
     held: Held,
-    /// By side: it has ended its stream or is gone.
-    has_ended: [bool; 2],
-    /// By side: its socket is reset or broken.
-    is_gone: [bool; 2],
-    last_bytes: [Duration; 2],
-    /// By side: the next data frame is cut.
-    cuts_next_frame: [bool; 2],
-    /// By side: how much of the present frame passes before it is cut.
-    cut_frame: [Option<u64>; 2],
-    /// By side: the present frame is dropped.
-    drops_frame: [bool; 2],
     ghost: Ghost,
     /// When it counts as up.
     up_at: Option<Duration>,
@@ -83,6 +71,24 @@ pub(crate) struct Connection {
     is_noted_unreadable: bool,
     actions: VecDeque<Action>,
     notes: VecDeque<What>,
+}
+
+/// One side, and the direction of what it writes.
+#[derive(Debug)]
+struct Lane {
+    pipe: Pipe,
+    gates: Gates,
+    last_bytes: Duration,
+    /// The side has ended its stream, or is gone.
+    has_ended: bool,
+    /// The side's socket is reset or broken.
+    is_gone: bool,
+    /// The present frame is dropped.
+    drops_frame: bool,
+    /// The next data frame is cut.
+    cuts_next_frame: bool,
+    /// How much of the present frame's payload passes before it is cut.
+    cut_frame: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,19 +143,12 @@ impl Connection {
             seed,
             jitter: schedule::random(seed, id, 0),
             bits: schedule::random(seed, id, u64::MAX),
-            pipes: [Pipe::new(), Pipe::new()],
-            gates: [Gates::default(), Gates::default()],
+            lanes: [Lane::new(now), Lane::new(now)],
             dialogue: Dialogue::new(),
             dial: Dial::NotYet,
             in_force: Vec::new(),
             rules: Vec::new(),
             held: Held::No,
-            has_ended: [false; 2],
-            is_gone: [false; 2],
-            last_bytes: [now; 2],
-            cuts_next_frame: [false; 2],
-            cut_frame: [None; 2],
-            drops_frame: [false; 2],
             ghost: Ghost::None,
             up_at: None,
             life: Life::Open,
@@ -181,14 +180,14 @@ impl Connection {
 
     /// Returns the bytes written upwards and downwards.
     pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.pipes[0].left(), self.pipes[1].left())
+        (self.lanes[0].pipe.left(), self.lanes[1].pipe.left())
     }
 
     /// Returns what it is, in a word.
     pub(crate) fn state(&self) -> &'static str {
         match self.life {
             Life::Lingers { .. } | Life::Over { .. } => "closing",
-            Life::Open if self.pipes.iter().any(Pipe::is_dead) => "dead",
+            Life::Open if self.lanes.iter().any(|lane| lane.pipe.is_dead()) => "dead",
             Life::Open if self.dial != Dial::Connected => "connecting",
             Life::Open if self.dialogue.is_websocket() => "websocket",
             Life::Open if self.dialogue.is_opaque() => "unreadable",
@@ -207,14 +206,14 @@ impl Connection {
     /// Returns how many bytes may be read from `side` now; none: its socket is left alone.
     pub(crate) fn room(&self, side: Side) -> usize {
         let at = side as usize;
-        if self.has_ended[at] || matches!(self.life, Life::Over { .. }) {
+        if self.lanes[at].has_ended || matches!(self.life, Life::Over { .. }) {
             return 0;
         }
         if matches!(self.life, Life::Lingers { .. }) {
             return ROOM;
         }
         let waits_for_answers = side == Side::Client && matches!(self.held, Held::Requests(..));
-        if waits_for_answers { 0 } else { self.pipes[at].room(&self.gates[at]) }
+        if waits_for_answers { 0 } else { self.lanes[at].pipe.room(&self.lanes[at].gates) }
     }
 
     /// Returns when time has something to do.
@@ -267,19 +266,24 @@ impl Connection {
 
     pub(crate) fn handle_connect_failed(&mut self, note: What) {
         self.notes.push_back(note);
-        self.reset_both("upstream-failed");
+        if self.swallows(Side::Upstream) {
+            self.lanes[Side::Upstream as usize].has_ended = true;
+            self.lanes[Side::Client as usize].pipe.kill();
+        } else {
+            self.reset_both("upstream-failed");
+        }
     }
 
     /// `side` wrote these bytes; not more than [`room`](Self::room).
     pub(crate) fn handle_bytes(&mut self, now: Duration, side: Side, bytes: &[u8]) {
         let at = side as usize;
-        self.last_bytes[at] = now;
+        self.lanes[at].last_bytes = now;
         if self.life != Life::Open || self.swallows(side) {
             return;
         }
         // What passes is put into the pipe in one piece, however many frames it is.
         let (mut passed, mut read) = (0, 0);
-        while read < bytes.len() && !self.pipes[at].has_tail() {
+        while read < bytes.len() && !self.lanes[at].pipe.has_tail() {
             let piece = self.dialogue.read(side, &bytes[read..]);
             let fate = self.judge(now, side, piece);
             let end = read + piece.length;
@@ -312,13 +316,19 @@ impl Connection {
     /// `side` reset the connection, or its socket is broken.
     pub(crate) fn handle_reset(&mut self, now: Duration, side: Side) {
         let at = side as usize;
-        if self.is_gone[at] {
+        if self.lanes[at].is_gone {
             return;
         }
-        self.is_gone[at] = true;
-        self.pipes[side.other() as usize].kill();
+        self.lanes[at].is_gone = true;
+        self.lanes[side.other() as usize].pipe.kill();
         if side == Side::Client && self.dial != Dial::Connected {
             return self.finish_life("client-reset");
+        }
+        let lane = &self.lanes[at];
+        if self.life == Life::Open && lane.pipe.is_over() && !lane.gates.hole {
+            // Its end has passed already: the reset follows it.
+            self.actions.push_back(Action::Reset(side.other()));
+            return self.finish_life(self.first_end.unwrap_or_default());
         }
         self.end_of(now, side, Tail::Reset, ["client-reset", "upstream-reset"]);
     }
@@ -329,12 +339,12 @@ impl Connection {
         if !is_ready || self.withholds(side) {
             return &[];
         }
-        self.pipes[side as usize].writable(now, &self.gates[side as usize])
+        self.lanes[side as usize].pipe.writable(now, &self.lanes[side as usize].gates)
     }
 
     /// The reader of `side` took so many bytes.
     pub(crate) fn wrote(&mut self, now: Duration, side: Side, count: usize) {
-        self.pipes[side as usize].wrote(now, count, &self.gates[side as usize]);
+        self.lanes[side as usize].pipe.wrote(now, count, &self.lanes[side as usize].gates);
         self.pass_tails(now);
     }
 
@@ -357,11 +367,11 @@ impl Connection {
             return;
         }
         if self.dial != Dial::Connected {
-            self.has_ended[Side::Upstream as usize] = true;
+            self.lanes[Side::Upstream as usize].has_ended = true;
         }
         for side in Side::BOTH {
             self.actions.push_back(Action::Finish(side));
-            self.pipes[side as usize].kill();
+            self.lanes[side as usize].pipe.kill();
         }
         self.life = Life::Lingers { until: now.saturating_add(LINGER), reason };
         self.settle();
@@ -387,7 +397,7 @@ impl Connection {
                 self.notes.push_back(What::Handshake { status });
                 self.up_at = Some(now.saturating_add(UP_AFTER));
             }
-            Part::Opaque if side == Side::Upstream && self.pipes[side as usize].entered() == 0 => {
+            Part::Opaque if side == Side::Upstream && self.lanes[side as usize].pipe.entered() == 0 => {
                 self.up_at = Some(now.saturating_add(UP_AFTER));
             }
             Part::Head { .. } | Part::Body | Part::Opaque => {}
@@ -398,21 +408,21 @@ impl Connection {
     fn judge_frame(&mut self, now: Duration, side: Side, frame: Frame, length: usize) -> Fate {
         let at = side as usize;
         if frame.begins {
-            self.drops_frame[at] = self.drops(side, frame.opcode);
+            self.lanes[at].drops_frame = self.drops(side, frame.opcode);
             if side == Side::Upstream && self.up_at.is_some() {
                 self.up_at = Some(now);
             }
         }
-        if self.drops_frame[at] {
+        if self.lanes[at].drops_frame {
             return Fate::IsDropped;
         }
         if let (Some(payload @ 1..), None) = (frame.payload, frame.offset)
-            && self.cuts_next_frame[at]
+            && self.lanes[at].cuts_next_frame
             && frame.opcode <= opcode::LAST_OF_DATA
         {
-            self.cut_frame[at] = Some((payload / 2).min(LONGEST_PART));
+            self.lanes[at].cut_frame = Some((payload / 2).min(LONGEST_PART));
         }
-        match (self.cut_frame[at], frame.offset) {
+        match (self.lanes[at].cut_frame, frame.offset) {
             (Some(most), Some(offset)) if offset + length as u64 >= most => Fate::IsCut {
                 after: usize::try_from(most.saturating_sub(offset)).unwrap_or(length).min(length),
             },
@@ -443,7 +453,7 @@ impl Connection {
         let left = self.bytes_until_cut(side);
         let passes =
             left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
-        self.pipes[at].push(now, &bytes[..passes], &self.gates[at], &mut self.jitter);
+        self.lanes[at].pipe.push(now, &bytes[..passes], &self.lanes[at].gates, &mut self.jitter);
         if left.is_some_and(|left| left <= passes as u64) {
             self.cut(now, side, true, "cut-after");
         }
@@ -452,7 +462,7 @@ impl Connection {
     /// Cuts the connection once what `side` wrote before has passed.
     fn cut(&mut self, now: Duration, side: Side, reset: bool, reason: &'static str) {
         let at = side as usize;
-        self.pipes[at].end(now, Tail::Cut { reset, reason }, &self.gates[at], &mut self.jitter);
+        self.lanes[at].pipe.end(now, Tail::Cut { reset, reason }, &self.lanes[at].gates, &mut self.jitter);
         self.pass_tails(now);
     }
 
@@ -472,9 +482,9 @@ impl Connection {
         let answer = http::answer(code, retry_after, self.dialogue.asks_for_head(earlier));
         self.notes.push_back(What::Handshake { status: code });
         self.held = Held::No;
-        self.pipes[Side::Client as usize].kill();
+        self.lanes[Side::Client as usize].pipe.kill();
         let at = Side::Upstream as usize;
-        self.pipes[at].push(now, &answer, &self.gates[at], &mut self.jitter);
+        self.lanes[at].pipe.push(now, &answer, &self.lanes[at].gates, &mut self.jitter);
         self.cut(now, Side::Upstream, false, "status");
     }
 
@@ -486,11 +496,11 @@ impl Connection {
 
     fn end_of(&mut self, now: Duration, side: Side, tail: Tail, reasons: [&'static str; 2]) {
         let at = side as usize;
-        self.has_ended[at] = true;
+        self.lanes[at].has_ended = true;
         self.first_end.get_or_insert(reasons[at]);
         if self.life == Life::Open && !self.swallows(side) {
             self.pass_held(now);
-            self.pipes[at].end(now, tail, &self.gates[at], &mut self.jitter);
+            self.lanes[at].pipe.end(now, tail, &self.lanes[at].gates, &mut self.jitter);
             self.want_upstream();
         }
         self.pass_tails(now);
@@ -499,15 +509,15 @@ impl Connection {
     /// Whether a direction swallows what `side` writes; then it is dead from now on.
     fn swallows(&mut self, side: Side) -> bool {
         let at = side as usize;
-        if self.gates[at].hole && !self.pipes[at].is_dead() {
+        if self.lanes[at].gates.hole && !self.lanes[at].pipe.is_dead() {
             self.lose(side);
         }
-        self.pipes[at].is_dead()
+        self.lanes[at].pipe.is_dead()
     }
 
     /// A direction loses what is in it, and what follows.
     fn lose(&mut self, side: Side) {
-        let pipe = &mut self.pipes[side as usize];
+        let pipe = &mut self.lanes[side as usize].pipe;
         if !pipe.is_dead() && !pipe.is_over() {
             pipe.kill();
             self.notes.push_back(What::Dead { direction: side.direction() });
@@ -521,7 +531,9 @@ impl Connection {
             let may_pass = self.life == Life::Open
                 && (side == Side::Upstream || self.dial == Dial::Connected)
                 && !self.withholds(side);
-            let Some(tail) = may_pass.then(|| self.pipes[at].pop_tail(now, &self.gates[at])).flatten() else {
+            let Some(tail) =
+                may_pass.then(|| self.lanes[at].pipe.pop_tail(now, &self.lanes[at].gates)).flatten()
+            else {
                 continue;
             };
             match tail {
@@ -539,10 +551,11 @@ impl Connection {
 
     /// Finds out whether the connection is gone.
     fn settle(&mut self) {
-        let has_both_ended = self.has_ended == [true; 2];
+        let has_both_ended = self.lanes.iter().all(|lane| lane.has_ended);
         match self.life {
             Life::Open
-                if has_both_ended && self.pipes.iter().all(|pipe| pipe.is_over() || pipe.is_dead()) =>
+                if has_both_ended
+                    && self.lanes.iter().all(|lane| lane.pipe.is_over() || lane.pipe.is_dead()) =>
             {
                 self.finish_life(self.first_end.unwrap_or_default());
             }
@@ -557,10 +570,10 @@ impl Connection {
         let is_wanted = self.dial == Dial::NotYet
             && self.life == Life::Open
             && !self.is_mute()
-            && !self.gates[Side::Client as usize].hole
-            && !self.pipes[Side::Client as usize].is_dead();
+            && !self.lanes[Side::Client as usize].gates.hole
+            && !self.lanes[Side::Client as usize].pipe.is_dead();
         // While the fault `status` waits for a request, the upstream is not needed.
-        let has_something = self.status().is_none() || !self.pipes[Side::Client as usize].is_empty();
+        let has_something = self.status().is_none() || !self.lanes[Side::Client as usize].pipe.is_empty();
         if is_wanted && has_something {
             self.dial = Dial::Asked;
             self.actions.push_back(Action::Dial);
@@ -577,11 +590,30 @@ impl Connection {
     fn next_write(&self, side: Side, now: Duration) -> Option<Duration> {
         let is_ready = side == Side::Upstream || self.dial == Dial::Connected;
         let at = side as usize;
-        if is_ready && !self.withholds(side) { self.pipes[at].next(now, &self.gates[at]) } else { None }
+        if is_ready && !self.withholds(side) {
+            self.lanes[at].pipe.next(now, &self.lanes[at].gates)
+        } else {
+            None
+        }
     }
 
     fn idle_since(&self, direction: Direction) -> Duration {
         let meant = Side::BOTH.into_iter().filter(|side| direction.covers(*side));
-        meant.map(|side| self.last_bytes[side as usize]).max().unwrap_or_default()
+        meant.map(|side| self.lanes[side as usize].last_bytes).max().unwrap_or_default()
+    }
+}
+
+impl Lane {
+    fn new(now: Duration) -> Self {
+        Self {
+            pipe: Pipe::new(),
+            gates: Gates::default(),
+            last_bytes: now,
+            has_ended: false,
+            is_gone: false,
+            drops_frame: false,
+            cuts_next_frame: false,
+            cut_frame: None,
+        }
     }
 }

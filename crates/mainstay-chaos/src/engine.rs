@@ -164,7 +164,7 @@ impl Engine {
         let mut machine = Connection::new(id, now, self.seed);
         machine.set_rules(&self.scenario, now);
         for standing in self.standing.iter().filter(|standing| standing.strikes_newcomer(self.seed, id)) {
-            machine.handle_fault(now, &standing.fault, standing.id, standing.until);
+            machine.handle_fault(now, &standing.fault, standing.id);
         }
         let pair = Rc::new(RefCell::new(Pair::new(id, stream, client, machine)));
         self.pairs.borrow_mut().insert(id, Rc::clone(&pair));
@@ -214,10 +214,10 @@ impl Engine {
 
     fn begin(&mut self, standing: Standing) {
         let (now, seed) = (self.shared.now(), self.seed);
-        let Standing { id: fault_id, ref fault, until, .. } = standing;
+        let Standing { id: fault_id, ref fault, .. } = standing;
         self.for_each(|id, machine| {
             if standing.strikes_open(seed, id) {
-                machine.handle_fault(now, fault, fault_id, until);
+                machine.handle_fault(now, fault, fault_id);
             }
         });
         self.forget_gone();
@@ -237,6 +237,7 @@ impl Engine {
         });
     }
 
+    /// The timeline has the end of a fault before what passes because of it.
     fn stopped(&mut self, standing: &Standing, why: Lift) {
         let now = self.shared.now();
         let connection = match standing.target {

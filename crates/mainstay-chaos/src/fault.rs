@@ -11,13 +11,14 @@ pub enum Fault {
     Reset,
     /// `fin`: both sides receive the end of the TCP stream, without a closing handshake.
     Fin,
-    /// `black-hole`: bytes are lost, and neither side is notified. With one direction: half-open.
+    /// `black-hole`: bytes are lost, also those on their way, and neither side is notified. With one direction: half-open. A direction that
+    /// lost a byte or an end stays dead after the fault has ended. A connection that opens meanwhile does not reach the upstream.
     BlackHole(Direction),
-    /// `stall`: bytes stand still, and arrive when the fault ends.
+    /// `stall`: bytes and ends stand still, and arrive when the fault ends. After 64 KiB the proxy stops reading.
     Stall(Direction),
-    /// `jam`: the proxy reads nothing, so that the writer's socket fills.
+    /// `jam`: the proxy reads nothing until the fault ends, so that the writer's socket fills.
     Jam(Direction),
-    /// `delay`: each byte arrives later, in order.
+    /// `delay`: each byte arrives later, in order. At most 1 MiB is on its way. What is on its way when the fault ends arrives at once.
     Delay {
         /// Which bytes.
         direction: Direction,
@@ -40,28 +41,28 @@ pub enum Fault {
         /// Range: 1 and above. Default: 1.
         bytes: usize,
     },
-    /// `corrupt`: one bit of the next bytes is inverted. TLS refuses it; a plain WebSocket receives it.
+    /// `corrupt`: one bit of the next 16 bytes is inverted. TLS refuses it; a plain WebSocket receives it.
     Corrupt(Direction),
-    /// `cut-in-frame`: the connection is reset within the payload of the next data frame.
+    /// `cut-in-frame`: the connection is reset within the payload of the next data frame: half of it passes, at most 16 KiB.
     CutInFrame(Direction),
     /// `cut-after`: the connection is reset after so many bytes.
     CutAfter {
-        /// Which bytes are counted.
+        /// Which bytes are counted; with both directions their sum.
         direction: Direction,
         /// Counted from the beginning of the connection.
         bytes: u64,
     },
-    /// `refuse`: nothing listens; new connections are refused.
+    /// `refuse`: nothing listens; new connections are refused. Open ones stay.
     Refuse,
     /// `mute`: new connections are accepted, and nothing is read or sent. When it ends, they go on to the upstream.
     Mute,
-    /// `swallow-close`: Close frames are dropped.
+    /// `swallow-close`: Close frames are dropped: the end of the stream passes, the closing handshake does not.
     SwallowClose(Direction),
     /// `drop-pings`: Pings are dropped.
     DropPings(Direction),
     /// `drop-pongs`: Pongs are dropped.
     DropPongs(Direction),
-    /// `idle-cut`: a connection on which nothing passed for so long is cut, as a proxy does.
+    /// `idle-cut`: the proxy ends the streams of a connection on which nothing passed for so long.
     IdleCut {
         /// Which bytes count as life: those of one direction, or of either.
         direction: Direction,
@@ -70,20 +71,21 @@ pub enum Fault {
         /// Neither side is notified, as with the table of a NAT.
         silent: bool,
     },
-    /// `lifetime-cut`: a connection of this age is cut.
+    /// `lifetime-cut`: the proxy ends the streams of a connection of this age.
     LifetimeCut {
         /// The age.
         after: Duration,
     },
-    /// `status`: the opening handshake is answered with this status of HTTP, such as 502, and does not reach the upstream.
+    /// `status`: the opening handshake, or any other request, is answered with this status of HTTP, such as 502, and does not reach the
+    /// upstream. The connection ends then. One that is a WebSocket already is left alone.
     Status {
         /// Range: 300 to 599.
         code: u16,
         /// `Retry-After`, in seconds.
         retry_after: Option<u32>,
     },
-    /// `ghost`: the client is cut off, and the upstream does not notice; the last bytes of the old connection arrive at the upstream
-    /// once a new connection is up.
+    /// `ghost`: the next frame of the client is kept back, the client is cut off by a reset, and the upstream does not notice. The frame
+    /// arrives at the upstream once a newer connection is up: with the upstream's first frame there, or 1 s after its handshake.
     Ghost,
 }
 

@@ -249,10 +249,12 @@ impl Header {
 
     fn read_header(&mut self, bytes: &[u8]) -> usize {
         let mut read = 0;
+        // The first two bytes say how many follow.
         while read < bytes.len() && self.have < self.needed() {
-            self.bytes[self.have] = bytes[read];
-            self.have += 1;
-            read += 1;
+            let more = (self.needed() - self.have).min(bytes.len() - read);
+            self.bytes[self.have..self.have + more].copy_from_slice(&bytes[read..read + more]);
+            self.have += more;
+            read += more;
         }
         if self.have == self.needed() {
             self.length = match self.bytes[1] & 0x7f {

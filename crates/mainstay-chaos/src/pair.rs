@@ -19,7 +19,7 @@ use crate::shared::Shared;
 /// How long the upstream may take to accept a connection.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// How often one connection moves bytes before the others have their turn.
-const TURNS: usize = 32;
+const TURNS: usize = 8;
 
 /// A connection and its two sockets.
 pub(crate) struct Pair {

@@ -70,6 +70,9 @@ pub(super) fn play(proxy: &Proxy, scratch: &Path, backend: &str) -> Result<()> {
     if cut.is_some() {
         let off = silent["after_ms"].as_f64().map(|after| (after - LIMIT_MS).abs());
         check(off.is_some_and(|off| off <= LIMIT_MS / 10.0), "the limit within 10 %", &report)?;
+        // As docs/DOCTOR.md has it: each of them counts the client's bytes, too.
+        let only_client = &report["measured"]["idle"]["up_only"]["kind"];
+        check(only_client == "holds", "the bytes that count", &report)?;
     }
     let named = suspect["id"].as_str().zip(suspect["certainty"].as_str());
     check(named == expected.suspect, "the first suspect", &report)

@@ -39,15 +39,10 @@ impl Connection {
         self.in_force.iter().map(|it| it.fault.name()).collect()
     }
 
-    /// A fault of the proxy strikes, on command or by a rule with `at`; the proxy notes it.
-    pub(crate) fn handle_fault(
-        &mut self,
-        now: Duration,
-        fault: &Fault,
-        id: FaultId,
-        until: Option<Duration>,
-    ) {
-        self.strike(now, fault, Origin::Proxy(id), until);
+    /// A fault of the proxy strikes, on command or by a rule of the whole proxy, which notes it. It lasts until
+    /// [`handle_lift`](Self::handle_lift).
+    pub(crate) fn handle_fault(&mut self, now: Duration, fault: &Fault, id: FaultId) {
+        self.strike(now, fault, Origin::Proxy(id), None);
     }
 
     /// A fault of the proxy stops.
@@ -91,12 +86,12 @@ impl Connection {
             Fault::Ghost => self.begin_ghost(),
             Fault::Corrupt(direction) => {
                 for side in Side::BOTH.into_iter().filter(|side| direction.covers(*side)) {
-                    self.pipes[side as usize].corrupt(&mut self.bits);
+                    self.lanes[side as usize].pipe.corrupt(&mut self.bits);
                 }
             }
             Fault::CutInFrame(direction) => {
                 for side in Side::BOTH.into_iter().filter(|side| direction.covers(*side)) {
-                    self.cuts_next_frame[side as usize] = true;
+                    self.lanes[side as usize].cuts_next_frame = true;
                 }
             }
             lasting => {
@@ -124,11 +119,11 @@ impl Connection {
     fn refresh(&mut self, now: Duration) {
         for side in Side::BOTH {
             let at = side as usize;
-            self.gates[at] = self.gates_of(side);
-            self.pipes[at].hurry(now, &self.gates[at]);
+            self.lanes[at].gates = self.gates_of(side);
+            self.lanes[at].pipe.hurry(now, &self.lanes[at].gates);
             let holds_some =
-                !self.pipes[at].is_empty() || self.pipes[at].has_tail() || self.holds_request(side);
-            if self.gates[at].hole && holds_some {
+                !self.lanes[at].pipe.is_empty() || self.lanes[at].pipe.has_tail() || self.holds_request(side);
+            if self.lanes[at].gates.hole && holds_some {
                 self.lose(side);
             }
         }
@@ -173,7 +168,7 @@ impl Connection {
     }
 
     pub(super) fn drops(&self, side: Side, code: u8) -> bool {
-        let gates = &self.gates[side as usize];
+        let gates = &self.lanes[side as usize].gates;
         match code {
             opcode::CLOSE => gates.swallow_close,
             opcode::PING => gates.drop_pings,
@@ -199,7 +194,7 @@ impl Connection {
         let limits = self.in_force.iter().filter_map(|it| match it.fault {
             Fault::CutAfter { direction, bytes } if direction.covers(side) => {
                 let counted = Side::BOTH.into_iter().filter(|side| direction.covers(*side));
-                let passed: u64 = counted.map(|side| self.pipes[side as usize].entered()).sum();
+                let passed: u64 = counted.map(|side| self.lanes[side as usize].pipe.entered()).sum();
                 Some(bytes.saturating_sub(passed))
             }
             _ => None,
@@ -209,7 +204,7 @@ impl Connection {
 
     /// Returns the cuts that time will make, if nothing passes until then.
     pub(super) fn cut_times(&self) -> impl Iterator<Item = (Duration, CutByTime)> + '_ {
-        let is_alive = self.pipes.iter().any(|pipe| !pipe.is_dead() && !pipe.is_over());
+        let is_alive = self.lanes.iter().any(|lane| !lane.pipe.is_dead() && !lane.pipe.is_over());
         let is_open = self.life == Life::Open && is_alive;
         self.in_force.iter().filter(move |_| is_open).filter_map(|it| match it.fault {
             Fault::IdleCut { direction, after, silent } => {

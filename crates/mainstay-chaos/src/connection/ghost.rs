@@ -33,16 +33,16 @@ impl Connection {
 
     /// Cuts the client off as soon as a whole frame is kept back, or all that fits.
     pub(super) fn check_ghost(&mut self) {
-        let pipe = &self.pipes[Side::Client as usize];
+        let pipe = &self.lanes[Side::Client as usize].pipe;
         let has_whole = !pipe.is_empty() && self.dialogue.is_between(Side::Client);
-        let is_full = pipe.room(&self.gates[Side::Client as usize]) == 0 && pipe.waiting() >= ROOM;
+        let is_full = pipe.room(&self.lanes[Side::Client as usize].gates) == 0 && pipe.waiting() >= ROOM;
         if self.ghost == Ghost::Waits && (has_whole || is_full) {
             self.ghost = Ghost::Hidden;
             self.actions.push_back(Action::Reset(Side::Client));
-            self.is_gone[Side::Client as usize] = true;
-            self.has_ended[Side::Client as usize] = true;
+            self.lanes[Side::Client as usize].is_gone = true;
+            self.lanes[Side::Client as usize].has_ended = true;
             self.first_end.get_or_insert("ghost");
-            self.pipes[Side::Upstream as usize].kill();
+            self.lanes[Side::Upstream as usize].pipe.kill();
         }
     }
 

@@ -371,7 +371,12 @@ mod tests {
             kind.parameters.iter().map(|name| format!(",{}", value(name))).collect::<String>()
         };
         for kind in Kind::ALL {
-            for when in ["", ",at=0s", ",at=10s,repeat=20s", ",share=0.25"] {
+            let (ends, share) = match kind.strikes {
+                crate::Strikes::Once => (",at=10s,repeat=20s", ",share=0.25"),
+                _ if kind.name == "refuse" => (",at=10s,repeat=20s,for=5s", ""),
+                _ => (",at=10s,repeat=20s,for=5s", ",share=0.25"),
+            };
+            for when in ["", ",at=0s", ends, share] {
                 let line = format!("{}{}{when}", kind.name, parameters(&kind));
                 let rule: Rule = line.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
                 assert_eq!(rule.fault.name(), kind.name);
@@ -466,6 +471,14 @@ mod tests {
             (
                 "kind = \"stall\"\nat = \"1s\"\nrepeat = \"5s\"\nfor = \"5s\"",
                 "line 10: fault[1].for: must be shorter than repeat, which is 5s",
+            ),
+            (
+                "kind = \"stall\"\nat = \"1s\"\nrepeat = \"5s\"",
+                "line 9: fault[1].repeat: needs for: stall has no end without it, and strikes once",
+            ),
+            (
+                "kind = \"refuse\"\nshare = 0.5",
+                "fault[1].share: refuse closes the port for all new connections; remove share",
             ),
             (
                 "kind = \"refuse\"\nafter = \"1s\"",

@@ -187,7 +187,14 @@ impl Table<'_> {
     }
 
     fn lasts(&self, when: When) -> Result<Option<Duration>, Wrong> {
-        let Some(lasts) = self.duration("for", SHORTEST, LONGEST)? else { return Ok(None) };
+        let Some(lasts) = self.duration("for", SHORTEST, LONGEST)? else {
+            let repeats = matches!(when, When::At { repeat: Some(_), .. });
+            if repeats && self.kind.strikes != Strikes::Once {
+                let what = format!("needs for: {} has no end without it, and strikes once", self.kind.name);
+                return Err(Wrong::at("repeat", format!("{what}; add for example for = \"8s\"")));
+            }
+            return Ok(None);
+        };
         if self.kind.strikes == Strikes::Once {
             let what = format!("{} happens in one moment and has no end; remove for", self.kind.name);
             return Err(Wrong::at("for", what));
@@ -203,6 +210,11 @@ impl Table<'_> {
 
     fn share(&self) -> Result<f64, Wrong> {
         let Some(value) = self.fields.get("share") else { return Ok(1.0) };
+        if self.kind.name == "refuse" {
+            let what =
+                "refuse closes the port for all new connections; remove share, or write mute or status";
+            return Err(Wrong::at("share", what));
+        }
         let share = value.as_f64().filter(|share| *share > 0.0 && *share <= 1.0);
         share.ok_or_else(|| {
             Wrong::at("share", format!("must be above 0 and at most 1, not {value}; write for example 0.5"))

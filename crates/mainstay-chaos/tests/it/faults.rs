@@ -51,6 +51,18 @@ fn the_reset_of_a_client_is_a_reset_for_the_upstream() {
 }
 
 #[test]
+fn a_client_that_closed_its_socket_is_a_reset_for_an_upstream_that_goes_on_writing() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy =
+        mainstay_chaos::ChaosProxy::builder(listener.local_addr().unwrap().to_string()).start().unwrap();
+    drop(connect(&proxy));
+    let (mut upstream, _) = listener.accept().unwrap();
+    assert_eq!(upstream.read(&mut [0; 1]).unwrap(), 0);
+    while upstream.write_all(&[0; 1000]).is_ok() {}
+    wait_until(|| proxy.connections().is_empty());
+}
+
+#[test]
 fn a_fin_is_the_end_of_the_stream_for_both_sides_though_the_client_goes_on_writing() {
     let upstream = upstream();
     let proxy = upstream.proxy();
@@ -76,6 +88,19 @@ fn refused_connections_are_refused_at_once_and_accepted_at_the_same_address_afte
     exchange(&old, b"open connections stay");
     assert!(proxy.lift(id));
     exchange(&connect(&proxy), b"again");
+}
+
+#[test]
+fn a_proxy_whose_address_was_taken_meanwhile_says_so_and_listens_again_when_it_is_free() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let id = proxy.inject(Fault::Refuse, Target::All, None);
+    let other = std::net::TcpListener::bind(proxy.address()).unwrap();
+    assert!(proxy.lift(id));
+    wait_for(&proxy, "accept-failed");
+    drop(other);
+    wait_until(|| TcpStream::connect(proxy.address()).is_ok());
+    exchange(&connect(&proxy), b"well");
 }
 
 #[test]

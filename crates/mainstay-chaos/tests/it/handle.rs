@@ -6,7 +6,9 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mainstay_chaos::{ChaosProxy, Direction, Event, Fault, FaultId, Rule, Scenario, Target, What, When};
+use mainstay_chaos::{
+    Cause, ChaosProxy, Direction, Event, Fault, FaultId, Lift, Rule, Scenario, Target, What, When,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::stage::{connect, exchange, is_silent, upstream, wait_for, wait_until};
@@ -142,6 +144,75 @@ fn the_same_seed_and_the_same_order_of_connections_give_the_same_faults() {
     assert!(first.len() > 20, "{first:?}");
     assert_eq!(first, play(1));
     assert_ne!(first, play(2));
+}
+
+#[test]
+fn the_share_of_a_rule_of_the_whole_proxy_is_drawn_from_the_seed_for_each_connection() {
+    let upstream = upstream();
+    let struck = |seed| -> Vec<u64> {
+        let proxy = ChaosProxy::builder(upstream.address.to_string()).seed(seed).start().unwrap();
+        let mut streams: Vec<_> = (0..15).map(|_| connect(&proxy)).collect();
+        wait_until(|| proxy.accepted() == 15);
+        let when = When::At { at: Duration::ZERO, repeat: None };
+        let rule = Rule { fault: Fault::Stall(Direction::Both), when, lasts: None, share: 0.5 };
+        proxy.set_scenario(Scenario { rules: vec![rule] });
+        // It also strikes connections that open while it lasts.
+        streams.extend((0..15).map(|_| connect(&proxy)));
+        wait_until(|| proxy.accepted() == 30);
+        let struck = proxy.connections().into_iter().filter(|it| !it.faults.is_empty());
+        struck.map(|it| it.id).collect()
+    };
+    let first = struck(1);
+    assert!((5..25).contains(&first.len()) && first[0] <= 15 && first[first.len() - 1] > 15, "{first:?}");
+    assert_eq!(first, struck(1));
+    assert_ne!(first, struck(2));
+}
+
+#[test]
+fn a_fault_of_a_connection_that_is_gone_is_in_force_no_more() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    let stream = connect(&proxy);
+    exchange(&stream, b"\x16well");
+    proxy.inject(Fault::DropPings(Direction::Both), Target::Connection(1), None);
+    proxy.inject(Fault::DropPings(Direction::Both), Target::Open, None);
+    let new = proxy.inject(Fault::DropPings(Direction::Both), Target::New, None);
+    assert_eq!(proxy.faults().len(), 3);
+    drop(stream);
+    wait_until(|| proxy.connections().is_empty());
+    wait_until(|| proxy.faults().iter().map(|fault| fault.id).eq([new]));
+}
+
+#[test]
+fn a_connection_that_was_kept_leads_to_the_upstream_of_the_moment_in_which_it_goes_on() {
+    let (first, second) = (upstream(), upstream());
+    let proxy = first.proxy();
+    let mute = proxy.inject(Fault::Mute, Target::All, None);
+    let stream = connect(&proxy);
+    wait_for(&proxy, "opened");
+    proxy.set_upstream(&format!("ws://{}", second.address)).unwrap();
+    assert!(proxy.lift(mute));
+    exchange(&stream, b"well");
+    let connected = wait_for(&proxy, "connected");
+    assert_eq!(connected.what, What::Connected { upstream: second.address });
+}
+
+#[test]
+fn a_lift_of_all_also_stops_what_rules_have_begun_on_single_connections() {
+    let upstream = upstream();
+    let rule = Rule { fault: Fault::Stall(Direction::Both), when: When::Always, lasts: None, share: 1.0 };
+    let scenario = Scenario { rules: vec![rule] };
+    let proxy = ChaosProxy::builder(upstream.address.to_string()).scenario(scenario).start().unwrap();
+    let mut old = connect(&proxy);
+    old.write_all(b"held").unwrap();
+    wait_for(&proxy, "fault");
+    proxy.lift_all();
+    assert_eq!(crate::stage::read(&old, 4), b"held");
+    let lifted = wait_for(&proxy, "lifted");
+    assert_eq!(lifted.what, What::Lifted { fault: "stall", by: Cause::Rule(1), why: Lift::Command });
+    let mut new = connect(&proxy);
+    new.write_all(b"held").unwrap();
+    wait_until(|| proxy.connections().iter().any(|it| it.id == 2 && it.faults == ["stall"]));
 }
 
 #[tokio::test(start_paused = true)]

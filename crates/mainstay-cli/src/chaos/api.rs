@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -45,7 +45,7 @@ const PATHS: &str = "GET /, GET and DELETE /connections, DELETE /connections/ID,
 
 /// What the requests are about. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct State {
+pub(super) struct Api {
     /// The command owns the proxy, and a request must not make it live longer.
     proxy: Weak<ChaosProxy>,
     current: Arc<Mutex<Current>>,
@@ -58,10 +58,10 @@ struct Current {
     scenario: Scenario,
 }
 
-impl State {
+impl Api {
     pub(super) fn new(proxy: &Arc<ChaosProxy>, plan: &Plan) -> Self {
         let hosts = plan.api_hosts.iter().map(|host| foreign::bare(host)).collect();
-        let current = Current { upstream: plan.upstream.clone(), scenario: plan.scenario.clone() };
+        let current = Current { upstream: without_scheme(&plan.upstream), scenario: plan.scenario.clone() };
         Self { proxy: Arc::downgrade(proxy), current: Arc::new(Mutex::new(current)), hosts }
     }
 
@@ -103,8 +103,8 @@ fn ok(body: &impl Serialize) -> Answer {
 }
 
 /// Serves until the process ends.
-pub(super) async fn serve(listener: TcpListener, state: State) {
-    let app = router(state);
+pub(super) async fn serve(listener: TcpListener, api: Api) {
+    let app = router(api);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
@@ -134,7 +134,7 @@ async fn serve_connection(stream: TcpStream, app: Router) {
     }
 }
 
-fn router(state: State) -> Router {
+fn router(api: Api) -> Router {
     Router::new()
         .route("/", get(overview))
         .route("/connections", get(connections).delete(reset_all))
@@ -148,19 +148,19 @@ fn router(state: State) -> Router {
         .method_not_allowed_fallback(async || {
             Wrong(StatusCode::METHOD_NOT_ALLOWED, format!("this path has no such method; there are {PATHS}"))
         })
-        .layer(middleware::from_fn_with_state(state.clone(), refuse_pages))
+        .layer(middleware::from_fn_with_state(api.clone(), refuse_pages))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(state)
+        .with_state(api)
 }
 
 /// Refuses what a page of another site may have caused.
 async fn refuse_pages(
-    axum::extract::State(state): axum::extract::State<State>,
+    State(api): State<Api>,
     Extension(local): Extension<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Response {
-    match judge(&state, local, &request) {
+    match judge(&api, local, &request) {
         Ok(()) => tokio::time::timeout(BODY_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
             let what = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
             Wrong(StatusCode::REQUEST_TIMEOUT, what).into_response()
@@ -169,12 +169,12 @@ async fn refuse_pages(
     }
 }
 
-fn judge(state: &State, local: SocketAddr, request: &Request) -> Result<(), Wrong> {
+fn judge(api: &Api, local: SocketAddr, request: &Request) -> Result<(), Wrong> {
     let Some(names) = foreign::hosts(request) else {
         return Err(bad("the request needs one valid Host, and a path or a URL as its target"));
     };
     let is_ours =
-        |host: &str| foreign::is_local(host, Some(local.ip())) || state.hosts.contains(&foreign::bare(host));
+        |host: &str| foreign::is_local(host, Some(local.ip())) || api.hosts.contains(&foreign::bare(host));
     if !names.iter().all(|name| is_ours(name.host())) {
         let what = "the Host of this request is no local name: use localhost or the address of --api, or start with \
                     --api-host NAME to accept this one";
@@ -193,8 +193,6 @@ fn judge(state: &State, local: SocketAddr, request: &Request) -> Result<(), Wron
     Ok(())
 }
 
-type Of = axum::extract::State<State>;
-
 /// What runs.
 #[derive(Serialize)]
 struct Overview {
@@ -208,9 +206,9 @@ struct Overview {
     version: &'static str,
 }
 
-async fn overview(axum::extract::State(state): Of) -> Answer {
-    let proxy = state.proxy()?;
-    let current = state.current();
+async fn overview(State(api): State<Api>) -> Answer {
+    let proxy = api.proxy()?;
+    let current = api.current();
     ok(&Overview {
         listen: proxy.address(),
         upstream: current.upstream.clone(),
@@ -223,25 +221,25 @@ async fn overview(axum::extract::State(state): Of) -> Answer {
     })
 }
 
-async fn connections(axum::extract::State(state): Of) -> Answer {
-    ok(&state.proxy()?.connections())
+async fn connections(State(api): State<Api>) -> Answer {
+    ok(&api.proxy()?.connections())
 }
 
-async fn faults(axum::extract::State(state): Of) -> Answer {
-    ok(&state.proxy()?.faults())
+async fn faults(State(api): State<Api>) -> Answer {
+    ok(&api.proxy()?.faults())
 }
 
-async fn timeline(axum::extract::State(state): Of, request: Request) -> Answer {
+async fn timeline(State(api): State<Api>, request: Request) -> Answer {
     let wrong = |(status, line): (StatusCode, String)| Wrong(status, line.trim_end().to_owned());
     let query = Query::of(&request, &["after"]).map_err(wrong)?;
     let after = query.number("after", 0, u64::MAX).map_err(wrong)?.unwrap_or(0);
-    let mut events = state.proxy()?.timeline();
+    let mut events = api.proxy()?.timeline();
     events.retain(|event| event.number > after);
     ok(&events)
 }
 
-async fn inject(axum::extract::State(state): Of, body: Result<Bytes, BytesRejection>) -> Answer {
-    let proxy = state.proxy()?;
+async fn inject(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Answer {
+    let proxy = api.proxy()?;
     let (rule, target) = command(object(&body)?, |id| is_open(&proxy, id))?;
     let id = proxy.inject(rule.fault, target, rule.lasts);
     Ok(answer(StatusCode::CREATED, &json!({"id": id})))
@@ -294,32 +292,32 @@ fn command(
     }
 }
 
-async fn lift(axum::extract::State(state): Of, Path(id): Path<String>) -> Answer {
+async fn lift(State(api): State<Api>, Path(id): Path<String>) -> Answer {
     let number =
         id.parse().map_err(|_| bad(format!("{id:?} is no number of a fault; GET /faults has them")))?;
-    if state.proxy()?.lift(FaultId(number)) {
+    if api.proxy()?.lift(FaultId(number)) {
         return ok(&json!({"lifted": true}));
     }
     let what = format!("fault {number} is not in force; GET /faults lists those that are");
     Err(Wrong(StatusCode::NOT_FOUND, what))
 }
 
-async fn lift_all(axum::extract::State(state): Of) -> Answer {
-    state.proxy()?.lift_all();
+async fn lift_all(State(api): State<Api>) -> Answer {
+    api.proxy()?.lift_all();
     ok(&json!({"lifted": true}))
 }
 
-async fn reset(axum::extract::State(state): Of, Path(id): Path<String>) -> Answer {
+async fn reset(State(api): State<Api>, Path(id): Path<String>) -> Answer {
     let number = id
         .parse()
         .map_err(|_| bad(format!("{id:?} is no number of a connection; GET /connections has them")))?;
-    let proxy = state.proxy()?;
+    let proxy = api.proxy()?;
     is_open(&proxy, number)?;
     ok(&json!({"id": proxy.inject(Fault::Reset, Target::Connection(number), None)}))
 }
 
-async fn reset_all(axum::extract::State(state): Of) -> Answer {
-    ok(&json!({"id": state.proxy()?.inject(Fault::Reset, Target::Open, None)}))
+async fn reset_all(State(api): State<Api>) -> Answer {
+    ok(&json!({"id": api.proxy()?.inject(Fault::Reset, Target::Open, None)}))
 }
 
 fn is_open(proxy: &ChaosProxy, id: u64) -> Result<(), Wrong> {
@@ -332,18 +330,23 @@ fn is_open(proxy: &ChaosProxy, id: u64) -> Result<(), Wrong> {
     }
 }
 
-async fn set_upstream(axum::extract::State(state): Of, body: Result<Bytes, BytesRejection>) -> Answer {
+/// Returns `HOST:PORT`, as the timeline has it.
+fn without_scheme(upstream: &str) -> String {
+    upstream.split_once("://").map_or(upstream, |(_, rest)| rest).trim_end_matches('/').to_owned()
+}
+
+async fn set_upstream(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Answer {
     let fields = object(&body)?;
     let upstream = match (fields.get("upstream").and_then(Value::as_str), fields.len()) {
         (Some(upstream), 1) => upstream,
         _ => return Err(bad("write {\"upstream\": \"127.0.0.1:3000\"} and nothing else")),
     };
-    let proxy = state.proxy()?;
+    let proxy = api.proxy()?;
     plan::without_password(upstream).map_err(|what| bad(format!("upstream: {what}")))?;
-    let mut current = state.current();
+    let mut current = api.current();
     proxy.set_upstream(upstream).map_err(|error| bad(error.to_string()))?;
-    current.upstream = upstream.to_owned();
-    ok(&json!({"upstream": upstream}))
+    current.upstream = without_scheme(upstream);
+    ok(&json!({"upstream": current.upstream}))
 }
 
 /// The rules in force, in the order in which the timeline counts them.
@@ -352,13 +355,13 @@ struct Rules<'a> {
     rules: &'a [Rule],
 }
 
-async fn set_scenario(axum::extract::State(state): Of, body: Result<Bytes, BytesRejection>) -> Answer {
+async fn set_scenario(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Answer {
     let file = ScenarioFile::parse_json(text(&body)?).map_err(|error| bad(error.to_string()))?;
     if file.seed.is_some() {
         return Err(bad("seed: is fixed when the program starts; remove it"));
     }
-    let proxy = state.proxy()?;
-    let mut current = state.current();
+    let proxy = api.proxy()?;
+    let mut current = api.current();
     proxy.set_scenario(file.scenario.clone());
     current.scenario = file.scenario;
     ok(&Rules { rules: &current.scenario.rules })

@@ -31,10 +31,12 @@ pub(crate) const AFTER_HELP: &str = "\
 Examples:
   mainstay chaos --upstream 127.0.0.1:3000 --profile elevator
       a proxy in front of your server; connect to the address that it prints
-  mainstay chaos --listen 127.0.0.1:8081 --upstream 127.0.0.1:3000 --fault black-hole,after=10s,for=8s
+  mainstay chaos --upstream 127.0.0.1:3000 --fault black-hole,after=10s,for=8s
       8 seconds of silence, 10 seconds after each connection has opened
-  mainstay chaos --upstream 127.0.0.1:3000 --api 127.0.0.1:8474 --json
-      faults on command: curl -H 'Content-Type: application/json' -d '{\"kind\": \"reset\"}' 127.0.0.1:8474/faults
+  mainstay chaos --upstream 127.0.0.1:3000 --api 127.0.0.1:8474
+      faults on command, from another terminal or from a test:
+      curl -H 'Content-Type: application/json' -d '{\"kind\": \"reset\"}' \\
+        127.0.0.1:8474/faults
   mainstay chaos --list
       all faults with their fields, and all profiles
   mainstay chaos --list deploy > my.toml
@@ -75,8 +77,8 @@ pub(crate) struct Arguments {
     /// End after this time. Default: never.
     #[arg(long = "for", value_name = "DURATION", value_parser = values::duration)]
     lasts: Option<Duration>,
-    /// Accept commands by HTTP on this address, for example 127.0.0.1:8474. Port 0 is any free port. An address of another
-    /// machine's reach needs --api-host.
+    /// Accept commands by HTTP on this address, for example 127.0.0.1:8474. Port 0 is any free port. An address that other
+    /// machines reach needs --api-host.
     #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
     api: Option<SocketAddr>,
     /// Answer requests for this host name or address, too: clients of other machines and containers write it in their URLs.
@@ -104,9 +106,17 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     }
     // Each client takes two.
     let _ = descriptors::raise_limit();
+    // Before the first line is printed: its reader may send a signal at once.
+    let stops = match Stops::listen() {
+        Ok(stops) => stops,
+        Err(error) => {
+            log::write_line(&format!("signals cannot be received: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let started = Plan::new(arguments).and_then(Running::start);
     match started {
-        Ok(running) => running.until_the_end().await,
+        Ok(running) => running.until_the_end(stops).await,
         Err(line) => {
             log::write_line(&line);
             ExitCode::from(2)
@@ -146,17 +156,10 @@ impl Running {
     }
 
     /// Serves until something ends the command. Returns the exit code.
-    async fn until_the_end(mut self) -> ExitCode {
-        let mut stops = match Stops::listen() {
-            Ok(stops) => stops,
-            Err(error) => {
-                log::write_line(&format!("signals cannot be received: {error}"));
-                return ExitCode::FAILURE;
-            }
-        };
+    async fn until_the_end(mut self, mut stops: Stops) -> ExitCode {
         if let Some(listener) = self.api.take() {
-            let state = api::State::new(&self.proxy, &self.plan);
-            tokio::spawn(api::serve(listener, state));
+            let api = api::Api::new(&self.proxy, &self.plan);
+            tokio::spawn(api::serve(listener, api));
         }
         let end = async {
             tokio::select! {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
-use mainstay_chaos::{Event, Rule, What};
+use mainstay_chaos::{Event, Lift, Rule, What};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -113,9 +113,10 @@ impl Timeline {
             lines.push(format!("rule {number}: {rule}"));
         }
         if self.rules.is_empty() {
-            let how =
-                if self.api.is_some() { "until a command breaks them" } else { "see --profile and --fault" };
-            lines.push(format!("no rules: connections pass unbroken; {how}"));
+            lines.push(match self.api {
+                Some(_) => "no rules: connections pass unbroken until a command breaks one".to_owned(),
+                None => "no rules: connections pass unbroken; see --profile, --fault and --api".to_owned(),
+            });
         }
         lines.join("\n")
     }
@@ -186,7 +187,12 @@ fn words(event: &Event) -> String {
                 lasts.map_or_else(String::new, |lasts| format!(" for={}", humantime::format_duration(lasts)));
             format!("FAULT {}{}{lasts} ({by})", fault.name(), parameters.collect::<String>())
         }
-        What::Lifted { fault, by, why } => format!("{fault} is over ({by}: {why})"),
+        What::Lifted { fault, by, why } => match why {
+            Lift::End => format!("{fault} is over ({by})"),
+            Lift::Command => format!("{fault} is lifted ({by})"),
+            Lift::Scenario => format!("{fault} is over: its rule was replaced ({by})"),
+            why => format!("{fault} is over: {why} ({by})"),
+        },
         What::Closed { reason, up, down } => {
             let by = match *reason {
                 "client" => "closed by the client",

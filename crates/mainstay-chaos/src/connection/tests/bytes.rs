@@ -135,8 +135,8 @@ proptest! {
                 20 if pause < 300 => play.reset(side),
                 _ => play.wait(pause),
             }
-            for pipe in &play.machine.pipes {
-                prop_assert!(pipe.waiting() <= ROOM_OF_DELAY + ROOM);
+            for lane in &play.machine.lanes {
+                prop_assert!(lane.pipe.waiting() <= ROOM_OF_DELAY + ROOM);
             }
         }
     }

@@ -28,6 +28,15 @@ fn a_reset_of_one_side_passes_as_a_reset_after_the_bytes_before_it() {
 }
 
 #[test]
+fn a_reset_after_the_end_of_the_same_side_passes_too() {
+    let mut play = Play::websocket();
+    play.end(Side::Client);
+    play.down(&frame(1, b"the client is gone", None));
+    play.reset(Side::Client);
+    assert_eq!((play.ends[1], play.over()), (Some("reset"), Some("client")));
+}
+
+#[test]
 fn a_client_that_resets_before_the_upstream_is_connected_is_gone() {
     let mut play = Play::of(Connection::new(1, std::time::Duration::ZERO, 7));
     play.inject(Fault::Mute);
@@ -42,6 +51,17 @@ fn an_upstream_that_cannot_be_reached_resets_the_client() {
     play.machine.handle_connect_failed(What::Unreadable);
     play.wait(0);
     assert_eq!((play.ends[0], play.over()), (Some("reset"), Some("upstream-failed")));
+}
+
+#[test]
+fn an_upstream_that_cannot_be_reached_in_a_black_hole_is_not_noticed_by_the_client() {
+    let mut play = Play::begin();
+    play.inject(Fault::BlackHole(Direction::Down));
+    play.machine.handle_connect_failed(What::Unreadable);
+    play.wait(3_600_000);
+    assert_eq!((play.ends, play.over()), ([None; 2], None));
+    play.end(Side::Client);
+    assert_eq!(play.over(), Some("client"));
 }
 
 #[test]

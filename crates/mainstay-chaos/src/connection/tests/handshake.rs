@@ -152,6 +152,15 @@ fn what_is_no_http_is_unreadable() {
 }
 
 #[test]
+fn more_requests_than_are_counted_pass_and_are_unreadable() {
+    let mut play = Play::begin();
+    play.up(&GET.repeat(64));
+    assert_eq!(play.machine.state(), "open");
+    play.up(GET);
+    assert_eq!((play.machine.state(), &play.got[0]), ("unreadable", &GET.repeat(65)));
+}
+
+#[test]
 fn frames_that_come_before_the_answer_are_read_as_frames() {
     let early = [REQUEST, &frame(9, b"?", Some([1, 2, 3, 4]))].concat();
     let mut play = Play::begin();

@@ -21,7 +21,7 @@ pub(super) struct Play {
     pub(super) has_dialled: bool,
     pub(super) has_appeared: bool,
     pub(super) notes: Vec<(Duration, What)>,
-    connects: bool,
+    lifts_at: Option<Duration>,
 }
 
 impl Play {
@@ -42,7 +42,7 @@ impl Play {
             has_dialled: false,
             has_appeared: false,
             notes: Vec::new(),
-            connects: true,
+            lifts_at: None,
         }
     }
 
@@ -81,14 +81,13 @@ impl Play {
     }
 
     pub(super) fn inject(&mut self, fault: Fault) {
-        self.machine.handle_fault(self.now, &fault, FaultId(1), None);
+        self.machine.handle_fault(self.now, &fault, FaultId(1));
         self.settle();
     }
 
     pub(super) fn inject_for(&mut self, fault: Fault, milliseconds: u64) {
-        let until = self.now + Duration::from_millis(milliseconds);
-        self.machine.handle_fault(self.now, &fault, FaultId(1), Some(until));
-        self.settle();
+        self.inject(fault);
+        self.lifts_at = Some(self.now + Duration::from_millis(milliseconds));
     }
 
     pub(super) fn lift(&mut self) {
@@ -100,12 +99,15 @@ impl Play {
     pub(super) fn wait(&mut self, milliseconds: u64) {
         let until = self.now + Duration::from_millis(milliseconds);
         for _ in 0..1_000_000 {
-            match self.machine.poll_timeout(self.now).filter(|at| *at <= until) {
-                Some(at) => self.now = self.now.max(at),
-                None => {
-                    self.now = until;
-                    return self.settle();
-                }
+            let next = self.machine.poll_timeout(self.now).into_iter().chain(self.lifts_at).min();
+            let Some(at) = next.filter(|at| *at <= until) else {
+                self.now = until;
+                return self.settle();
+            };
+            self.now = self.now.max(at);
+            if self.lifts_at.is_some_and(|lifts_at| lifts_at <= self.now) {
+                self.lifts_at = None;
+                self.lift();
             }
             self.settle();
         }
@@ -150,9 +152,7 @@ impl Play {
         match action {
             Action::Dial => {
                 self.has_dialled = true;
-                if self.connects {
-                    self.machine.handle_connected(self.now, What::Unreadable);
-                }
+                self.machine.handle_connected(self.now, What::Unreadable);
             }
             Action::Finish(side) => self.ends[side as usize] = Some("fin"),
             Action::Reset(side) => self.ends[side as usize] = Some("reset"),
