@@ -438,10 +438,10 @@ mod tests {
             while server.write_all(&ping).await.is_ok() && server.write_all(b"\x81\x01x").await.is_ok() {}
         });
         let mut seen = 0;
-        while moment(probe.next()).await.is_some() {
+        while seen < 20_000 && moment(probe.next()).await.is_some() {
             seen += 1;
         }
-        assert!(seen > 500 && probe.ended.is_none(), "{seen}");
+        assert!((500..20_000).contains(&seen) && probe.ended.is_none(), "{seen}");
         assert!(probe.unsent.len() < 2 * MAX_ANSWERS, "{}", probe.unsent.len());
         flood.abort();
     }
