@@ -204,16 +204,6 @@ impl Probe {
         self.flush().await
     }
 
-    /// Sends a binary message; as [`send_text`](Self::send_text).
-    ///
-    /// # Errors
-    /// The connection has ended.
-    pub(crate) async fn send_binary(&mut self, payload: impl Into<Bytes>) -> Result<(), Ended> {
-        let body = payload.into();
-        self.encode(|codec, queue| codec.send(Kind::Binary, &[], &body, queue));
-        self.flush().await
-    }
-
     /// Sends a Ping. The payload is cut to 125 bytes.
     ///
     /// # Errors
@@ -454,7 +444,7 @@ mod tests {
             let mut scratch = [0; 5000];
             server.read_exact(&mut scratch).await.unwrap();
         });
-        let sent = probe.send_binary(vec![0; 1 << 20]).await;
+        let sent = probe.send_text(&"x".repeat(1 << 20)).await;
         assert!(sent.is_err());
         assert_eq!(probe.received_close(), Some((Some(1009), String::new())));
         assert_eq!(probe.next().await, Seen::Close { code: Some(1009), reason: String::new() });
