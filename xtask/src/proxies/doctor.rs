@@ -1,6 +1,6 @@
 //! `mainstay doctor` looks through each proxy with its shortened limit: it has to find the limit within 10 %, to see how the proxy
 //! ends connections, and to name the proxy as far as anything gives it away. nginx, Caddy and Envoy write a field into responses;
-//! HAProxy and Traefik write none, so that HAProxy is only possible.
+//! HAProxy and Traefik write none, so that HAProxy is only possible. The lines that it advises are checked by the proxy itself.
 
 use std::fs;
 use std::path::Path;
@@ -75,7 +75,11 @@ pub(super) fn play(proxy: &Proxy, scratch: &Path, backend: &str) -> Result<()> {
         check(only_client == "holds", "the bytes that count", &report)?;
     }
     let named = suspect["id"].as_str().zip(suspect["certainty"].as_str());
-    check(named == expected.suspect, "the first suspect", &report)
+    check(named == expected.suspect, "the first suspect", &report)?;
+    let lines = suspect["lines"].as_array().into_iter().flatten();
+    let lines: Vec<&str> = lines.filter_map(Value::as_str).collect();
+    check(lines.is_empty() == expected.suspect.is_none(), "the lines that raise its limit", &report)?;
+    proxy.check_lines(&lines, stage.listening, &folder)
 }
 
 /// Runs the doctor, and returns what it reports.

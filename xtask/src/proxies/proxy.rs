@@ -240,6 +240,35 @@ impl Proxy {
         Ok(None)
     }
 
+    /// Lets the program check a configuration with these lines, which the doctor writes for its operator. It starts nothing: `listening`
+    /// may be in use.
+    pub(super) fn check_lines(&self, lines: &[&str], listening: SocketAddr, folder: &Path) -> Result<()> {
+        let (file, lines) = (folder.join("lines"), lines.join("\n"));
+        let mut command = self.command();
+        let text = match self.kind {
+            Kind::Nginx => {
+                command.args(["-t", "-e", "stderr", "-p"]).arg(folder).arg("-c");
+                let location = format!("location / {{\n{lines}\n}}");
+                format!("pid lines.pid; events {{}} http {{ server {{ listen {listening}; {location} }} }}")
+            }
+            Kind::HAProxy => {
+                command.args(["-c", "-f"]);
+                let times = "timeout client 1s\ntimeout connect 1s\ntimeout server 1s";
+                format!("defaults\n{times}\n{lines}\nlisten all\nbind {listening}\n")
+            }
+            Kind::Envoy => {
+                command.args(["--mode", "validate", "--config-path"]);
+                let line = |name| lines.lines().find(|line| line.starts_with(name)).unwrap_or("no such line");
+                let recipe = fs::read_to_string("deploy/proxies/envoy.yaml")?;
+                let recipe = recipe.replace("stream_idle_timeout: 90s", line("stream_idle_timeout"));
+                recipe.replace("timeout: 0s", line("idle_timeout"))
+            }
+            Kind::Caddy | Kind::Traefik => return Ok(()),
+        };
+        fs::write(&file, text)?;
+        output(command.arg(&file)).map(drop)
+    }
+
     /// Starts the next process, and waits for the end of the one that it asks to end.
     fn replace(running: &mut Background, next: &mut Command, place: &Place) -> Result<Background> {
         let next = Background::start_quietly(next, place.folder.join("next.log"))?;

@@ -31,7 +31,7 @@ pub(crate) struct Idle {
     /// This client sends a Ping each `every_ms`, and the server answers.
     pub(crate) our_pings: Limit,
     /// Only this client sends: a Pong that nothing answers each `every_ms` (RFC 6455 section 5.5.3). The time is that without a byte
-    /// from the server. A cut here shows a path that counts only the server's bytes, as nginx's `proxy_read_timeout` does.
+    /// from the server. A cut here shows a path that counts only the server's bytes, as AWS CloudFront does.
     pub(crate) up_only: Limit,
     /// This client sends nothing by itself; it answers the server's Pings. Unknown if the server sends nothing.
     pub(crate) server_sends: Limit,
