@@ -97,7 +97,7 @@ def test_the_client_comes_back_after_a_reset_and_after_a_half_open_connection_an
             await more(seen)
             for connections, kind in [(2, "reset"), (3, "black-hole")]:
                 proxy.inject(kind=kind, target="open")
-                await until(lambda: len(proxy.handshakes()) == connections)
+                await until(lambda: len(proxy.handshakes()) >= connections)
                 await more(seen)
             assert seen[0] == sorted(set(seen[0]))
 
@@ -109,7 +109,7 @@ def test_twenty_clients_do_not_come_back_in_lock_step():
         async with stage(20) as (proxy, seen):
             await more(seen)
             proxy.inject(kind="reset", target="open")
-            await until(lambda: len(proxy.handshakes()) == 40)
+            await until(lambda: len(proxy.handshakes()) >= 40)
             times = proxy.handshakes()[20:]
             assert max(times) - min(times) > 0.3
 

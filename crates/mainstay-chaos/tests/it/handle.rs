@@ -95,6 +95,7 @@ fn targets_are_what_is_open_what_is_new_and_one_connection() {
     assert_eq!(stalled(&proxy), [0; 0]);
     proxy.inject(stall(), Target::Open, None);
     assert_eq!(stalled(&proxy), [1, 2, 3]);
+    exchange(&connect(&proxy), b"opened later");
     exchange_blocked(&late);
 }
 
@@ -213,6 +214,9 @@ fn a_lift_of_all_also_stops_what_rules_have_begun_on_single_connections() {
     let mut new = connect(&proxy);
     new.write_all(b"held").unwrap();
     wait_until(|| proxy.connections().iter().any(|it| it.id == 2 && it.faults == ["stall"]));
+    // Another scenario stops them too.
+    proxy.set_scenario(Scenario::default());
+    assert_eq!(crate::stage::read(&new, 4), b"held");
 }
 
 #[tokio::test(start_paused = true)]

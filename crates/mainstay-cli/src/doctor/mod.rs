@@ -3,8 +3,6 @@
 //! [`facts`] looks at one connection, and [`symptoms`] says what the facts alone show. [`measure`] waits on several connections.
 //! [`verdict`] says what it all means; [`screen`] shows progress and [`page`] the result to people, and [`report`] is what `--json` prints.
 
-#![allow(dead_code, reason = "the parts are being built")]
-
 mod advice;
 mod answer;
 mod certificates;

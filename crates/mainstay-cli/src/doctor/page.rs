@@ -167,3 +167,78 @@ impl Page {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::measured::CutHow;
+    use super::super::verdict;
+    use super::super::verdict::tests::{report, silent_for};
+    use super::*;
+
+    const PLAN: Plan = Plan { lasts: Duration::from_secs(130), connections: 200, echo: false, quick: false };
+
+    fn judged(how: CutHow) -> Report {
+        let mut report = report(Some(silent_for(60, how)), &["nginx"]);
+        (report.findings, report.verdict) = verdict::judge(&report);
+        report
+    }
+
+    #[test]
+    fn the_verdict_is_last_and_the_cut_and_its_remedy_are_before_it() {
+        let page = render(&judged(CutHow::Fin), &PLAN, 100, false);
+        let places = [
+            "!!  idle, silent ",
+            "idle-limit: Something between you",
+            "  most probably nginx: ",
+            "proxy_read_timeout 1h;",
+            "Heartbeat",
+            "Verdict\n  Something between you and the server ends connections after 60 s of silence.",
+        ]
+        .map(|part| page.find(part));
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}\n{page}");
+        assert!(page.ends_with("as here.\n"), "{page}");
+    }
+
+    #[test]
+    fn no_line_of_words_is_wider_than_the_terminal() {
+        let page = render(&judged(CutHow::Fin), &PLAN, 60, false);
+        let is_whole = |line: &&str| line.contains("https://") || line.starts_with("        ");
+        let wide: Vec<&str> =
+            page.lines().filter(|line| !is_whole(line) && line.chars().count() > 60).collect();
+        assert!(wide.is_empty(), "{wide:?}");
+    }
+
+    #[test]
+    fn what_a_server_sent_is_escaped_with_and_without_colours() {
+        let reason = "\u{1b}]0;title\u{7}\u{9b}2J".to_owned();
+        let report = judged(CutHow::Close { code: Some(1001), reason });
+        let plain = render(&report, &PLAN, 100, false);
+        assert!(!plain.contains(['\u{1b}', '\u{7}', '\u{9b}']), "{plain:?}");
+        let coloured = render(&report, &PLAN, 100, true);
+        assert!(!coloured.contains("\u{1b}]") && !coloured.contains(['\u{7}', '\u{9b}']), "{coloured:?}");
+    }
+
+    #[test]
+    fn colours_change_no_word() {
+        let report = judged(CutHow::Fin);
+        let coloured = render(&report, &PLAN, 80, true);
+        let mut without = String::new();
+        for (number, part) in coloured.split("\u{1b}[").enumerate() {
+            without.push_str(if number == 0 {
+                part
+            } else {
+                part.split_once('m').map_or("", |(_, rest)| rest)
+            });
+        }
+        assert_eq!(without, render(&report, &PLAN, 80, false));
+    }
+
+    #[test]
+    fn an_interrupted_report_says_that_it_is_one() {
+        let mut report = judged(CutHow::Fin);
+        report.complete = false;
+        assert!(render(&report, &PLAN, 100, false).contains("was interrupted"));
+    }
+}

@@ -235,7 +235,7 @@ fn unmeasured(report: &Report) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::cutters::{CUTTERS, Figure};
     use super::super::measured::{Lifetime, ServerSends};
     use super::super::report::{Facts, HandshakeFacts, Product, TargetFacts};
@@ -252,7 +252,7 @@ mod tests {
     }
 
     /// A path that ends silent connections, and keeps those of which one end sends.
-    fn silent_for(seconds: u64, how: CutHow) -> Measured {
+    pub(in super::super) fn silent_for(seconds: u64, how: CutHow) -> Measured {
         let idle = Idle {
             silent: cut(Duration::from_secs(seconds), how),
             our_pings: held(),
@@ -266,7 +266,7 @@ mod tests {
         Measured { waited: WAITED, idle: Some(idle), lifetime, ..Measured::default() }
     }
 
-    fn report(measured: Option<Measured>, products: &[&'static str]) -> Report {
+    pub(in super::super) fn report(measured: Option<Measured>, products: &[&'static str]) -> Report {
         let products =
             products.iter().map(|name| Product { name, evidence: format!("server: {name}/1") }).collect();
         Report {

@@ -149,13 +149,14 @@ fn measured(case: Case) -> &'static Value {
     &RESULTS[&case].0
 }
 
-/// Checks that a limit is the expected one: within a tenth, and what a busy machine adds.
+/// Checks that a limit is the expected one, and no other of these paths. A busy machine takes times for shorter or longer ones; tests in
+/// virtual time hold the exactness.
 #[track_caller]
 fn is_cut(limit: &Value, expected: Duration, how: &str) {
     let expected = expected.as_secs_f64() * 1e3;
     let after = limit["after_ms"].as_f64().unwrap_or_else(|| panic!("{limit}"));
-    assert!(after > expected * 0.9 && after < expected * 1.1 + 250.0, "{limit}");
-    assert!(limit["between_ms"][0].as_f64().unwrap() <= expected, "{limit}");
+    assert!(after > expected * 0.7 && after < expected * 1.3 + 500.0, "{limit}");
+    assert!(limit["between_ms"][0].as_f64().unwrap() <= expected + 250.0, "{limit}");
     assert_eq!(limit["how"]["kind"], how, "{limit}");
 }
 
@@ -169,8 +170,8 @@ fn holds(limit: &Value) -> f64 {
 fn an_idle_limit_that_any_byte_renews_is_found_and_pings_or_pongs_of_the_client_prevent_it() {
     let measured = measured(Case::Idle);
     is_cut(&measured["idle"]["silent"], LIMIT, "fin");
-    assert!(holds(&measured["idle"]["our_pings"]) > 3000.0);
-    assert!(holds(&measured["idle"]["up_only"]) > 2000.0);
+    assert!(holds(&measured["idle"]["our_pings"]) > 2000.0);
+    assert!(holds(&measured["idle"]["up_only"]) > 1600.0);
     holds(&measured["lifetime"]["limit"]);
     assert_eq!(measured["idle"]["server"]["pings"], 0);
 }
@@ -188,8 +189,8 @@ fn the_doctor_sends_more_often_than_a_short_idle_limit_to_see_what_keeps_a_conne
     let measured = measured(Case::IdleShort);
     is_cut(&measured["idle"]["silent"], SHORT, "fin");
     assert!(measured["idle"]["every_ms"].as_f64() < Some(500.0), "{measured}");
-    assert!(holds(&measured["idle"]["our_pings"]) > 1500.0);
-    assert!(holds(&measured["idle"]["up_only"]) > 1000.0);
+    assert!(holds(&measured["idle"]["our_pings"]) > 1000.0);
+    assert!(holds(&measured["idle"]["up_only"]) > 800.0);
 }
 
 #[test]
@@ -230,11 +231,15 @@ fn a_restart_is_neither_a_limit_of_age_nor_of_silence() {
 fn the_heartbeat_of_a_server_is_seen_and_what_it_does_to_clients_that_do_not_answer() {
     let idle = &measured(Case::Heartbeat)["idle"];
     let interval = idle["server"]["ping_interval_ms"].as_f64().unwrap();
-    assert!(interval > 600.0 && interval < 900.0, "{idle}");
-    is_cut(&idle["unanswered_pings"], HEARTBEAT, "fin");
-    assert!(holds(&idle["server_sends"]) > 3000.0);
+    assert!(interval > 350.0 && interval < 1200.0, "{idle}");
+    assert_eq!(
+        (&idle["unanswered_pings"]["kind"], &idle["unanswered_pings"]["how"]["kind"]),
+        (&"cut".into(), &"fin".into()),
+        "{idle}"
+    );
+    assert!(holds(&idle["server_sends"]) > 2000.0);
     // No longer silence can be had.
-    assert!(holds(&idle["silent"]) < 1500.0, "{idle}");
+    assert!(holds(&idle["silent"]) < 2000.0, "{idle}");
 }
 
 #[test]

@@ -67,8 +67,8 @@ impl World {
                 .unwrap();
             assert!(next > now || search.poll_timeout(now) > now, "the search waits for {next:?} at {now:?}");
             now = next.max(now);
-            for number in 0..wires.len() {
-                self.pass(search, &mut wires[number], now, number);
+            for (number, wire) in wires.iter_mut().enumerate() {
+                self.pass(search, wire, now, number);
             }
         }
         panic!("the search does not end: {search:?}");
