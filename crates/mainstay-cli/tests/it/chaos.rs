@@ -17,7 +17,7 @@ use crate::support::{mainstay, run, signal, until};
 
 /// A running `mainstay chaos`, killed when dropped.
 pub(crate) struct Chaos {
-    process: Child,
+    process: Process,
     stdin: Option<ChildStdin>,
     /// The first line: the addresses, the seed.
     pub(crate) start: Value,
@@ -52,7 +52,7 @@ impl Chaos {
                 writing.lock().unwrap().push(serde_json::from_str(&line).unwrap());
             }
         });
-        Self { stdin: process.stdin.take(), process, start, events }
+        Self { stdin: process.stdin.take(), process: Process(process), start, events }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -108,7 +108,7 @@ impl Chaos {
     /// Waits until it ends by itself; returns its exit code.
     async fn ended(&mut self) -> Option<i32> {
         for _ in 0..1500 {
-            if let Some(status) = self.process.try_wait().unwrap() {
+            if let Some(status) = self.process.0.try_wait().unwrap() {
                 return status.code();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -117,10 +117,13 @@ impl Chaos {
     }
 }
 
-impl Drop for Chaos {
+/// A process that is killed when dropped, also by a test that fails.
+struct Process(Child);
+
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -181,7 +184,7 @@ async fn a_signal_the_end_of_its_time_and_of_its_input_end_it_and_leave_no_socke
         match how {
             "--for" => {}
             "stdin" => drop(chaos.stdin.take()),
-            name => signal(&chaos.process, name),
+            name => signal(&chaos.process.0, name),
         }
         assert_eq!(chaos.ended().await, Some(0), "{how}");
         assert!(chaos.event("ended").await["at"].is_number(), "{how}");
@@ -198,21 +201,21 @@ async fn a_signal_the_end_of_its_time_and_of_its_input_end_it_and_leave_no_socke
 async fn it_ends_when_the_program_that_started_it_is_killed() {
     let (reader, writer) = std::io::pipe().unwrap();
     // It stands for a test runner: it holds the other end of standard input, and has no chance to clean up.
-    let mut runner = Command::new("sleep").arg("1000").stdout(writer).spawn().unwrap();
+    let mut runner = Process(Command::new("sleep").arg("1000").stdout(writer).spawn().unwrap());
     let upstream = nowhere().to_string();
     let mut command = mainstay(&["chaos", "--upstream", &upstream, "--api", "127.0.0.1:0", "--json"]);
     command.arg("--until-stdin-closes").stdin(reader);
     let mut chaos = Chaos::begin(command);
-    runner.kill().unwrap();
-    runner.wait().unwrap();
+    runner.0.kill().unwrap();
+    runner.0.wait().unwrap();
     assert_eq!(chaos.ended().await, Some(0));
 }
 
 #[tokio::test]
 async fn it_ends_when_its_output_is_not_read_any_more() {
     let upstream = nowhere().to_string();
-    let mut process = mainstay(&["chaos", "--upstream", &upstream]).spawn().unwrap();
-    let mut output = BufReader::new(process.stdout.take().unwrap());
+    let mut process = Process(mainstay(&["chaos", "--upstream", &upstream]).spawn().unwrap());
+    let mut output = BufReader::new(process.0.stdout.take().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     let address: SocketAddr = line.split_once("ws://").unwrap().1.split_once(',').unwrap().0.parse().unwrap();
@@ -223,18 +226,18 @@ async fn it_ends_when_its_output_is_not_read_any_more() {
         StdStream::connect(address).is_err()
     })
     .await;
-    assert_eq!(process.wait().unwrap().code(), Some(0));
+    assert_eq!(process.0.wait().unwrap().code(), Some(0));
 }
 
 #[tokio::test]
 async fn on_a_terminal_each_event_is_a_line_of_words() {
     let (listener, upstream) = listener().await;
     let address = upstream.to_string();
-    let mut process =
-        mainstay(&["chaos", "--upstream", &address, "--seed", "7", "--fault", "reset,after=100ms"])
-            .spawn()
-            .unwrap();
-    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let process = mainstay(&["chaos", "--upstream", &address, "--seed", "7", "--fault", "reset,after=100ms"])
+        .spawn()
+        .unwrap();
+    let mut process = Process(process);
+    let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let first = lines.next().unwrap();
     assert!(first.starts_with("listening on ws://127.0.0.1:"), "{first}");
     assert!(first.ends_with(&format!(", upstream {upstream}, seed 7")), "{first}");
@@ -251,8 +254,6 @@ async fn on_a_terminal_each_event_is_a_line_of_words() {
         "#1    closed by reset",
     ];
     assert!(seen.iter().zip(expected).all(|(line, expected)| line.starts_with(expected)), "{seen:#?}");
-    process.kill().unwrap();
-    process.wait().unwrap();
 }
 
 #[test]
