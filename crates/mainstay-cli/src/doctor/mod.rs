@@ -44,6 +44,7 @@ use self::progress::Progress;
 use self::report::{Facts, Report, ms};
 use self::target::Target;
 use crate::observe::{log, log_text};
+use crate::process::descriptors;
 use crate::process::signals::{Stop, Stops};
 use crate::{print, values};
 
@@ -134,7 +135,9 @@ pub(crate) struct Plan {
 
 /// Runs `mainstay doctor`.
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    let enough_files = || if arguments.quick { Ok(()) } else { check_files(arguments.connections) };
     let prepared = target(&arguments).and_then(|target| {
+        enough_files()?;
         let stops = Stops::listen().map_err(|error| format!("signals cannot be received: {error}"))?;
         Ok((target, stops))
     });
@@ -283,6 +286,23 @@ async fn watch_until(watch: impl Future<Output = ()>, measuring: impl Future<Out
         () = measuring => {}
         () = watching => {}
     }
+}
+
+/// Checks that this process may open so many connections: its own limit must not pass for one of the server.
+///
+/// # Errors
+/// One line that begins with the flag.
+fn check_files(connections: usize) -> Result<(), String> {
+    /// For everything else.
+    const KEPT: u64 = 32;
+    let Some(files) = descriptors::raise_limit() else { return Ok(()) };
+    let most = files.saturating_sub(KEPT).max(1);
+    if connections as u64 <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "--connections {connections}: this process may have {files} open files; write at most {most}, or raise the limit (ulimit -n)"
+    ))
 }
 
 /// Makes the target of the arguments.

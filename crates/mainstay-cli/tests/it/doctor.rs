@@ -579,6 +579,18 @@ fn a_wrong_argument_of_the_doctor_is_one_line() {
     check(&both, &["--bearer-file", "--header"]);
 }
 
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_named_and_not_blamed_on_the_server() {
+    let mut shell = std::process::Command::new("sh");
+    let command = "ulimit -n 100 && exec \"$0\" doctor ws://127.0.0.1:1/";
+    let output = shell.args(["-c", command, env!("CARGO_BIN_EXE_mainstay")]).output().unwrap();
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), line.lines().count()), (Some(2), 1), "{line}");
+    for part in ["--connections 200", "100 open files", "at most 68", "ulimit -n"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_ends_the_doctor_with_what_is_known() {
     for (name, code) in [("INT", 130), ("TERM", 143)] {
