@@ -35,7 +35,6 @@ pub(crate) fn step() -> Result<Outcome> {
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];
     proxies.extend(skipped.unless(Proxy::traefik(), "Traefik"));
     proxies.extend(skipped.unless(Proxy::envoy(), "Envoy"));
-    proxies.extend(skipped.unless(Proxy::envoy_over_http2(), "Envoy over HTTP/2"));
     if skipped.unless(install::kubernetes_validate(), "the schemas of Kubernetes").is_some() {
         schemas::check_kubernetes()?;
     }
@@ -60,9 +59,8 @@ fn play(proxies: &[Proxy]) -> Result<()> {
         .map(|proxy| (proxy.name, Box::new(move || text(stage::play(proxy, scratch, backend))) as Play<'_>));
     let demonstration = ("the demonstration", Box::new(move || text(demo::play(scratch))) as Play<'_>);
     at_a_time(recipes.chain([demonstration]))?;
-    let examined = proxies.iter().filter(|proxy| !proxy.reaches_us_by_http2);
     at_a_time(
-        examined.map(|proxy| {
+        proxies.iter().map(|proxy| {
             (proxy.name, Box::new(move || text(doctor::play(proxy, scratch, backend))) as Play<'_>)
         }),
     )

@@ -366,32 +366,3 @@ fn seconds(rng: &mut SmallRng, range: std::ops::Range<f64>) -> Duration {
     // Whole milliseconds keep traces readable.
     Duration::from_millis((rng.random_range(range) * 1000.0) as u64)
 }
-
-#[cfg(test)]
-mod tests {
-    use mainstay_chaos::Fault as Chaos;
-
-    use super::Fault;
-
-    #[test]
-    fn faults_of_the_network_have_the_same_names_in_the_simulator_and_in_the_chaos_proxy() {
-        let of_the_network = [
-            Fault::Reset,
-            Fault::BlackHole,
-            Fault::BlackHoleUp,
-            Fault::BlackHoleDown,
-            Fault::Stall,
-            Fault::Jam,
-            Fault::Trickle,
-            Fault::Refuse,
-            Fault::Mute,
-        ];
-        for fault in of_the_network {
-            let name = format!("{fault:?}");
-            // The proxy has the direction as a parameter.
-            let kind = name.trim_end_matches("Up").trim_end_matches("Down");
-            let same = Chaos::NAMES.iter().any(|name| name.replace('-', "") == kind.to_lowercase());
-            assert!(same, "the chaos proxy has no {name}");
-        }
-    }
-}

@@ -16,14 +16,6 @@ use super::LIMIT;
 /// What takes the place of the recipes' 90 s, in seconds.
 const IDLE_LIMIT: &str = "3s";
 
-/// The beginnings of the lines in Envoy's recipe that are comments until somebody wants HTTP/2.
-const UNCOMMENTED: [&str; 4] = [
-    "# typed_extension_protocol_options",
-    "#   envoy.extensions.upstreams.http",
-    "#     \"@type\"",
-    "#     explicit_http_config",
-];
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Nginx,
@@ -47,8 +39,6 @@ pub(super) struct Proxy {
     pub(super) keeps_at_reload: bool,
     /// Its recipe accepts HTTP/2 without TLS.
     pub(super) speaks_http2: bool,
-    /// It carries WebSockets to the gateway in HTTP/2, as a comment of its recipe says.
-    pub(super) reaches_us_by_http2: bool,
 }
 
 /// What a recipe is filled with.
@@ -91,11 +81,6 @@ impl Proxy {
         Ok(Self { speaks_http2: true, ..proxy })
     }
 
-    /// Envoy whose clients' WebSockets reach Mainstay over HTTP/2, as the recipe's comment shows.
-    pub(super) fn envoy_over_http2() -> Result<Self> {
-        Ok(Self { reaches_us_by_http2: true, name: "Envoy h2", ..Self::envoy()? })
-    }
-
     fn new(kind: Kind, name: &'static str, recipe: &'static [&'static str], program: PathBuf) -> Self {
         Self {
             kind,
@@ -106,7 +91,6 @@ impl Proxy {
             has_idle_limit: true,
             keeps_at_reload: false,
             speaks_http2: false,
-            reaches_us_by_http2: false,
         }
     }
 
@@ -152,16 +136,12 @@ impl Proxy {
             (Kind::Envoy, _) => {
                 let after = |port: &str| format!("127.0.0.1, port_value: {port} ");
                 let gateway = gateway.rsplit(':').next().unwrap_or_default();
-                let mut changes = vec![
+                vec![
                     ("127.0.0.1, port_value: 8080 ", after(gateway)),
                     ("0.0.0.0, port_value: 80 ", format!("{ip}, port_value: {port} ")),
                     ("port_value: 9090", format!("port_value: {admin}")),
                     idle,
-                ];
-                if self.reaches_us_by_http2 {
-                    changes.extend(UNCOMMENTED.map(|line| (line, line.replace("# ", ""))));
-                }
-                changes
+                ]
             }
         }
     }

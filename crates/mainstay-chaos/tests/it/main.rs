@@ -4,4 +4,5 @@
 
 mod faults;
 mod handle;
+mod names;
 mod stage;
