@@ -72,10 +72,10 @@ pub(crate) async fn respond(mut request: Request, server: &Server, routes: &Rout
         });
     }
     let (mut head, _) = request.into_parts();
+    let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
     if head.version == Version::HTTP_2 {
         as_http_1(&mut head.headers);
     }
-    let upgrade = SessionUpgrade::from_request_parts(&mut head, server).await;
     if let Some(address) = upgrade.as_ref().ok().and_then(SessionUpgrade::address) {
         head.extensions.insert(ClientAddress(address.ip()));
     }
@@ -331,7 +331,8 @@ fn asks_for_websocket(request: &Request) -> bool {
         || lists(request.headers(), &header::UPGRADE, "websocket")
 }
 
-/// Adds the key that HTTP/2 does not have and the backend expects.
+/// Adds the key that HTTP/2 does not have and the backend expects. A key that a proxy passes on is the client's affair: it is answered
+/// by the gateway.
 fn as_http_1(fields: &mut HeaderMap) {
     let mut key = [0; 16];
     // Its randomness protects caches that take part in no handshake; any key is right for the backend.

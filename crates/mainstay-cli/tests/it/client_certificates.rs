@@ -31,7 +31,7 @@ use crate::support::{Gateway, mainstay, until};
 use crate::tokens::{SECRET, Signer, claims_of};
 
 /// A gateway with TLS that asks clients for certificates, and the authority that issues them.
-struct Certified {
+pub(crate) struct Certified {
     gateway: Gateway,
     own: Issued,
     authority: Issued,
@@ -40,7 +40,7 @@ struct Certified {
 
 impl Certified {
     /// Each route has its path, and the same backend.
-    fn start(name: &str, backend: SocketAddr, routes: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(name: &str, backend: SocketAddr, routes: &[(&str, &str)]) -> Self {
         let (folder, own) = (Folder::new(name), certificate("localhost"));
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -125,7 +125,7 @@ impl Certified {
         address
     }
 
-    async fn http2(&self, name: Option<&str>) -> h2::client::SendRequest<Bytes> {
+    pub(crate) async fn http2(&self, name: Option<&str>) -> h2::client::SendRequest<Bytes> {
         let stream = secure(self.address(), self.config(name, "h2")).await.unwrap();
         let (sender, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::spawn(connection);

@@ -12,6 +12,8 @@ use mainstay::client::{Builder, Connector};
 use mainstay::{Client, Message};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 
+use crate::client_certificates::Certified;
+use crate::guarded::telling_backend;
 use crate::listeners::Folder;
 use crate::support::{Gateway, mainstay, run, until};
 
@@ -339,4 +341,23 @@ fn a_proxy_header_comes_before_the_handshake_of_tls() {
     stream.read_exact(&mut status).unwrap();
     assert_eq!(&status, b"HTTP/1.1 502", "there is no backend");
     assert!(request(address(&gateway), &trusting(&own), "localhost").is_err(), "no header, no handshake");
+}
+
+#[tokio::test]
+async fn over_http_2_a_key_that_a_proxy_passes_on_is_answered_and_no_other() {
+    let gateway = Certified::start("http2-key", telling_backend().await, &[("/", "")]);
+    let sender = gateway.http2(None).await;
+    let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    for (given, expected) in [(Some(key), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")), (None, None)] {
+        let request = http::Request::builder().method(http::Method::CONNECT).uri("https://localhost/chat");
+        let request = given.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        let mut request = request.header("sec-websocket-version", "13").body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, _outgoing) =
+            sender.clone().ready().await.unwrap().send_request(request, false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), http::StatusCode::OK);
+        let answer = response.headers().get("sec-websocket-accept").map(|answer| answer.to_str().unwrap());
+        assert_eq!(answer, expected);
+    }
 }
