@@ -228,9 +228,9 @@ impl Step {
     }
 }
 
-/// Runs the tests of all crates, three at a time for each core: most of them wait for processes, timers and sockets.
+/// Runs the tests of all crates, two at a time for each core: most of them wait for processes, timers and sockets.
 fn tests() -> Result<Outcome> {
-    let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 3);
+    let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["test", "--workspace"]);

@@ -39,7 +39,7 @@ fn each_message_of_a_fan_out_reaches_all_connections() {
     let server = Server::start(&[]);
     for extra in [&[][..], &["--session"], &["--threads", "2"], &["--rate", "500"]] {
         // Long enough for a message on a busy machine.
-        let found = server.measure("fanout", "/broadcast", &[extra, &["--duration", "2s"]].concat());
+        let found = server.measure("fanout", "/broadcast", &[extra, &["--duration", "4s"]].concat());
         assert!(number(&found, "deliveries_per_second") > 0.0, "{found}");
         assert!(number(&found, "deliveries") > 0.0, "{found}");
         assert_eq!((number(&found, "lost"), number(&found, "foreign")), (0.0, 0.0), "{found}");
