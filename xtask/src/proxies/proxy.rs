@@ -223,7 +223,8 @@ impl Proxy {
     /// Lets the program check a configuration with these lines, which the doctor writes for its operator. It starts nothing: `listening`
     /// may be in use.
     pub(super) fn check_lines(&self, lines: &[&str], listening: SocketAddr, folder: &Path) -> Result<()> {
-        let (file, lines) = (folder.join("lines"), lines.join("\n"));
+        // Envoy goes by the end of the name.
+        let (file, lines) = (folder.join("lines.yaml"), lines.join("\n"));
         let mut command = self.command();
         let text = match self.kind {
             Kind::Nginx => {
