@@ -48,8 +48,8 @@ const GRACE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     pub(super) principal: Bytes,
-    /// How many of the principal's bytes limits count a client by; [`u16::MAX`]: all.
-    pub(super) counted: u16,
+    /// How many bytes at the end of the principal limits do not count by.
+    pub(super) uncounted: u8,
     expires_in: Option<Duration>,
     grace: Duration,
 }
@@ -58,17 +58,18 @@ impl Identity {
     /// Creates the identity of a principal, which does not expire.
     #[must_use]
     pub fn new(principal: impl Into<Bytes>) -> Self {
-        Self { principal: principal.into(), counted: u16::MAX, expires_in: None, grace: GRACE }
+        Self { principal: principal.into(), uncounted: 0, expires_in: None, grace: GRACE }
     }
 
     /// Appends bytes to the principal that limits do not count by. A resume must present the same bytes; a client that presents
-    /// others for each session, such as a cookie that nobody checks, is still one client for the limits by principal. Default:
-    /// none, and limits count by the whole principal.
+    /// others for each session, such as a cookie that nobody checks, is still one client for the limits by principal. Without a
+    /// principal limits count by these bytes. Range: up to 255 bytes, such as a hash; of more, the last 255 do not count. Default:
+    /// none.
     #[must_use]
     pub fn bound_to(mut self, bytes: &[u8]) -> Self {
-        if !bytes.is_empty() && !self.principal.is_empty() {
-            let length = u16::try_from(self.principal.len()).unwrap_or(u16::MAX);
-            self.counted = self.counted.min(length);
+        if !self.principal.is_empty() {
+            let length = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
+            self.uncounted = self.uncounted.saturating_add(length);
         }
         self.principal = [&self.principal, bytes].concat().into();
         self

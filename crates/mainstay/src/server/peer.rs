@@ -58,21 +58,21 @@ pub struct PeerInfo {
     pub(super) came: u32,
     /// The path that its session was opened at.
     pub(super) path: PathId,
-    /// How many of the principal's bytes limits count it by.
-    pub(super) counted: u16,
+    /// How many bytes at the end of the principal limits do not count by.
+    pub(super) uncounted: u8,
 }
 
 impl PeerInfo {
     pub(super) fn new(address: Option<SocketAddr>) -> Self {
         let (subprotocol, principal) = (None, Box::default());
         let path = PathId::default();
-        Self { address, subprotocol, resumable: false, principal, came: 0, path, counted: u16::MAX }
+        Self { address, subprotocol, resumable: false, principal, came: 0, path, uncounted: 0 }
     }
 
     /// Notes what the credentials prove.
     pub(super) fn identify(&mut self, identity: &Identity) {
         self.principal = identity.principal.as_ref().into();
-        self.counted = identity.counted;
+        self.uncounted = identity.uncounted;
     }
 
     /// Returns the subprotocol for a log or a list: one of more than 40 bytes only by its length, because some clients put a
@@ -88,8 +88,8 @@ impl PeerInfo {
     /// The client, as limits count it.
     pub(super) fn opener(&self) -> Opener<'_> {
         let source = self.address.map(|address| Source::of(address.ip()));
-        let counted = self.principal.get(..usize::from(self.counted));
-        Opener { source, principal: counted.unwrap_or(&self.principal) }
+        let counted = self.principal.len().saturating_sub(self.uncounted.into());
+        Opener { source, principal: self.principal.get(..counted).unwrap_or_default() }
     }
 }
 

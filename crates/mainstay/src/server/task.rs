@@ -657,6 +657,7 @@ mod tests {
         let assertions = if cfg!(debug_assertions) { 16 } else { 0 };
         assert!(task + core + machine <= 640 + assertions, "{task} + {core} + {machine}");
         assert!(size_of::<Connected>() <= 168, "{}", size_of::<Connected>());
+        assert!(size_of::<crate::server::PeerInfo>() <= 72, "{}", size_of::<crate::server::PeerInfo>());
     }
 
     /// How long the task of a plain connection whose peer reads nothing lives on after its handler.
