@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::mpsc as answers;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc;
@@ -434,7 +435,10 @@ impl Standing {
 }
 
 async fn bind(listen: &str) -> io::Result<(SocketAddr, TcpListener)> {
-    let bound = TcpListener::bind(listen).await.and_then(|bound| Ok((bound.local_addr()?, bound)));
+    let bound = TcpListener::bind(listen).await.and_then(|bound| {
+        lengthen_queue(&bound)?;
+        Ok((bound.local_addr()?, bound))
+    });
     bound.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))
 }
 
@@ -442,7 +446,15 @@ async fn bind(listen: &str) -> io::Result<(SocketAddr, TcpListener)> {
 fn listen_again(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
+    let listener = TcpListener::from_std(listener)?;
+    lengthen_queue(&listener)?;
+    Ok(listener)
+}
+
+/// Lets as many connections wait to be accepted as the system allows. `bind` lets 128; if more come at once, some wait for seconds or are
+/// reset, which is no fault that anybody asked for.
+fn lengthen_queue(listener: &TcpListener) -> io::Result<()> {
+    SockRef::from(listener).listen(65_535)
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {

@@ -236,11 +236,13 @@ async fn a_proxy_works_in_a_test_whose_time_is_paused() {
 #[tokio::test]
 async fn a_thousand_connections_pass_at_once() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    const MANY: usize = 1000;
+    const MANY: u32 = 1000;
     // Each has four sockets in this process.
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(MANY).unwrap();
     let proxy = ChaosProxy::builder(listener.local_addr().unwrap().to_string()).start().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -251,25 +253,21 @@ async fn a_thousand_connections_pass_at_once() {
         }
     });
     let address = proxy.address();
-    let all_are_open = Arc::new(tokio::sync::Barrier::new(MANY + 1));
-    let mut clients = tokio::task::JoinSet::new();
-    for number in 0..MANY as u32 {
-        let all_are_open = Arc::clone(&all_are_open);
-        clients.spawn(async move {
-            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            for round in [1, 2] {
-                stream.write_all(&(0x1600_0000 + number * round).to_be_bytes()).await.unwrap();
-                assert_eq!(stream.read_u32().await.unwrap(), 0x1600_0000 + number * round);
-                all_are_open.wait().await;
-            }
-        });
-    }
-    all_are_open.wait().await;
-    assert_eq!((proxy.accepted(), proxy.connections().len()), (MANY as u64, MANY));
-    all_are_open.wait().await;
-    while let Some(client) = clients.join_next().await {
-        client.unwrap();
-    }
+    let exchange = async |mut stream: tokio::net::TcpStream, number| {
+        stream.write_u32(number).await.unwrap();
+        assert_eq!(stream.read_u32().await.unwrap(), number);
+        stream
+    };
+    let clients: tokio::task::JoinSet<_> = (0..MANY)
+        .map(|number| async move {
+            exchange(tokio::net::TcpStream::connect(address).await.unwrap(), number).await
+        })
+        .collect();
+    let open = clients.join_all().await;
+    assert_eq!((proxy.accepted(), proxy.connections().len()), (MANY.into(), MANY as usize));
+    let clients: tokio::task::JoinSet<_> =
+        open.into_iter().zip(MANY..).map(|(stream, number)| exchange(stream, number)).collect();
+    drop(clients.join_all().await);
     while !proxy.connections().is_empty() {
         tokio::time::sleep(Duration::from_millis(2)).await; // the upstream runs on this thread
     }

@@ -18,6 +18,7 @@ use axum::Router;
 use axum::serve::Listener;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -48,19 +49,8 @@ const MAX_FIELDS: usize = 64;
 /// that reads nothing of a response for 30 s is disconnected. A server of a cluster joins before it accepts; one that cannot
 /// is the error of this call. [`Server::layer`] lists what other servers lack.
 ///
-/// `TcpListener::bind` lets 1,024 connections wait to be accepted. When thousands of clients come back at once, that is too
-/// few: the others wait for a retransmission of TCP, for seconds. Then bind with a longer queue, which the system bounds by
-/// a setting (`net.core.somaxconn` on Linux):
-///
-/// ```no_run
-/// # fn bind() -> std::io::Result<tokio::net::TcpListener> {
-/// let socket = tokio::net::TcpSocket::new_v4()?;
-/// socket.set_reuseaddr(true)?;
-/// socket.bind(([0, 0, 0, 0], 8080).into())?;
-/// let listener = socket.listen(65_535)?;
-/// # Ok(listener)
-/// # }
-/// ```
+/// A TCP listener gets as long a queue of connections that wait to be accepted as the system allows (`net.core.somaxconn` on
+/// Linux), because thousands of clients may come back at once. `TcpListener::bind` gives it one of 128.
 ///
 /// [`Config::opening_deadline`]: super::Config::opening_deadline
 /// [`Config::admission`]: super::Config::admission
@@ -70,6 +60,7 @@ where
     L: Listener<Addr: 'static>,
     M: MakeService<L::Addr>,
 {
+    lengthen_queue(&listener);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(KEEP_ALIVE)
@@ -97,6 +88,17 @@ where
         within: DRAIN_WITHIN,
     }
 }
+
+/// A client that finds the queue full waits until TCP asks again, a second later or more, or is reset.
+fn lengthen_queue(listener: &dyn Any) {
+    if let Some(tcp) = listener.downcast_ref::<TcpListener>() {
+        // A system that refuses leaves the queue as it was.
+        let _ = SockRef::from(tcp).listen(LONGEST_QUEUE);
+    }
+}
+
+/// Longer than any system allows.
+const LONGEST_QUEUE: i32 = 65_535;
 
 /// The usual time for [`Serve::with_graceful_shutdown`] and [`Server::drain`], closing included; the gateway's default, too.
 /// A drain without another server to go to only lengthens the outage.

@@ -105,6 +105,25 @@ async fn a_route_may_serve_a_page_and_a_socket() {
     assert!(answer.ends_with("a page"), "{answer}");
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn as_many_connections_may_wait_to_be_accepted_as_the_system_allows() {
+    let system = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let most = system.trim().parse::<usize>().unwrap().min(300);
+    let mainstay = Server::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _does_not_accept_yet = mainstay::serve(listener, app(&mainstay), &mainstay);
+    let all = (0..most).map(|_| TcpStream::connect(address)).collect::<Vec<_>>();
+    let mut waiting = Vec::new();
+    let connected = tokio::time::timeout(Duration::from_secs(30), async {
+        for one in all {
+            waiting.push(one.await.unwrap());
+        }
+    });
+    assert!(connected.await.is_ok(), "{} of {most} connected while nobody accepted", waiting.len());
+}
+
 #[tokio::test]
 async fn a_listener_may_be_another_than_tcp() {
     let mainstay = Server::default();

@@ -19,11 +19,9 @@ use axum::routing::any;
 use mainstay::cluster::{ClusterConfig, Engine};
 use mainstay::server::Config;
 use mainstay::{CloseCode, Server, Session, SessionUpgrade};
-use tokio::net::TcpSocket;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Connections that wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: u32 = 65_535;
 /// How long a drain may take, as for `mainstay serve`.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -33,12 +31,7 @@ const USAGE: &str =
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let record = Arc::new(OpenOptions::new().create(true).append(true).open(flag("--record").ok_or(USAGE)?)?);
-    // All clients come at once: a client that finds the queue full waits until TCP asks again, a second later or
-    // more.
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(flag("--listen").ok_or(USAGE)?.parse()?)?;
-    let listener = socket.listen(BACKLOG)?;
+    let listener = TcpListener::bind(flag("--listen").ok_or(USAGE)?).await?;
     let address = listener.local_addr()?;
     let mainstay = Server::new(config()?);
     let is_movable = std::env::args().any(|word| word == "--movable");
