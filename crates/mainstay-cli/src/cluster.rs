@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use mainstay::ConfigError;
 use mainstay::cluster::{ClusterConfig, ClusterStatus, ClusterTls, Engine, JoinError, StateDirError};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::values;
 
 /// Where sessions go when this process ends, and how other nodes reach it.
@@ -19,7 +19,7 @@ pub(crate) struct ClusterFlags {
     #[arg(long, value_name = "URL", value_parser = engine, env = "MAINSTAY_CLUSTER")]
     cluster: Option<Engine>,
     /// The cluster's name in the engine: nodes with the same name serve each other's sessions.
-    #[arg(long, value_name = "NAME", value_parser = name, default_value = "mainstay")]
+    #[arg(long, value_name = "NAME", value_parser = config::cluster::name, default_value = "mainstay")]
     cluster_name: String,
     /// Address to accept other nodes on. Without --cluster-tls it must be reachable for them and for nobody else. Default: a free
     /// port at the address by which this node reaches the engine.
@@ -131,15 +131,6 @@ pub(crate) fn explain(error: &JoinError) -> (String, ExitCode) {
 /// Parses the URL of an engine.
 fn engine(text: &str) -> Result<Engine, String> {
     Engine::parse(text).map_err(|error| error.to_string())
-}
-
-/// Parses the name of a cluster, which is a part of the engine's keys.
-pub(crate) fn name(text: &str) -> Result<String, String> {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    let is_name = (1..=64).contains(&text.len()) && text.bytes().all(is_allowed);
-    is_name
-        .then(|| text.to_owned())
-        .ok_or_else(|| "must be 1 to 64 letters, digits, _, . and - only".to_owned())
 }
 
 /// Reads a password from the only line of a file. Errors never quote its content.

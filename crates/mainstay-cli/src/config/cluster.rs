@@ -7,7 +7,7 @@ use std::time::Duration;
 use mainstay::cluster::Engine;
 
 use super::text::{Expected, Text, Written};
-use crate::{cluster, values};
+use crate::values;
 
 const DAY: u64 = 24 * 60 * 60;
 
@@ -60,7 +60,7 @@ impl Default for Section {
 
 impl Section {
     pub(crate) fn check(&self) -> Result<(), String> {
-        cluster::name(&self.name).map_err(|error| format!("name: {error}"))?;
+        name(&self.name).map_err(|error| format!("name: {error}"))?;
         if let Some(url) = &self.url {
             values::url(url).map_err(|error| format!("url: {error}"))?;
         }
@@ -89,6 +89,15 @@ impl Section {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         self.password_file.iter().cloned().collect()
     }
+}
+
+/// Parses the name of a cluster, which is a part of the engine's keys.
+pub(crate) fn name(text: &str) -> Result<String, String> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let is_name = (1..=64).contains(&text.len()) && text.bytes().all(is_allowed);
+    is_name
+        .then(|| text.to_owned())
+        .ok_or_else(|| "must be 1 to 64 letters, digits, _, . and - only".to_owned())
 }
 
 impl Written for Engine {
