@@ -1,5 +1,6 @@
 //! Parsers of flag values. Each error is one line and says what to write.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use mainstay::client::Place;
 use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
+use url::Url;
 
 use crate::clients::listen_address::ListenAddress;
 use mainstay::server::Network;
@@ -184,24 +186,44 @@ pub(crate) fn network(text: &str) -> Result<Network, String> {
 
 /// Parses the URL of a server: `ws://host[:port][/path][?query]`, or `wss://`.
 pub(crate) fn url(text: &str) -> Result<String, String> {
-    parse_url(text).map(|_| text.to_owned())
+    let text = in_ascii(text)?;
+    parse_url(&text).map(|_| text.into_owned())
 }
 
-/// Parses the address of a server: as [`url`], or `unix:/run/app.sock[:/path][?query]`.
+/// Parses the address of a server: as [`url`], or `unix:/run/app.sock[:/path][?query]`. `http://` and `https://` mean the same as
+/// `ws://` and `wss://`.
 pub(crate) fn server(text: &str) -> Result<String, String> {
-    place(text).map(|_| text.to_owned())
+    let text = as_websocket(in_ascii(text)?);
+    place(&text).map(|_| text.into_owned())
 }
 
-/// Parses the address of the backend: as [`server`], without a query. `http://` and `https://` mean the same as `ws://` and
-/// `wss://`: the backend receives both kinds of requests.
+/// Parses the address of the backend, which receives both kinds of requests: as [`server`], without a query.
 pub(crate) fn upstream(text: &str) -> Result<Place, String> {
-    let same = [("http://", "ws://"), ("https://", "wss://")];
-    let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
-    let place = place(written.as_deref().unwrap_or(text))?;
+    let place = place(&as_websocket(in_ascii(text)?))?;
     match place.url.query() {
         None => Ok(place),
         Some(_) => Err("must have no ?query, because each client's own is forwarded; remove it".to_owned()),
     }
+}
+
+fn as_websocket(text: Cow<'_, str>) -> Cow<'_, str> {
+    let same = [("http://", "ws://"), ("https://", "wss://")];
+    let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
+    written.map_or(text, Cow::Owned)
+}
+
+/// Returns a URL as browsers send it: with its scheme in small letters, the host's name in the form that begins with `xn--`, and what
+/// else is beyond ASCII, or a space, percent-encoded. A Unix socket stays as it is, and so does what needs none of that.
+fn in_ascii(text: &str) -> Result<Cow<'_, str>, String> {
+    let scheme = text.split(':').next().unwrap_or_default();
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic())
+        && !scheme.bytes().any(|byte| byte.is_ascii_uppercase());
+    if is_plain || text.to_ascii_lowercase().contains("unix:") {
+        return Ok(Cow::Borrowed(text));
+    }
+    // Its errors do not quote the text.
+    let url = Url::parse(text).map_err(|error| format!("{error}; write ws://host:port"))?;
+    Ok(Cow::Owned(url.into()))
 }
 
 fn place(text: &str) -> Result<Place, String> {
@@ -252,6 +274,29 @@ mod tests {
         assert!(origin("https://example.com").is_ok() && origin("http://localhost:3000").is_ok());
         for wrong in ["example.com", "https://example.com/", "null", "https://", "*"] {
             assert!(origin(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_sent_as_browsers_send_it() {
+        let check = |text: &str, expected: &str| assert_eq!(server(text).as_deref(), Ok(expected), "{text}");
+        check("ws://münchen.example", "ws://xn--mnchen-3ya.example/");
+        check("WSS://MÜNCHEN.example:8443/x", "wss://xn--mnchen-3ya.example:8443/x");
+        check("ws://日本語。example/", "ws://xn--wgv71a119e.example/");
+        check("https://example.com/feed", "wss://example.com/feed");
+        check("ws://h/ü?q=ä b", "ws://h/%C3%BC?q=%C3%A4%20b");
+        check(" ws://h/a ", "ws://h/a");
+        check("ws://h/a%20b?c", "ws://h/a%20b?c");
+        check("ws://[::1]:1/", "ws://[::1]:1/");
+        check("unix:/run/ä b.sock:/x", "unix:/run/ä b.sock:/x");
+        assert_eq!(
+            upstream("http://bücher.example/").map(|place| place.url.to_string()).as_deref(),
+            Ok("ws://xn--bcher-kva.example/")
+        );
+        for wrong in ["ws://mün chen.example/", "ws://ü:0/", "ftp://ü/", "ws://ann:gehäim@h/", "ws://xn--ü/"]
+        {
+            let error = server(wrong).unwrap_err();
+            assert!(!error.contains("gehäim") && !error.contains('\n'), "{error}");
         }
     }
 

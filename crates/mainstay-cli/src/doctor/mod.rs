@@ -334,13 +334,6 @@ fn bearer(file: &Path) -> Result<HeaderValue, String> {
 
 /// Parses the address of the server.
 fn url(text: &str) -> Result<Place, String> {
-    let host = text.split_once("://").map_or(text, |(_, rest)| rest).split(['/', '?', '#']).next();
-    if host.is_some_and(|host| !host.is_ascii()) && !text.starts_with("unix:") {
-        return Err(
-            "the host's name has letters beyond ASCII; write its form in ASCII, which begins with xn--"
-                .to_owned(),
-        );
-    }
     let server = values::server(text)?;
     server.parse().map_err(|error: mainstay::client::UrlError| error.to_string())
 }
