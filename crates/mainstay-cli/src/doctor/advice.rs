@@ -34,9 +34,12 @@ const RECIPES: &[Recipe] = &[
     Recipe {
         id: "caddy",
         lines: &[
-            "# in the Caddyfile, only if a stream_timeout is set",
+            "# in the Caddyfile, if it sets one of them; stream_timeout needs Caddy 2.7",
             "reverse_proxy localhost:3000 {",
             "\tstream_timeout 24h",
+            "\ttransport http {",
+            "\t\tread_timeout 24h",
+            "\t}",
             "}",
         ],
     },

@@ -202,7 +202,9 @@ pub(crate) const CUTTERS: &[Cutter] = &[
         place: Place::Proxy,
         idle: idle(Figure::Default(secs(60)), ResetBy::Any),
         cut: Cut::Tcp,
-        remedy: "ProxyTimeout, which is Timeout (60 s) unless it is set",
+        // mod_proxy_wstunnel passes the backend's fields on, and adds none.
+        signs: Signs::None,
+        remedy: "ProxyTimeout; the limit is the longer of it and Timeout, which is 60 s",
         source: "https://httpd.apache.org/docs/2.4/mod/mod_proxy.html#proxytimeout",
         ..PRODUCT
     },
@@ -211,10 +213,10 @@ pub(crate) const CUTTERS: &[Cutter] = &[
         families: &["caddy"],
         name: "Caddy",
         place: Place::Proxy,
-        idle: None,
+        idle: idle(Figure::Set, ResetBy::Server),
         lifetime: Some(Figure::Set),
         cut: Cut::Tcp,
-        remedy: "stream_timeout of reverse_proxy, which is off by default",
+        remedy: "read_timeout of its transport; for the age stream_timeout of reverse_proxy; both are off by default",
         source: "https://caddyserver.com/docs/caddyfile/directives/reverse_proxy#streaming",
         ..PRODUCT
     },

@@ -14,8 +14,9 @@ const FEW_FRAGMENTS: u64 = 16;
 /// The status that asks a client to slow down.
 const TOO_MANY: u16 = 429;
 
-/// Returns them all.
-pub(super) fn of(measured: &Measured) -> Vec<Finding> {
+/// Returns them all. `is_beside`: the connection that showed the facts stayed open beside the measured ones.
+pub(super) fn of(measured: &Measured, is_beside: bool) -> Vec<Finding> {
+    let is_random = measured.crowd.as_ref().is_some_and(Crowd::is_refused_at_random);
     let found = [
         measured.idle.as_ref().and_then(unanswered_pings),
         restarts(measured),
@@ -24,8 +25,9 @@ pub(super) fn of(measured: &Measured) -> Vec<Finding> {
         measured.compression.as_ref().and_then(compression),
         replaced_codes(&measured.close_codes),
         unanswered_closes(&measured.close_codes),
-        measured.crowd.as_ref().and_then(crowd),
-        measured.reconnect.as_ref().and_then(reconnect),
+        measured.crowd.as_ref().and_then(|measured| crowd(measured, u32::from(is_beside))),
+        // What refuses now and then refuses at any rate.
+        measured.reconnect.as_ref().filter(|_| !is_random).and_then(reconnect),
     ];
     found.into_iter().flatten().collect()
 }
@@ -64,7 +66,16 @@ fn restarts(measured: &Measured) -> Option<Finding> {
 }
 
 fn messages(largest: &Largest) -> Option<Finding> {
+    if let Some(total) = largest.total {
+        return Some(total_finding(&format!("{} of messages", size(total)), largest.how.as_ref()));
+    }
     let refused = largest.refused?;
+    if largest.accepted == 0 {
+        let words = format!("The server returned no message{}.", refusal(largest.how.as_ref()));
+        let advice =
+            ["It does not echo what the doctor sends: leave out --echo, or name a path that echoes."];
+        return Some(finding("no-echo", Severity::Problem, words, advice));
+    }
     let severity = if refused <= SMALL_MESSAGE { Severity::Problem } else { Severity::Note };
     let words = format!(
         "Messages of {} pass, one of {} does not{}.",
@@ -81,7 +92,22 @@ fn messages(largest: &Largest) -> Option<Finding> {
     Some(Finding { id: "message-limit", severity, words, advice })
 }
 
+/// What ended the connection counts all that it carried.
+fn total_finding(total: &str, how: Option<&CutHow>) -> Finding {
+    let words = format!(
+        "A connection ends after about {total} in each direction, whatever the size of one{}.",
+        refusal(how)
+    );
+    let advice = [
+        "Look for a limit of bytes for each connection, a quota of the server or of a proxy, or for a path that breaks under load.",
+    ];
+    finding("total-limit", Severity::Problem, words, advice)
+}
+
 fn fragments(largest: &Largest) -> Option<Finding> {
+    if let Some(total) = largest.total {
+        return Some(total_finding(&format!("{total} fragments"), largest.how.as_ref()));
+    }
     let refused = largest.refused?;
     let severity = if refused <= FEW_FRAGMENTS { Severity::Problem } else { Severity::Note };
     let words = format!(
@@ -145,11 +171,13 @@ fn unanswered_closes(closes: &[ClosePassage]) -> Option<Finding> {
     Some(finding("close-unanswered", Severity::Note, words, advice))
 }
 
-fn crowd(crowd: &Crowd) -> Option<Finding> {
+fn crowd(crowd: &Crowd, beside: u32) -> Option<Finding> {
     if crowd.lost > 0 {
         let words = format!(
-            "{} of {} connections from here ended by themselves while the others were opened.",
-            crowd.lost, crowd.opened
+            "{} of {} connections from here ended by themselves while the others were opened; {} stayed open.",
+            crowd.lost,
+            crowd.opened,
+            crowd.opened.saturating_sub(crowd.lost) + beside
         );
         let advice = [
             "Look for a limit of connections for each address, or a server that has too little memory or too few descriptors.",
@@ -157,11 +185,22 @@ fn crowd(crowd: &Crowd) -> Option<Finding> {
         return Some(finding("crowd-lost", Severity::Problem, words, advice));
     }
     let refused = crowd.refused.as_ref()?;
+    if crowd.is_refused_at_random() {
+        let words = format!(
+            "{} of {} openings from here were refused, and others between them accepted: {}.",
+            crowd.refusals,
+            crowd.refusals + crowd.opened,
+            refused_words(refused)
+        );
+        let advice = [
+            "It is no limit of connections. Look for one of several servers that refuses, or one that has too much to do; clients have to try again, at random times.",
+        ];
+        return Some(finding("refused-at-random", severity_of(refused), words, advice));
+    }
     let words = format!(
-        "No more than {} of {} connections from here could be open at once: {}.",
-        crowd.most_open,
-        crowd.asked,
-        refused_words(refused)
+        "No more than {} connections from here could be open at once: {}.",
+        crowd.most_open + beside,
+        refused_words(&Refused { number: refused.number + beside, ..refused.clone() })
     );
     let advice = [
         "Clients behind one address, such as an office, share that limit: raise it if it is meant for one client.",
@@ -192,5 +231,64 @@ fn refused_words(refused: &Refused) -> String {
     match refused.status {
         Some(status) => format!("number {} got status {status}{wait}", refused.number),
         None => format!("number {} failed: {}", refused.number, refused.words),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crowd_of(opened: u32, first: u32, refusals: u32) -> Measured {
+        let refused = Refused { number: first, status: Some(503), ..Refused::default() };
+        let crowd = Crowd {
+            asked: 59,
+            opened,
+            most_open: opened,
+            refused: Some(refused.clone()),
+            refusals,
+            ..Crowd::default()
+        };
+        let reconnect =
+            Reconnect { refused: Some(refused), refused_rate: Some(10.0), ..Reconnect::default() };
+        Measured { crowd: Some(crowd), reconnect: Some(reconnect), ..Measured::default() }
+    }
+
+    #[test]
+    fn openings_that_are_refused_now_and_then_are_no_limit_of_connections_or_of_their_rate() {
+        let found = of(&crowd_of(35, 1, 24), true);
+        assert_eq!(found.iter().map(|finding| finding.id).collect::<Vec<_>>(), ["refused-at-random"]);
+        assert!(found[0].words.starts_with("24 of 59 openings"), "{found:?}");
+    }
+
+    #[test]
+    fn a_limit_of_connections_counts_the_one_that_is_open_beside_them() {
+        let found = of(&crowd_of(9, 10, 3), true);
+        assert_eq!(
+            found.iter().map(|finding| finding.id).collect::<Vec<_>>(),
+            ["crowd-limit", "reconnect-limit"]
+        );
+        assert!(found[0].words.starts_with("No more than 10 connections"), "{found:?}");
+        assert!(found[0].words.contains("number 11 got status 503"), "{found:?}");
+        assert!(of(&crowd_of(9, 10, 3), false)[0].words.starts_with("No more than 9 connections"));
+    }
+
+    fn ids(largest: Largest) -> Vec<(&'static str, String)> {
+        let found = of(&Measured { largest_message: Some(largest), ..Measured::default() }, true);
+        found.into_iter().map(|finding| (finding.id, finding.words)).collect()
+    }
+
+    #[test]
+    fn a_server_that_returns_nothing_and_a_limit_of_all_bytes_are_no_limit_of_one_message() {
+        let closed = CutHow::Close { code: Some(4000), reason: "unknown message".into() };
+        let largest = Largest { accepted: 0, refused: Some(8), how: Some(closed), total: None, ended: None };
+        assert_eq!(ids(largest), [("no-echo", "The server returned no message: code 4000.".to_owned())]);
+        let largest = Largest {
+            accepted: 65_536,
+            refused: None,
+            how: Some(CutHow::Reset),
+            total: Some(129_024),
+            ended: None,
+        };
+        assert_eq!(ids(largest)[0].0, "total-limit");
     }
 }

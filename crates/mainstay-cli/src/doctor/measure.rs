@@ -19,6 +19,7 @@ mod steady;
 mod waits;
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use tokio::time::timeout;
 
@@ -57,11 +58,17 @@ pub(crate) fn announced(plan: &Plan) -> Vec<String> {
     lines
 }
 
-/// Runs the experiments and writes each result as soon as it is known.
+/// Runs the experiments and writes each result as soon as it is known. `opening_takes`: how long the opening handshake takes.
 ///
 /// # Cancel safety
 /// Safe: what is known so far is in `measured`, and no socket stays open.
-pub(crate) async fn measure(target: &Target, plan: &Plan, measured: &mut Measured, progress: &Progress) {
+pub(crate) async fn measure(
+    target: &Target,
+    plan: &Plan,
+    opening_takes: Duration,
+    measured: &mut Measured,
+    progress: &Progress,
+) {
     let schedule = Schedule::new(plan);
     let Measured { waited, idle, lifetime, largest_message, fragments, .. } = measured;
     let Measured { close_codes, compression, crowd, reconnect, left_out, .. } = measured;
@@ -94,7 +101,7 @@ pub(crate) async fn measure(target: &Target, plan: &Plan, measured: &mut Measure
         short.await;
         waiting.await;
     }
-    crowds::crowd(target, &schedule, crowd, progress).await;
+    crowds::crowd(target, &schedule, opening_takes, crowd, progress).await;
     crowds::reconnect(target, &schedule, reconnect, progress).await;
 }
 

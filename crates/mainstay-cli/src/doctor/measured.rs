@@ -141,6 +141,8 @@ pub(crate) struct Largest {
     pub(crate) refused: Option<u64>,
     /// How it was refused: by code 1009, or otherwise.
     pub(crate) how: Option<CutHow>,
+    /// Connections end after about so much in total, whatever the size of one.
+    pub(crate) total: Option<u64>,
     /// Why larger ones were not tried, if it was not for a refusal.
     pub(crate) ended: Option<String>,
 }
@@ -183,6 +185,14 @@ pub(crate) struct Crowd {
     /// The first refusal. No more were tried after three of them in a row.
     pub(crate) refused: Option<Refused>,
     pub(crate) refusals: u32,
+}
+
+impl Crowd {
+    /// Returns whether openings were refused now and then, and not from a number on: many were accepted after the first refusal.
+    pub(crate) fn is_refused_at_random(&self) -> bool {
+        let slack = (self.opened / 8).max(2);
+        self.refused.as_ref().is_some_and(|first| first.number + slack <= self.opened)
+    }
 }
 
 /// One client that opens and closes again and again.

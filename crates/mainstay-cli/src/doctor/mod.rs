@@ -242,7 +242,9 @@ impl Examination {
         }
         let measured = measured.insert(Measured::default());
         let watch = pings::watch(probe, facts.pings.get_or_insert_default());
-        let measuring = measure::measure(&target, &self.plan, measured, &progress);
+        let took = facts.handshake.as_ref().map_or(0.0, |handshake| handshake.took_ms);
+        let opening_takes = Duration::try_from_secs_f64(took / 1e3).unwrap_or_default();
+        let measuring = measure::measure(&target, &self.plan, opening_takes, measured, &progress);
         // The watch ends with the connection; the measurement decides how long everything takes.
         watch_until(watch, measuring).await;
     }

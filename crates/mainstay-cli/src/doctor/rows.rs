@@ -193,9 +193,17 @@ fn how_words(how: &CutHow) -> String {
 
 fn largest_row(name: &'static str, largest: &Largest, show: impl Fn(u64) -> String) -> Row {
     let accepted = show(largest.accepted);
+    let how = largest.how.as_ref().map_or_else(String::new, |how| format!(" {}", how_words(how)));
+    if let Some(total) = largest.total {
+        let total = show(total);
+        return row(
+            name,
+            State::Bad,
+            format!("{accepted} passes; a connection ends after about {total} in total{how}"),
+        );
+    }
     match (&largest.refused, &largest.ended) {
         (Some(refused), _) => {
-            let how = largest.how.as_ref().map_or_else(String::new, |how| format!(" {}", how_words(how)));
             row(name, State::Done, format!("{accepted} passes, {} is refused{how}", show(*refused)))
         }
         (None, Some(ended)) => {

@@ -133,7 +133,8 @@ impl<'a> Guess<'a> {
         };
         self.points += match limit {
             Figure::Default(_) | Figure::Fixed(_) if self.fits => 4,
-            Figure::Between(..) => 1,
+            // Without a value of its own any is usual.
+            Figure::Between(..) | Figure::Set => 1,
             _ => 0,
         };
         self.reasons.insert(0, reason);
@@ -193,8 +194,9 @@ impl<'a> Guess<'a> {
     }
 }
 
+/// Whether it is a program that leaves no trace and whose operator set the limit, as far as anyone can see.
 fn is_unsigned_and_set(cutter: &Cutter, limit: Figure) -> bool {
-    cutter.signs == Signs::None && limit == Figure::Set
+    cutter.signs == Signs::None && (limit == Figure::Set || cutter.place == Place::Proxy)
 }
 
 /// Whether a connection that ended like this was not ended by such a cutter.
@@ -209,7 +211,7 @@ fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
         Cut::Close => {
             (Certainty::Probable, "a Close came first: proxies that only forward bytes send none".into())
         }
-        Cut::Silent => return is_alone.then(the_network),
+        Cut::Silent => return is_alone.then(|| the_network(seen.kind)),
         _ if is_alone => (
             Certainty::Possible,
             format!(
@@ -223,13 +225,16 @@ fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
         name: "the server itself",
         certainty,
         reasons: vec![reason],
-        remedy: "the server's own idle limit or limit of age",
+        remedy: match seen.kind {
+            Kind::Silence => "the server's own idle limit",
+            Kind::Age => "the server's own limit of age",
+        },
         lines: Vec::new(),
         source: None,
     })
 }
 
-fn the_network() -> Suspect {
+fn the_network(kind: Kind) -> Suspect {
     Suspect {
         id: "network",
         name: "a firewall or NAT on the way",
@@ -237,7 +242,12 @@ fn the_network() -> Suspect {
         reasons: vec![
             "the connection went dead without an end: what forwards packets forgets them so".into(),
         ],
-        remedy: "nothing but a heartbeat that is more frequent",
+        remedy: match kind {
+            Kind::Silence => "nothing but a heartbeat that is more frequent",
+            Kind::Age => {
+                "nothing: a heartbeat only finds that the connection is dead, and the client reconnects"
+            }
+        },
         lines: Vec::new(),
         source: None,
     }
@@ -275,6 +285,20 @@ mod tests {
             Cut::Unknown => Cut::Tcp,
             known => known,
         }
+    }
+
+    #[test]
+    fn caddy_is_suspected_where_only_bytes_of_the_server_count() {
+        let products = [product("caddy")];
+        let by_server =
+            Sighting { client_keeps: Some(false), products: &products, ..seen(Kind::Silence, 5, Cut::Tcp) };
+        assert_eq!(names(&rank(&by_server))[0], ("caddy", Certainty::Probable));
+    }
+
+    #[test]
+    fn a_heartbeat_is_not_advised_against_a_limit_of_age() {
+        let suspects = rank(&Sighting { is_near: true, ..seen(Kind::Age, 9, Cut::Silent) });
+        assert!(suspects[0].remedy.contains("the client reconnects"), "{}", suspects[0].remedy);
     }
 
     #[test]
@@ -353,9 +377,10 @@ mod tests {
     }
 
     #[test]
-    fn haproxy_which_leaves_no_field_and_has_no_default_is_possible_for_any_limit() {
+    fn programs_that_leave_no_field_are_possible_for_any_limit_and_haproxy_without_a_default_first() {
         let suspects = rank(&Sighting { is_near: true, ..seen(Kind::Silence, 3, Cut::Tcp) });
-        assert_eq!(names(&suspects), [("haproxy", Certainty::Possible)]);
+        let possible = ["haproxy", "ingress-nginx", "apache"].map(|id| (id, Certainty::Possible));
+        assert_eq!(names(&suspects), possible);
     }
 
     #[test]

@@ -139,7 +139,8 @@ fn status(handshake: &HandshakeFacts, target: &TargetFacts) -> (&'static str, Ve
             one(
                 "redirected",
                 &format!(
-                    "Use the address that the server names, {to}: browsers follow no redirect of a WebSocket."
+                    "Use the address that the server names, {to}: browsers follow no redirect of a WebSocket. If that is a \
+                     login, add what it gives with --header: a cookie or a token."
                 ),
             )
         }

@@ -14,6 +14,9 @@ use super::report::{Finding, Report, Severity};
 use super::suspects::{self, Kind, Sighting};
 use super::words::span;
 
+/// What ends sooner was closed at once: that is no limit of age.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// Returns the findings that the measurements show, beside those of the facts, and the verdict on everything.
 pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     let Some(measured) = &report.measured else {
@@ -29,8 +32,9 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
         findings.push(cut.finding(&suspects));
         cuts.push(CutVerdict { finding: cut.id(), suspects });
     }
-    findings.extend(findings::of(measured));
-    let gravest = report.findings.iter().chain(&findings).max_by_key(|finding| finding.severity);
+    findings.extend(traffic(measured));
+    findings.extend(findings::of(measured, report.facts.ended.is_none()));
+    let gravest = gravest(report.findings.iter().chain(&findings));
     if sentences.is_empty() {
         sentences.push(match gravest {
             Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
@@ -41,6 +45,11 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     let counts = silence.map_or(Counts::Unknown, |cut| cut.counts);
     let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.after), counts));
     (findings, Some(Verdict { summary: sentences.join(" "), cuts, heartbeat }))
+}
+
+/// The first of those that weigh most.
+fn gravest<'a>(findings: impl DoubleEndedIterator<Item = &'a Finding>) -> Option<&'a Finding> {
+    findings.rev().max_by_key(|finding| finding.severity)
 }
 
 /// A limit that cuts.
@@ -82,8 +91,42 @@ fn age(measured: &Measured) -> Option<Seen<'_>> {
         Limit::Cut { after, how, .. } => Some((*after, how)),
         _ => None,
     });
-    let (after, how) = cut.filter(|_| !from_restart)?;
-    Some(Seen { kind: Kind::Age, after, how, counts: Counts::Unknown })
+    let (after, how) = cut.filter(|(after, _)| !from_restart && *after >= AT_ONCE)?;
+    quiet_for_longer(measured, after).is_none().then_some(Seen {
+        kind: Kind::Age,
+        after,
+        how,
+        counts: Counts::Unknown,
+    })
+}
+
+/// Returns for how long a connection lived on which less was sent, if that is longer than this age.
+fn quiet_for_longer(measured: &Measured, age: Duration) -> Option<Duration> {
+    let idle = measured.idle.as_ref()?;
+    let held =
+        [&idle.silent, &idle.our_pings, &idle.server_sends].into_iter().filter_map(|limit| match limit {
+            Limit::Holds { for_at_least } => Some(*for_at_least),
+            _ => None,
+        });
+    held.max().filter(|held| *held > age && !is_about(*held, age))
+}
+
+/// Busy connections end, and quiet ones of the same age do not: something counts what passes.
+fn traffic(measured: &Measured) -> Option<Finding> {
+    let lifetime = measured.lifetime.as_ref().filter(|lifetime| lifetime.restarts.is_empty())?;
+    let Limit::Cut { after, how, .. } = &lifetime.limit else { return None };
+    let quiet = quiet_for_longer(measured, *after)?;
+    let words = format!(
+        "Connections on which much is sent end after {}, and quiet ones live for {}, so it is not their age: something counts \
+         Pings, messages or bytes. {}",
+        span(*after),
+        span(quiet),
+        cut_words(how)
+    );
+    let advice = vec![
+        "Look for a limit of Pings, messages or bytes of each connection: a quota, or a protection from floods.".to_owned(),
+    ];
+    Some(Finding { id: "traffic-limit", severity: Severity::Problem, words, advice })
 }
 
 /// Whether two limits are one, as far as can be measured.
@@ -144,9 +187,21 @@ impl Seen<'_> {
                 format!("{what} {ends} connections after {after} of silence from the client.")
             }
             (Kind::Silence, _) => format!("{what} {ends} connections after {after} of silence."),
-            (Kind::Age, _) => {
-                format!("{what} {ends} each connection when it is {after} old, even a busy one.")
-            }
+            (Kind::Age, _) => format!(
+                "{what} {ends} each connection when it is {after} old, even a busy one.{}",
+                self.first_message()
+            ),
+        }
+    }
+
+    /// What else such a code may mean.
+    fn first_message(&self) -> String {
+        match self.how {
+            CutHow::Close { code: Some(code @ (1008 | 4000..=4999)), .. } => format!(
+                " With code {code} an application closes: it may have waited for a first message, such as a login, and the \
+                 doctor sends none; clients that send it may then be kept."
+            ),
+            _ => String::new(),
         }
     }
 
@@ -208,9 +263,12 @@ fn accusation(suspects: &[Suspect]) -> String {
 fn healthy(measured: &Measured) -> String {
     let waited = span(measured.waited);
     let Some(idle) = &measured.idle else { return "Nothing was found; silence was not measured.".to_owned() };
-    if let Some(interval) = idle.server.ping_interval {
+    let (pings, messages) = (idle.server.ping_interval, idle.server.message_interval);
+    if let Some((what, interval)) =
+        pings.map(|every| ("Ping", every)).or(messages.map(|every| ("message", every)))
+    {
         return format!(
-            "Healthy: the server sends a Ping every {}, and no connection was cut in {waited}.",
+            "Healthy: the server sends a {what} every {}, and no connection was cut in {waited}.",
             span(interval)
         );
     }
@@ -227,7 +285,7 @@ fn healthy(measured: &Measured) -> String {
 }
 
 fn unmeasured(report: &Report) -> String {
-    match report.findings.iter().max_by_key(|finding| finding.severity) {
+    match gravest(report.findings.iter()) {
         Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
         _ if report.complete => "The facts are healthy; nothing was measured by waiting.".to_owned(),
         _ => "Nothing was found before the command was interrupted.".to_owned(),
@@ -383,10 +441,71 @@ pub(super) mod tests {
         if let Some(lifetime) = &mut measured.lifetime {
             lifetime.limit = cut(Duration::from_secs(30), CutHow::Fin);
         }
+        end_at(&mut measured, 30);
         let (findings, verdict) = judged(measured, &["google-load-balancer"]);
         assert_eq!(ids(&findings), ["age-limit"]);
         assert!(verdict.summary.contains("when it is 30 s old, even a busy one."), "{}", verdict.summary);
         assert_eq!(verdict.cuts[0].suspects[0].id, "google-cloud-load-balancer");
+    }
+
+    /// The connection with Pings ends with the others.
+    fn end_at(measured: &mut Measured, age: u64) {
+        if let Some(idle) = &mut measured.idle {
+            idle.our_pings = Limit::Holds { for_at_least: Duration::from_secs(age) };
+        }
+    }
+
+    /// Busy connections end after 13 s.
+    fn busy_for_13_seconds(silent: Limit, how: CutHow) -> Measured {
+        let mut measured = silent_for(60, CutHow::Fin);
+        measured.lifetime = Some(Lifetime { limit: cut(Duration::from_secs(13), how), restarts: Vec::new() });
+        end_at(&mut measured, 13);
+        measured.idle = measured.idle.map(|idle| Idle { silent, ..idle });
+        measured
+    }
+
+    #[test]
+    fn what_ends_only_busy_connections_is_no_limit_of_age() {
+        let (findings, verdict) = judged(busy_for_13_seconds(held(), CutHow::Reset), &[]);
+        assert_eq!(ids(&findings), ["traffic-limit"]);
+        assert!(verdict.cuts.is_empty() && verdict.summary.contains("end after 13 s"), "{}", verdict.summary);
+        let as_old = Limit::Holds { for_at_least: Duration::from_secs(12) };
+        assert_eq!(ids(&judged(busy_for_13_seconds(as_old, CutHow::Reset), &[]).0), ["age-limit"]);
+    }
+
+    #[test]
+    fn a_close_with_a_code_of_the_application_may_have_waited_for_a_first_message() {
+        let as_old = Limit::Holds { for_at_least: Duration::from_secs(12) };
+        let words = |code| {
+            let how = CutHow::Close { code: Some(code), reason: String::new() };
+            judged(busy_for_13_seconds(as_old.clone(), how), &[]).1.summary
+        };
+        assert!(words(4008).contains("a first message") && words(1008).contains("a first message"));
+        assert!(!words(1001).contains("a first message"));
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_at_once_has_no_limit_of_age() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        let at_once = cut(Duration::ZERO, CutHow::Close { code: Some(1013), reason: String::new() });
+        measured.lifetime = Some(Lifetime { limit: at_once, restarts: Vec::new() });
+        measured.idle = measured.idle.map(|idle| Idle { silent: Limit::unknown("ended before"), ..idle });
+        assert!(!ids(&judged(measured, &[]).0).contains(&"age-limit"));
+    }
+
+    #[test]
+    fn a_server_that_sends_messages_all_the_time_is_healthy_by_them() {
+        let mut measured = silent_for(60, CutHow::Fin);
+        let server = ServerSends {
+            messages: 80,
+            message_interval: Some(Duration::from_millis(1500)),
+            ..ServerSends::default()
+        };
+        let short = Limit::Holds { for_at_least: Duration::from_millis(1500) };
+        measured.idle =
+            measured.idle.map(|idle| Idle { silent: short, server_sends: held(), server, ..idle });
+        let summary = judged(measured, &[]).1.summary;
+        assert!(summary.starts_with("Healthy: the server sends a message every 1.5 s"), "{summary}");
     }
 
     #[test]
@@ -395,6 +514,7 @@ pub(super) mod tests {
         if let Some(lifetime) = &mut measured.lifetime {
             lifetime.limit = cut(Duration::from_secs(100), CutHow::Reset);
         }
+        end_at(&mut measured, 100);
         let (findings, verdict) = judged(measured, &[]);
         assert_eq!(ids(&findings), ["idle-limit", "age-limit"]);
         assert_eq!(verdict.cuts.len(), 2);

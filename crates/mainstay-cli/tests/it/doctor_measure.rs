@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_millis(1500);
 /// A limit that is shorter than the interval of the doctor's Pings at first.
 const SHORT: Duration = Duration::from_millis(700);
 
+/// So many bytes of a client pass on one connection.
+const TOTAL: u64 = 100_000;
+
 /// A path whose limits are known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Case {
@@ -39,6 +42,10 @@ enum Case {
     Heartbeat,
     /// It echoes messages, up to a size.
     Echo,
+    /// It echoes messages, and the path cuts each connection after so many bytes.
+    Total,
+    /// The path is so long that several Pings are on the way at once.
+    Far,
     /// More connections are refused.
     Bound,
     /// The doctor has a bound.
@@ -46,7 +53,7 @@ enum Case {
     Rate,
 }
 
-const CASES: [(Case, &[&str]); 15] = [
+const CASES: [(Case, &[&str]); 17] = [
     (Case::Idle, &[]),
     (Case::IdleShort, &[]),
     (Case::IdleDown, &[]),
@@ -59,6 +66,8 @@ const CASES: [(Case, &[&str]); 15] = [
     (Case::Restart, &[]),
     (Case::Heartbeat, &[]),
     (Case::Echo, &["--echo"]),
+    (Case::Total, &["--echo"]),
+    (Case::Far, &[]),
     (Case::Bound, &["--connections", "60"]),
     (Case::OwnBound, &["--connections", "12"]),
     (Case::Rate, &["--connections", "10"]),
@@ -93,6 +102,11 @@ impl Case {
             Self::IdleDown => (idle(Direction::Down, false), When::Always),
             Self::Forgets => (idle(Direction::Both, true), When::Always),
             Self::Lifetime => (Fault::LifetimeCut { after: LIMIT }, When::Always),
+            Self::Total => (Fault::CutAfter { direction: Direction::Up, bytes: TOTAL }, When::Always),
+            Self::Far => {
+                let latency = Duration::from_millis(150);
+                (Fault::Delay { direction: Direction::Both, latency, jitter: Duration::ZERO }, When::Always)
+            }
             Self::Restart => (Fault::Fin, When::At { at: LIMIT * 2, repeat: None }),
             _ => return None,
         };
@@ -263,6 +277,22 @@ fn the_largest_message_the_most_fragments_and_replaced_close_codes_are_found() {
     assert_eq!(codes.iter().map(|code| &code["sent"]).collect::<Vec<_>>(), [1000, 1001, 3000, 4001]);
     assert!(codes.iter().all(|code| code["returned"] == 1000 && code["end"]["kind"] == "fin"), "{measured}");
     assert_eq!(measured["compression"]["accepted"], false);
+}
+
+#[test]
+fn a_path_that_counts_all_that_a_connection_carries_is_told_from_a_limit_of_one_message() {
+    let largest = &measured(Case::Total)["largest_message"];
+    assert!(largest["refused"].is_null(), "{largest}");
+    let total = largest["total"].as_u64().unwrap_or_else(|| panic!("{largest}"));
+    assert!(total.abs_diff(TOTAL) <= TOTAL / 10, "{largest}");
+    assert_eq!(largest["how"]["kind"], "reset", "{largest}");
+}
+
+#[test]
+fn pongs_that_come_after_the_next_ping_are_no_messages_of_the_server() {
+    let idle = &measured(Case::Far)["idle"];
+    assert_eq!(idle["server"]["messages"], 0, "{idle}");
+    holds(&idle["our_pings"]);
 }
 
 #[test]

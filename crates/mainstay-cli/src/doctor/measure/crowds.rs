@@ -33,10 +33,13 @@ enum Event {
 pub(super) async fn crowd(
     target: &Target,
     schedule: &Schedule,
+    opening_takes: Duration,
     result: &mut Option<Crowd>,
     progress: &Progress,
 ) {
     let mut machine = schedule.crowd();
+    // A server that is slow is not one that refuses.
+    let grace = LAST_OPENINGS.max(schedule.patience).max(opening_takes * 3);
     let (began, mut tasks) = (Instant::now(), JoinSet::new());
     let (sender, mut events) = mpsc::channel(EVENTS);
     let (release, released) = watch::channel(());
@@ -46,7 +49,6 @@ pub(super) async fn crowd(
         if due.is_none() && opening == 0 {
             break;
         }
-        let grace = LAST_OPENINGS.max(schedule.patience);
         tokio::select! {
             Some(event) = events.recv() => {
                 opening = opening.saturating_sub(u32::from(!matches!(event, Event::Lost)));

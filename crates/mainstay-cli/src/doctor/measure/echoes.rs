@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::super::measured::{Compression, CutHow, Largest, Measured};
@@ -22,6 +23,8 @@ const SIZES: (u64, u64) = (1 << 10, 64 << 20);
 const FRAGMENTS: (u64, u64) = (2, 1 << 14);
 /// How many refusals each search may cause.
 const REFUSALS: u32 = 8;
+/// What a connection carries in total is found in steps of this part of the size that passed alone.
+const STEPS: u64 = 16;
 /// The text that is compressed, so many times.
 const TEXT: &str = "mainstay doctor sends this to see whether it comes back. ";
 const TIMES: usize = 200;
@@ -67,7 +70,9 @@ pub(super) async fn run(
     let mut search =
         Search { target, longest, what: What::Bytes, sizes: Sizes::new(SIZES.0, SIZES.1, REFUSALS) };
     search.run(results.largest_message, progress).await;
-    let most = results.largest_message.as_ref().map_or(0, |largest| largest.accepted).min(FRAGMENTS.1);
+    // What counts all that a connection carries would be found once more.
+    let message = results.largest_message.as_ref().filter(|largest| largest.total.is_none());
+    let most = message.map_or(0, |largest| largest.accepted).min(FRAGMENTS.1);
     if most >= FRAGMENTS.0 {
         let sizes = Sizes::new(FRAGMENTS.0, most, REFUSALS);
         Search { target, longest, what: What::Fragments, sizes }.run(results.fragments, progress).await;
@@ -108,71 +113,112 @@ struct Search<'a> {
     sizes: Sizes,
 }
 
+/// A connection, and how much it carried there and back.
+struct Used {
+    probe: Probe,
+    carried: u64,
+}
+
 impl Search<'_> {
     async fn run(&mut self, result: &mut Option<Largest>, progress: &Progress) {
         let mut open = None;
         while let Some(size) = self.sizes.next() {
-            let probe = match open.take() {
-                Some(probe) => Ok(probe),
+            let used = match open.take() {
+                Some(used) => Ok(used),
                 None => self.open().await,
             };
-            match probe {
-                Ok(probe) => open = self.try_size(probe, size).await,
+            match used {
+                Ok(used) => open = self.try_size(used, size).await,
                 Err(error) => self.sizes.end(format!("no connection could be opened ({error})")),
             }
             *result = self.sizes.largest();
             self.show(result, progress, false);
         }
         self.show(result, progress, true);
-        if let Some(mut probe) = open {
-            close(&mut probe).await;
+        if let Some(mut used) = open {
+            close(&mut used.probe).await;
         }
     }
 
-    async fn open(&self) -> Result<Probe, OpenError> {
+    async fn open(&self) -> Result<Used, OpenError> {
         let max_message = usize::try_from(SIZES.1).unwrap_or(usize::MAX);
-        self.target.open_with(Options { compression: false, max_message, ..Options::default() }).await
+        let options = Options { compression: false, max_message, ..Options::default() };
+        Ok(Used { probe: self.target.open_with(options).await?, carried: 0 })
     }
 
     /// Returns the connection if it can be used again.
-    async fn try_size(&mut self, mut probe: Probe, size: u64) -> Option<Probe> {
-        let text = letters(usize::try_from(size).unwrap_or(usize::MAX));
-        let began = Instant::now();
-        let sent = async {
-            // If it fails, the reason is seen next.
-            let _ = self.send(&mut probe, &text).await;
-            returned(self.target, &mut probe, text.as_bytes()).await
-        };
-        match timeout(self.longest, sent).await.unwrap_or(Fate::Lost) {
-            Fate::Returned => {
+    async fn try_size(&mut self, used: Used, size: u64) -> Option<Used> {
+        let (began, carried) = (Instant::now(), used.carried);
+        match self.exchange(used, size).await {
+            Ok(used) => {
                 self.sizes.accept(size);
                 if began.elapsed() > self.longest / 3 {
                     self.sizes.end(format!("it took {}", span(began.elapsed())));
                 }
-                return Some(probe);
+                return Some(used);
             }
-            Fate::Refused(how) => self.sizes.refuse(size, how),
-            Fate::Lost if self.what == What::Bytes && self.sizes.largest().is_none() => {
+            Err(Fate::Refused(how)) if carried > 0 && self.sizes.is_in_doubt() => {
+                return self.try_alone(size, carried + size, how).await;
+            }
+            Err(Fate::Refused(how)) => self.sizes.refuse(size, how),
+            Err(_) if self.what == What::Bytes && self.sizes.largest().is_none() => {
                 self.sizes.end("the server returned no message");
             }
-            Fate::Lost if began.elapsed() >= self.longest && size > 1 << 20 => {
+            Err(_) if began.elapsed() >= self.longest && size > 1 << 20 => {
                 self.sizes.end(format!("the next did not come back within {}", span(self.longest)));
             }
-            Fate::Lost => self.sizes.refuse(size, CutHow::Silent),
+            Err(_) => self.sizes.refuse(size, CutHow::Silent),
         }
         None
     }
 
-    async fn send(&self, probe: &mut Probe, text: &str) -> Result<(), Ended> {
-        if self.what == What::Bytes {
-            // In one frame, as browsers do.
-            return probe.send_frame(1, true, text.as_bytes()).await;
+    /// Tries a size once more, on a connection that carried nothing. If it passes, what ended the other one counts all that it carried, and
+    /// smaller ones on this connection find how much that is.
+    async fn try_alone(&mut self, size: u64, total: u64, how: CutHow) -> Option<Used> {
+        let alone = match self.open().await {
+            Ok(used) => self.exchange(used, size).await.ok(),
+            Err(_) => None,
+        };
+        let Some(mut used) = alone else {
+            self.sizes.refuse(size, how);
+            return None;
+        };
+        self.sizes.accept(size);
+        let step = (size / STEPS).max(1);
+        while used.carried < total {
+            let carried = used.carried + step;
+            match self.exchange(used, step).await {
+                Ok(still_open) => used = still_open,
+                Err(_) => {
+                    self.sizes.end_by_total(carried, how);
+                    return None;
+                }
+            }
         }
-        let last = text.len().saturating_sub(1);
-        for (index, byte) in text.bytes().enumerate() {
-            probe.send_frame(u8::from(index == 0), index == last, &[byte]).await?;
+        // This one carries as much: something else ended the other.
+        Some(used)
+    }
+
+    /// Sends so much and waits until it comes back. In a task of its own: a large message keeps a thread busy, and the connections that
+    /// wait are measured meanwhile.
+    async fn exchange(&self, used: Used, size: u64) -> Result<Used, Fate> {
+        let (target, what) = (self.target.clone(), self.what);
+        // Dropping it ends the task.
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let Used { mut probe, carried } = used;
+            let text = letters(usize::try_from(size).unwrap_or(usize::MAX));
+            // If it fails, the reason is seen next.
+            let _ = send(&mut probe, what, &text).await;
+            match returned(&target, &mut probe, text.as_bytes()).await {
+                Fate::Returned => Ok(Used { probe, carried: carried + size }),
+                fate => Err(fate),
+            }
+        });
+        match timeout(self.longest, task.join_next()).await {
+            Ok(Some(Ok(fate))) => fate,
+            _ => Err(Fate::Lost),
         }
-        Ok(())
     }
 
     fn show(&self, result: &Option<Largest>, progress: &Progress, is_over: bool) {
@@ -182,6 +228,18 @@ impl Search<'_> {
         };
         super::show(progress, &part, is_over);
     }
+}
+
+async fn send(probe: &mut Probe, what: What, text: &str) -> Result<(), Ended> {
+    if what == What::Bytes {
+        // In one frame, as browsers do.
+        return probe.send_frame(1, true, text.as_bytes()).await;
+    }
+    let last = text.len().saturating_sub(1);
+    for (index, byte) in text.bytes().enumerate() {
+        probe.send_frame(u8::from(index == 0), index == last, &[byte]).await?;
+    }
+    Ok(())
 }
 
 /// Waits for this message; others are not answers.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mainstay_proto::ws::CloseCode;
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::super::measured::CutHow;
 use super::super::probe::{End, Options, Probe, Seen};
@@ -37,39 +37,41 @@ pub(super) enum Event {
     Ended(CutHow),
 }
 
-/// Opens a connection and holds it until it ends or is closed. `name` names it in the events.
+/// Opens a connection and holds it until it ends or is closed. `name` names it in the events, each of which has the time at which it
+/// happened: the driver may be late.
 pub(super) async fn hold<N: Copy>(
     target: Target,
     options: Options,
     name: N,
     mut commands: Receiver<Command>,
-    events: Sender<(N, Event)>,
+    events: Sender<(N, Instant, Event)>,
 ) {
     let mut probe = match target.open_with(options).await {
         Ok(probe) => probe,
         Err(error) => {
-            let _ = events.send((name, Event::Failed(error))).await;
+            let _ = events.send((name, Instant::now(), Event::Failed(error))).await;
             return;
         }
     };
-    if events.send((name, Event::Opened)).await.is_err() {
+    if events.send((name, Instant::now(), Event::Opened)).await.is_err() {
         return;
     }
-    let mut is_asked = false;
+    // Over a slow path several Pings are on the way at once.
+    let mut asked = 0_u32;
     loop {
         let event = tokio::select! {
             seen = probe.next() => match seen {
-                Seen::Pong(_) if is_asked => (is_asked = false, Event::Pong).1,
+                Seen::Pong(_) if asked > 0 => (asked -= 1, Event::Pong).1,
                 Seen::Ping(_) => Event::Ping,
                 Seen::Pong(_) | Seen::Message { .. } => Event::Data,
                 Seen::Close { code, reason } => {
                     let reason = target.shown(&reason);
-                    let _ = events.send((name, Event::Ended(CutHow::Close { code, reason }))).await;
+                    let _ = events.send((name, Instant::now(), Event::Ended(CutHow::Close { code, reason }))).await;
                     let _ = timeout(CLOSING, ended(&mut probe)).await;
                     return;
                 }
                 Seen::Ended(end) => {
-                    let _ = events.send((name, Event::Ended(cut(end)))).await;
+                    let _ = events.send((name, Instant::now(), Event::Ended(cut(end)))).await;
                     return;
                 }
             },
@@ -77,13 +79,13 @@ pub(super) async fn hold<N: Copy>(
                 // An error is seen next, as the end.
                 let _ = match command {
                     None => return close(&mut probe).await,
-                    Some(Command::Ping) => (is_asked = true, probe.send_ping(b"doctor").await).1,
+                    Some(Command::Ping) => (asked += 1, probe.send_ping(b"doctor").await).1,
                     Some(Command::Pong) => probe.send_pong(b"doctor").await,
                 };
                 continue;
             }
         };
-        if events.send((name, event)).await.is_err() {
+        if events.send((name, Instant::now(), event)).await.is_err() {
             return;
         }
     }

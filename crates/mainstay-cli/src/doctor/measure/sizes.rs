@@ -16,13 +16,14 @@ pub(crate) struct Sizes {
     refusals: u32,
     accepted: u64,
     refused: Option<(u64, CutHow)>,
+    total: Option<(u64, CutHow)>,
     ended: Option<String>,
 }
 
 impl Sizes {
     /// Creates a search from `first` to `bound`, with at most so many refusals.
     pub(crate) fn new(first: u64, bound: u64, refusals: u32) -> Self {
-        Self { first, bound, refusals, accepted: 0, refused: None, ended: None }
+        Self { first, bound, refusals, accepted: 0, refused: None, total: None, ended: None }
     }
 
     /// Returns the size to try next.
@@ -58,6 +59,17 @@ impl Sizes {
         }
     }
 
+    /// Returns whether a first refusal on a connection that carried others needs another look: what ended it may count all of them.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.refused.is_none()
+    }
+
+    /// A connection ended after so much in total, the last of which passes on a new one: no size is refused.
+    pub(crate) fn end_by_total(&mut self, total: u64, how: CutHow) {
+        self.total = Some((total, how));
+        self.end("a connection ends after so much in total, whatever the size of one");
+    }
+
     /// No more is tried.
     pub(crate) fn end(&mut self, why: impl Into<String>) {
         self.ended.get_or_insert_with(|| why.into());
@@ -68,8 +80,10 @@ impl Sizes {
         if self.accepted == 0 && self.refused.is_none() && self.ended.is_none() {
             return None;
         }
+        let total = self.total.as_ref().map(|(total, _)| *total);
         let (refused, how) = self.refused.clone().unzip();
-        Some(Largest { accepted: self.accepted, refused, how, ended: self.ended.clone() })
+        let how = how.or_else(|| self.total.clone().map(|(_, how)| how));
+        Some(Largest { accepted: self.accepted, refused, how, total, ended: self.ended.clone() })
     }
 }
 

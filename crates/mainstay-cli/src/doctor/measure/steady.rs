@@ -74,9 +74,13 @@ impl Steady {
 
     /// Returns whether a Ping is to be sent.
     pub(crate) fn poll(&mut self, now: Duration) -> bool {
-        let is_late = self.unanswered.is_some_and(|sent| now >= sent + self.patience);
-        if is_late && self.pongs > 0 && self.cut.is_none() {
-            self.cut = Some((now, CutHow::Silent));
+        let late = self.unanswered.filter(|sent| now >= *sent + self.patience);
+        // It was cut before that Ping, and not only when the patience with it ended.
+        if let Some(sent) = late
+            && self.pongs > 0
+            && self.cut.is_none()
+        {
+            self.cut = Some((sent, CutHow::Silent));
         }
         if self.cut.is_some() || now < self.next || self.next > self.last_ping {
             return false;
@@ -155,7 +159,7 @@ mod tests {
         assert!(steady.poll(seconds(20)));
         assert_eq!(steady.poll_timeout(), Some(seconds(25)));
         assert!(!steady.poll(seconds(25)));
-        assert_eq!(steady.cut(), Some(&(seconds(25), CutHow::Silent)));
+        assert_eq!(steady.cut(), Some(&(seconds(20), CutHow::Silent)));
         assert_eq!(steady.life(seconds(30), true).last, seconds(1));
         steady.handle_pong(seconds(31));
         assert_eq!(steady.cut(), None);

@@ -82,11 +82,11 @@ pub(super) async fn wait(
         let due = waits.began + waits.poll_timeout(now).min(publish);
         tokio::select! {
             biased;
-            Some((name, event)) = events.recv() => {
+            Some((name, at, event)) = events.recv() => {
                 if let Event::Failed(error) = &event && waits.failures == 0 {
                     results.left_out.note(format!("some of the connections that wait: {error}"));
                 }
-                waits.handle(waits.began.elapsed(), name, event);
+                waits.handle(at.saturating_duration_since(waits.began), name, event);
             }
             () = sleep_until(due) => {}
         }
@@ -100,7 +100,7 @@ struct Waits<'a> {
     began: Instant,
     /// Dropping it closes all sockets.
     tasks: JoinSet<()>,
-    events: Sender<(Name, Event)>,
+    events: Sender<(Name, Instant, Event)>,
     commands: HashMap<Name, Sender<Command>>,
     silent: Search,
     up: Search,
@@ -132,7 +132,7 @@ struct Slot {
 }
 
 impl<'a> Waits<'a> {
-    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Name, Event)>) -> Self {
+    fn new(target: &'a Target, schedule: &'a Schedule, events: Sender<(Name, Instant, Event)>) -> Self {
         let due = |(index, habit): (usize, &Habit)| match habit {
             Habit::SecondBusy => schedule.second_busy,
             _ => schedule.apart * index as u32,
@@ -234,9 +234,10 @@ impl<'a> Waits<'a> {
         let is_over = now + self.schedule.patience >= self.schedule.waiting;
         for slot in &mut self.habits {
             let is_busy = matches!(slot.habit, Habit::Busy | Habit::SecondBusy);
-            let Some((at, _)) = slot.machine.as_ref().and_then(Steady::cut) else { continue };
-            // A Pong that is late gets some more time.
-            if is_busy && !is_over && slot.again < AGAIN && now >= *at + self.schedule.patience {
+            let Some((at, how)) = slot.machine.as_ref().and_then(Steady::cut) else { continue };
+            // A Pong that is late, which is noticed only after the patience, gets some more time.
+            let patience = self.schedule.patience * if *how == CutHow::Silent { 2 } else { 1 };
+            if is_busy && !is_over && slot.again < AGAIN && now >= *at + patience {
                 let life = slot.machine.take().map(|machine| machine.life(now, true));
                 self.lives.extend(life);
                 slot.again += 1;
@@ -443,7 +444,7 @@ impl<'a> Waits<'a> {
     }
 
     /// Closes everything in order.
-    async fn close(mut self, events: &mut Receiver<(Name, Event)>) {
+    async fn close(mut self, events: &mut Receiver<(Name, Instant, Event)>) {
         self.commands.clear();
         events.close();
         let _ = timeout(CLOSING, async { while self.tasks.join_next().await.is_some() {} }).await;
