@@ -232,8 +232,10 @@ fn host_and_port(upstream: &str) -> io::Result<String> {
         return Err(wrong("has a path, which the client chooses"));
     }
     let Some((host, port)) = authority.rsplit_once(':') else { return Err(wrong("has no port")) };
-    let is_host = !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
-    if !is_host {
+    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+        return Err(wrong("has an IPv6 address, which needs brackets and a port, as in [::1]:3000"));
+    }
+    if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(wrong("has no host"));
     }
     match port.parse::<u16>() {

@@ -56,8 +56,8 @@ impl ScenarioFile {
             ScenarioError(format!("line {line}: no valid TOML: {why}"))
         };
         let table = DeTable::parse(text).map_err(|error| invalid(&error))?;
-        let root: Map<String, Value> = toml::from_str(text).map_err(|error| invalid(&error))?;
-        read_file(&root).map_err(|wrong| {
+        let root: toml::Table = toml::from_str(text).map_err(|error| invalid(&error))?;
+        read_file(&root.into_iter().map(|(name, value)| (name, json(value))).collect()).map_err(|wrong| {
             let place = place_of(&DeValue::Table(table.into_inner()), &wrong.path, 0);
             ScenarioError(format!("line {}: {wrong}", line_of(text, place)))
         })
@@ -271,6 +271,21 @@ fn read_rules(table: &Map<String, Value>) -> Result<Scenario, Wrong> {
     Ok(Scenario { rules })
 }
 
+/// Returns a value of TOML as one of JSON. JSON has no dates and no infinite numbers, and no field takes one: they become their text,
+/// which the mistake quotes.
+fn json(value: toml::Value) -> Value {
+    match value {
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) if number.is_finite() => number.into(),
+        toml::Value::Boolean(is) => is.into(),
+        toml::Value::Array(items) => items.into_iter().map(json).collect(),
+        toml::Value::Table(table) => table.into_iter().map(|(name, value)| (name, json(value))).collect(),
+        toml::Value::Float(number) => number.to_string().into(),
+        toml::Value::Datetime(time) => time.to_string().into(),
+    }
+}
+
 /// Returns where the deepest part of a path begins that the file has.
 fn place_of(value: &DeValue<'_>, path: &[Step], around: usize) -> usize {
     let Some((step, rest)) = path.split_first() else { return around };
@@ -462,7 +477,12 @@ mod tests {
                 "kind = \"reset\"\nshare = 1.5",
                 "fault[1].share: must be above 0 and at most 1, not 1.5; write for example 0.5",
             ),
-            ("kind = \"reset\"\nshare = nan", "fault[1].share: must be above 0"),
+            ("kind = \"reset\"\nshare = nan", "fault[1].share: must be above 0 and at most 1, not \"NaN\""),
+            ("kind = \"stall\"\nfor = -8", "must be a time with a unit, not -8; write for example \"8s\""),
+            (
+                "kind = \"stall\"\nfor = 07:32:00",
+                "must be a time with a unit, not \"07:32:00\"; write for example",
+            ),
             (
                 "kind = \"reset\"\nat = \"1s\"\nevery = \"1s\"",
                 "fault[1].every: contradicts at; keep one of at, after and every",

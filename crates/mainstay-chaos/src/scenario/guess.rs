@@ -3,6 +3,9 @@
 /// A name within this many edits of a known one is a misspelling of it.
 const MAX_EDITS: usize = 2;
 
+/// A longer name is no misspelling.
+const LONGEST: usize = 64 + MAX_EDITS;
+
 /// What other tools call the same.
 const SYNONYMS: [(&str, &str); 24] = [
     ("blackhole", "black-hole"),
@@ -33,6 +36,10 @@ const SYNONYMS: [(&str, &str); 24] = [
 
 /// Returns the known name that was probably meant.
 pub(super) fn meant<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    // No known name has more than 64 letters, and the distance to a name of a megabyte takes seconds.
+    if name.len() > LONGEST {
+        return None;
+    }
     let name = name.to_ascii_lowercase().replace(['_', ' '], "-");
     let is_synonym = |ours: &&&str| SYNONYMS.contains(&(name.as_str(), **ours));
     if let Some(ours) = known.iter().find(is_synonym) {
@@ -58,6 +65,7 @@ mod tests {
             ("latency", Some("delay")),
             ("x", None),
             ("something", None),
+            (&"x".repeat(1 << 20), None),
         ] {
             assert_eq!(meant(written, &known), expected, "{written}");
         }

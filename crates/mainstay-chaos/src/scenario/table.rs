@@ -254,10 +254,8 @@ impl Table<'_> {
         let Some(value) = self.fields.get(field) else { return Ok(None) };
         let wrong = |what: String| Err(Wrong::at(field, what));
         let Value::String(given) = value else {
-            let example = if value.is_number() { format!("{value}s") } else { "8s".to_owned() };
-            return wrong(format!(
-                "must be a time with a unit, not {value}; write for example \"{example}\""
-            ));
+            let meant = value.as_u64().filter(|seconds| *seconds <= longest.as_secs()).unwrap_or(8);
+            return wrong(format!("must be a time with a unit, not {value}; write for example \"{meant}s\""));
         };
         match humantime::parse_duration(given) {
             Ok(time) if time >= shortest && time <= longest => Ok(Some(time)),
