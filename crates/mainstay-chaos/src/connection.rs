@@ -241,10 +241,7 @@ impl Connection {
 
     pub(crate) fn handle_timeout(&mut self, now: Duration) {
         while self.end_faults(now) || self.strike_by_rules(now) {}
-        if let Some((_, it)) = self.cut_times().filter(|(time, _)| *time <= now).min_by_key(|(time, _)| *time)
-        {
-            self.cut_by_time(now, it);
-        }
+        self.cut_what_is_due(now, |cut| !cut.is_of_silence);
         if let Life::Lingers { until, reason } = self.life
             && until <= now
         {
@@ -256,6 +253,11 @@ impl Connection {
         }
         self.want_upstream();
         self.pass_tails(now);
+    }
+
+    /// What the sockets have was read. Only now is silence one: on a busy machine the process reads late what came in time.
+    pub(crate) fn handle_silence(&mut self, now: Duration) {
+        self.cut_what_is_due(now, |cut| cut.is_of_silence);
     }
 
     pub(crate) fn handle_connected(&mut self, now: Duration, note: What) {
@@ -560,6 +562,9 @@ impl Connection {
                 self.finish_life(self.first_end.unwrap_or_default());
             }
             Life::Open if has_both_ended && self.ghost != Ghost::None => self.finish_life("ghost"),
+            Life::Open if self.ends_without_upstream() => {
+                self.finish_life(self.first_end.unwrap_or_default());
+            }
             Life::Lingers { reason, .. } if has_both_ended => self.finish_life(reason),
             _ => {}
         }
@@ -578,6 +583,13 @@ impl Connection {
             self.dial = Dial::Asked;
             self.actions.push_back(Action::Dial);
         }
+    }
+
+    /// Whether the client has ended its stream in a black hole that it opened in: no upstream will be asked for, and none ends.
+    fn ends_without_upstream(&self) -> bool {
+        let [up, down] = &self.lanes;
+        let has_answer = !down.pipe.is_empty() || down.pipe.has_tail();
+        self.dial == Dial::NotYet && up.has_ended && up.pipe.is_dead() && !has_answer
     }
 
     fn note_unreadable(&mut self) {

@@ -22,7 +22,7 @@ use crate::fault::Fault;
 use crate::pair::Pair;
 use crate::scenario::Scenario;
 use crate::schedule::{self, Schedule, Strike};
-use crate::shared::{OnEvent, Shared};
+use crate::shared::{OnEvent, Shared, reason};
 use crate::state::{ActiveFault, ConnectionInfo, Target};
 
 /// Runs on the proxy's thread.
@@ -30,6 +30,8 @@ pub(crate) type Command = Box<dyn FnOnce(&mut Engine) + Send>;
 
 /// How long the proxy waits before it tries again to listen or to accept.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A failure that comes again so soon is the same one, and is not noted again.
+const GOES_ON: Duration = Duration::from_secs(1);
 
 /// How a proxy starts.
 pub(crate) struct Settings {
@@ -60,6 +62,8 @@ pub(crate) struct Engine {
     listener: Option<TcpListener>,
     /// When to try again to listen or to accept.
     again: Option<Duration>,
+    /// Why that failed, and when it did last.
+    failed: Option<(String, Duration)>,
     pairs: Rc<RefCell<BTreeMap<u64, Rc<RefCell<Pair>>>>>,
     accepted: u64,
     /// The schedules of the rules that strike the whole proxy.
@@ -112,7 +116,7 @@ impl Engine {
 
     fn new(settings: Settings, address: SocketAddr, listener: TcpListener) -> Self {
         let Settings { upstream, seed, scenario, on_event } = settings;
-        let shared = Rc::new(Shared::new(upstream.clone(), on_event));
+        let shared = Rc::new(Shared::new(address, upstream.clone(), on_event));
         shared.event(None, What::Started { listen: address, upstream, seed });
         let mut engine = Self {
             shared,
@@ -121,6 +125,7 @@ impl Engine {
             scenario: Scenario::default(),
             listener: Some(listener),
             again: None,
+            failed: None,
             pairs: Rc::default(),
             accepted: 0,
             schedules: Vec::new(),
@@ -263,8 +268,13 @@ impl Engine {
     }
 
     fn try_again(&mut self, error: &io::Error) {
-        self.shared.event(None, What::AcceptFailed { reason: error.to_string() });
-        self.again = Some(self.shared.now() + AGAIN);
+        let (now, reason) = (self.shared.now(), reason(error));
+        let goes_on = |(before, at): &(String, Duration)| *before == reason && now - *at < GOES_ON;
+        if !self.failed.as_ref().is_some_and(goes_on) {
+            self.shared.event(None, What::AcceptFailed { reason: reason.clone() });
+        }
+        self.failed = Some((reason, now));
+        self.again = Some(now + AGAIN);
     }
 
     fn next_time(&self) -> Option<Duration> {

@@ -107,7 +107,7 @@ pub enum What {
         /// Bytes from the upstream that the proxy wrote to the client.
         down: u64,
     },
-    /// `accept-failed`: the proxy cannot accept or listen, and tries again.
+    /// `accept-failed`: the proxy cannot accept or listen, and tries again until it can.
     AcceptFailed {
         /// Why, in words.
         reason: String,

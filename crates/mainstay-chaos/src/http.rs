@@ -134,7 +134,7 @@ pub(crate) fn answer(code: u16, retry_after: Option<u32>, without_body: bool) ->
         answer += &format!("Retry-After: {seconds}\r\n");
     }
     answer += "\r\n";
-    if !without_body {
+    if !without_body && code != 304 {
         answer += &body;
     }
     answer.into_bytes()

@@ -8,13 +8,13 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use crate::connection::{Action, Connection};
 use crate::event::What;
 use crate::fault::Side;
-use crate::shared::Shared;
+use crate::shared::{Shared, reason};
 
 /// How long the upstream may take to accept a connection.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
@@ -79,6 +79,7 @@ impl Pair {
                 has_moved |= self.poll_read(context, shared, now, side).is_ready();
                 has_moved |= self.poll_write(context, now, side).is_ready();
             }
+            self.machine.handle_silence(now);
             has_moved |= self.act(context, shared);
             while let Some(note) = self.machine.poll_note() {
                 shared.event(Some(self.id), note);
@@ -112,7 +113,7 @@ impl Pair {
             match action {
                 Action::Dial => {
                     self.upstream = shared.upstream();
-                    self.dial = Some(Box::pin(dial(self.upstream.clone())));
+                    self.dial = Some(Box::pin(dial(self.upstream.clone(), shared.address)));
                 }
                 Action::Finish(side) => {
                     if let Some(socket) = &mut self.sockets[side as usize] {
@@ -143,8 +144,8 @@ impl Pair {
             }
             Err(error) => {
                 let upstream = self.upstream.clone();
-                self.machine
-                    .handle_connect_failed(What::UpstreamFailed { upstream, reason: error.to_string() });
+                let note = What::UpstreamFailed { upstream, reason: reason(&error) };
+                self.machine.handle_connect_failed(note);
             }
         }
         Poll::Ready(())
@@ -202,10 +203,25 @@ impl Pair {
     }
 }
 
-async fn dial(upstream: String) -> io::Result<TcpStream> {
+async fn dial(upstream: String, listen: SocketAddr) -> io::Result<TcpStream> {
     let began = Instant::now();
-    timeout(DIAL_LIMIT, TcpStream::connect(upstream)).await.unwrap_or_else(|_| {
+    timeout(DIAL_LIMIT, connect(&upstream, listen)).await.unwrap_or_else(|_| {
         let message = format!("no answer within {} s", began.elapsed().as_secs());
         Err(io::Error::new(io::ErrorKind::TimedOut, message))
     })
+}
+
+/// Connects, but not to the proxy itself: each connection would open another one, without an end.
+async fn connect(upstream: &str, listen: SocketAddr) -> io::Result<TcpStream> {
+    let is_here = |address: SocketAddr| address.ip().is_loopback() || address.ip().is_unspecified();
+    let is_own = |address: &SocketAddr| {
+        let is_any = listen.ip().is_unspecified() || address.ip().is_unspecified();
+        let is_same = listen.ip() == address.ip() || is_any && is_here(listen) && is_here(*address);
+        listen.port() == address.port() && is_same
+    };
+    let others: Vec<_> = lookup_host(upstream).await?.filter(|address| !is_own(address)).collect();
+    if others.is_empty() {
+        return Err(io::Error::other("this is the address of the proxy itself; name the server's"));
+    }
+    TcpStream::connect(&others[..]).await
 }

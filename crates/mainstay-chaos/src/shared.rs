@@ -2,6 +2,8 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,8 @@ const SCRATCH: usize = 64 * 1024;
 
 pub(crate) struct Shared {
     since: Instant,
+    /// Where the proxy listens.
+    pub(crate) address: SocketAddr,
     upstream: RefCell<String>,
     timeline: RefCell<Timeline>,
     newcomer: Cell<Option<u64>>,
@@ -36,9 +40,10 @@ struct Timeline {
 }
 
 impl Shared {
-    pub(crate) fn new(upstream: String, receive: Option<OnEvent>) -> Self {
+    pub(crate) fn new(address: SocketAddr, upstream: String, receive: Option<OnEvent>) -> Self {
         Self {
             since: Instant::now(),
+            address,
             upstream: RefCell::new(upstream),
             timeline: RefCell::new(Timeline {
                 events: VecDeque::new(),
@@ -109,5 +114,15 @@ impl Shared {
 
     pub(crate) fn scratch(&self) -> RefMut<'_, Vec<u8>> {
         self.scratch.borrow_mut()
+    }
+}
+
+/// Returns why the proxy could not open, accept or connect, in words. A lack of open files is its own, and not the other side's.
+pub(crate) fn reason(error: &io::Error) -> String {
+    /// ENFILE and EMFILE, on every Unix.
+    const NO_FILES: [Option<i32>; 2] = [Some(23), Some(24)];
+    match NO_FILES.contains(&error.raw_os_error()) && cfg!(unix) {
+        true => format!("the proxy itself has too many open files; raise its limit (ulimit -n): {error}"),
+        false => error.to_string(),
     }
 }

@@ -31,6 +31,8 @@ enum Origin {
 pub(super) struct CutByTime {
     reason: &'static str,
     is_silent: bool,
+    /// It strikes a connection on which nothing passed.
+    pub(super) is_of_silence: bool,
 }
 
 impl Connection {
@@ -209,17 +211,19 @@ impl Connection {
         self.in_force.iter().filter(move |_| is_open).filter_map(|it| match it.fault {
             Fault::IdleCut { direction, after, silent } => {
                 let at = self.idle_since(direction).checked_add(after)?;
-                Some((at, CutByTime { reason: "idle-cut", is_silent: silent }))
+                Some((at, CutByTime { reason: "idle-cut", is_silent: silent, is_of_silence: true }))
             }
             Fault::LifetimeCut { after } => {
                 let at = self.opened.checked_add(after)?;
-                Some((at, CutByTime { reason: "lifetime-cut", is_silent: false }))
+                Some((at, CutByTime { reason: "lifetime-cut", is_silent: false, is_of_silence: false }))
             }
             _ => None,
         })
     }
 
-    pub(super) fn cut_by_time(&mut self, now: Duration, cut: CutByTime) {
+    pub(super) fn cut_what_is_due(&mut self, now: Duration, is_meant: impl Fn(&CutByTime) -> bool) {
+        let due = self.cut_times().filter(|(time, cut)| *time <= now && is_meant(cut));
+        let Some((_, cut)) = due.min_by_key(|(time, _)| *time) else { return };
         if !cut.is_silent {
             return self.finish_both(now, cut.reason);
         }

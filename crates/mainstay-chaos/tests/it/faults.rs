@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use mainstay_chaos::{Direction, Fault, Rule, Scenario, Target, What, When};
+use mainstay_chaos::{ChaosProxy, Direction, Fault, Rule, Scenario, Target, What, When};
 
 use crate::stage::{REQUEST, connect, exchange, is_silent, open, read, upstream, wait_for, wait_until};
 
@@ -161,6 +161,23 @@ fn an_upstream_that_is_not_there_resets_the_client_and_is_in_the_timeline() {
     let failed = wait_for(&proxy, "upstream-failed");
     assert!(matches!(failed.what, What::UpstreamFailed { upstream, .. } if upstream == nothing.to_string()));
     exchange(&old, b"the old connection leads where it led");
+}
+
+#[test]
+fn an_upstream_that_is_the_proxy_itself_is_refused_and_opens_no_second_connection() {
+    let upstream = upstream();
+    for (listen, host) in
+        [("127.0.0.1:0", "localhost"), ("127.0.0.1:0", "0.0.0.0"), ("0.0.0.0:0", "127.0.0.1")]
+    {
+        let proxy = ChaosProxy::builder(upstream.address.to_string()).listen(listen).start().unwrap();
+        let port = proxy.address().port();
+        proxy.set_upstream(&format!("{host}:{port}")).unwrap();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        let What::UpstreamFailed { reason, .. } = wait_for(&proxy, "upstream-failed").what else { panic!() };
+        assert!(reason.contains("the proxy itself"), "{reason}");
+        assert_eq!(proxy.accepted(), 1);
+    }
 }
 
 #[test]

@@ -105,6 +105,18 @@ fn an_idle_connection_is_ended_on_both_sides_and_bytes_of_its_direction_postpone
 }
 
 #[test]
+fn bytes_that_came_in_time_and_are_read_late_keep_an_idle_connection_open() {
+    let mut play = Play::websocket();
+    play.inject(idle_cut(Direction::Both, false));
+    // The process did not run for an hour, and the bytes of that hour wait in the sockets.
+    play.now += std::time::Duration::from_secs(3600);
+    play.machine.handle_timeout(play.now);
+    play.machine.handle_bytes(play.now, Side::Client, &text("in time"));
+    play.wait(0);
+    assert_eq!((&play.got[0], play.ends), (&text("in time"), [None; 2]));
+}
+
+#[test]
 fn a_silent_idle_cut_notifies_neither_side() {
     let mut play = Play::websocket();
     play.inject(idle_cut(Direction::Both, true));

@@ -65,6 +65,19 @@ fn an_upstream_that_cannot_be_reached_in_a_black_hole_is_not_noticed_by_the_clie
 }
 
 #[test]
+fn a_client_that_opened_and_ended_in_a_black_hole_is_gone_for_no_upstream_was_asked() {
+    for way in [Direction::Up, Direction::Both] {
+        let mut machine = Connection::new(1, std::time::Duration::ZERO, 7);
+        machine.handle_fault(std::time::Duration::ZERO, &Fault::BlackHole(way), crate::event::FaultId(1));
+        let mut play = Play::of(machine);
+        play.up(b"GET / HTTP/1.1\r\n");
+        assert_eq!((play.over(), play.has_dialled), (None, false));
+        play.end(Side::Client);
+        assert_eq!((play.over(), play.has_dialled), (Some("client"), false));
+    }
+}
+
+#[test]
 fn the_reset_of_a_side_in_a_black_hole_is_not_noticed_by_the_other() {
     let mut play = Play::websocket();
     play.inject(Fault::BlackHole(Direction::Both));

@@ -31,11 +31,15 @@ fn a_handshake_is_answered_as_soon_as_its_head_is_whole_and_does_not_reach_the_u
 }
 
 #[test]
-fn the_answer_to_a_head_request_has_no_body() {
+fn the_answer_to_a_head_request_and_one_with_304_have_no_body() {
     let mut play = Play::begin();
     play.inject(BUSY);
     play.up(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(String::from_utf8_lossy(&play.got[1]), ANSWER.trim_end_matches("503 Service Unavailable\n"));
+    let mut play = Play::begin();
+    play.inject(Fault::Status { code: 304, retry_after: None });
+    play.up(REQUEST);
+    assert!(play.got[1].ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&play.got[1]));
 }
 
 #[test]

@@ -135,6 +135,7 @@ impl Play {
                     self.machine.wrote(self.now, side, bytes.len());
                 }
             }
+            self.machine.handle_silence(self.now);
             while let Some(action) = self.machine.poll_action() {
                 has_moved = true;
                 self.act(action);
