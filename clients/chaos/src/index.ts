@@ -137,7 +137,8 @@ function argumentsOf({ upstream, listen, seed, profile = [], scenario, faults = 
   return args;
 }
 
-/** Returns a rule as the command line has it: `black-hole,direction=up,for=8s`. */
+/** Returns a rule as the command line has it: `black-hole,direction=up,for=8s`. As in JSON, what is `undefined` is left out. */
 function inOneLine({ kind, ...fields }: Rule): string {
-  return [kind, ...Object.entries(fields).map(([field, value]) => `${field}=${value}`)].join(",");
+  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
+  return [kind, ...given.map(([field, value]) => `${field}=${value}`)].join(",");
 }

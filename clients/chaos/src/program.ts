@@ -72,8 +72,8 @@ export class Program {
       createInterface(child.stdout).on("line", (line) => {
         const event = read(line);
         if (!event) return;
-        onEvent(event);
         if (event.event === "started") settle(), resolve(event);
+        onEvent(event);
       });
       // `close` comes after the last byte of standard error.
       child.on("close", () => (settle(), reject(this.end)));

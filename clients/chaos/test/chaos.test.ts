@@ -86,7 +86,8 @@ test("a fault strikes the connection that it names until it is lifted", async ()
 
 test("rules and profiles hold from the start on, and the seed is known", async () => {
   const events: Event[] = [];
-  const proxy = await start({ seed: 7, profile: ["elevator"], faults: [{ kind: "status", code: 503, "retry-after": 1 }], onEvent: (event) => events.push(event) });
+  const unset = { share: undefined } as object;
+  const proxy = await start({ seed: 7, profile: ["elevator"], faults: [{ kind: "status", code: 503, "retry-after": 1, ...unset }], onEvent: (event) => events.push(event) });
   assert.equal(proxy.seed, 7);
   const socket = new WebSocket(proxy.url());
   const [error] = await once(socket, "error");
