@@ -3,12 +3,13 @@
 //! The listener is for programs of this machine. A page of a browser must not use it: the Host must be a local name or one of
 //! `--api-host`, an Origin must be the same host, and a body must be `application/json` (`admin::foreign`).
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -29,6 +30,7 @@ use tokio::sync::Semaphore;
 use super::plan::{self, Plan};
 use crate::admin::foreign;
 use crate::admin::query::Query;
+use crate::process::descriptors::{self, Spare};
 
 /// Maximum number of open connections; further ones wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -102,22 +104,45 @@ fn ok(body: &impl Serialize) -> Answer {
     Ok(answer(StatusCode::OK, body))
 }
 
-/// Serves until the process ends.
-pub(super) async fn serve(listener: TcpListener, api: Api) {
-    let app = router(api);
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let app = app.clone();
-                tokio::spawn(async move {
-                    serve_connection(stream, app).await;
-                    drop(place);
-                });
+/// Where the API listens.
+pub(super) struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+    /// Clients of the proxy may take every other descriptor, and a command may be what frees them.
+    spare: Spare,
+}
+
+impl Listener {
+    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener: TcpListener::from_std(listener)?, address, spare: Spare::new() })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the process ends.
+    pub(super) async fn serve(mut self, api: Api) {
+        let app = router(api);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    self.spare.refill();
+                    let app = app.clone();
+                    tokio::spawn(async move {
+                        serve_connection(stream, app).await;
+                        drop(place);
+                    });
+                }
+                Err(error) if descriptors::are_exhausted(&error) && self.spare.release() => {}
+                // No descriptor is free, or the client is gone already.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
-            // No descriptor is free, or the client is gone already.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
@@ -184,6 +209,10 @@ fn judge(api: &Api, local: SocketAddr, request: &Request) -> Result<(), Wrong> {
         let what =
             "the request comes from a page of another site (Origin): pages of browsers may not use this API";
         return Err(Wrong(StatusCode::FORBIDDEN, what.to_owned()));
+    }
+    // `DELETE /faults?id=1` is meant for one of them.
+    if request.uri().query().is_some() && request.uri().path() != "/timeline" {
+        return Err(bad("this path has no parameters behind a ?; write a number into the path: /faults/1"));
     }
     let has_body = matches!(*request.method(), Method::POST | Method::PUT);
     if has_body && !foreign::is_json(request.headers()) {
@@ -292,9 +321,11 @@ fn command(
     }
 }
 
-async fn lift(State(api): State<Api>, Path(id): Path<String>) -> Answer {
-    let number =
-        id.parse().map_err(|_| bad(format!("{id:?} is no number of a fault; GET /faults has them")))?;
+/// The number in a path.
+type Number = Result<Path<u64>, PathRejection>;
+
+async fn lift(State(api): State<Api>, number: Number) -> Answer {
+    let Path(number) = number.map_err(|_| bad("the path has no number of a fault; GET /faults has them"))?;
     if api.proxy()?.lift(FaultId(number)) {
         return ok(&json!({"lifted": true}));
     }
@@ -307,10 +338,9 @@ async fn lift_all(State(api): State<Api>) -> Answer {
     ok(&json!({"lifted": true}))
 }
 
-async fn reset(State(api): State<Api>, Path(id): Path<String>) -> Answer {
-    let number = id
-        .parse()
-        .map_err(|_| bad(format!("{id:?} is no number of a connection; GET /connections has them")))?;
+async fn reset(State(api): State<Api>, number: Number) -> Answer {
+    let Path(number) =
+        number.map_err(|_| bad("the path has no number of a connection; GET /connections has them"))?;
     let proxy = api.proxy()?;
     is_open(&proxy, number)?;
     ok(&json!({"id": proxy.inject(Fault::Reset, Target::Connection(number), None)}))
@@ -379,9 +409,7 @@ fn text(body: &Result<Bytes, BytesRejection>) -> Result<&str, Wrong> {
 fn object(body: &Result<Bytes, BytesRejection>) -> Result<Map<String, Value>, Wrong> {
     match serde_json::from_str(text(body)?) {
         Ok(Value::Object(fields)) => Ok(fields),
-        Ok(other) => {
-            Err(bad(format!("the body must be an object such as {{\"kind\": \"reset\"}}, not {other}")))
-        }
+        Ok(_) => Err(bad("the body must be an object such as {\"kind\": \"reset\"}")),
         Err(error) => Err(bad(format!("the body is no valid JSON: {error}"))),
     }
 }

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use mainstay_chaos::ChaosProxy;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
 
 use self::plan::Plan;
 use self::timeline::{Timeline, Writer};
@@ -127,7 +126,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
 /// A proxy that runs.
 struct Running {
     proxy: Arc<ChaosProxy>,
-    api: Option<TcpListener>,
+    api: Option<api::Listener>,
     output: Writer,
     plan: Plan,
 }
@@ -138,9 +137,11 @@ impl Running {
     /// # Errors
     /// The flag whose address cannot be used, and why.
     fn start(plan: Plan) -> Result<Self, String> {
-        let api = plan.api.map(|address| bind(address).map_err(|error| in_use("--api", address, &error)));
+        let api = plan
+            .api
+            .map(|address| api::Listener::bind(address).map_err(|error| in_use("--api", address, &error)));
         let api = api.transpose()?;
-        let api_address = api.as_ref().and_then(|api| api.local_addr().ok());
+        let api_address = api.as_ref().map(api::Listener::address);
         let (mut timeline, output) = Timeline::start(plan.shown, plan.scenario.rules.clone(), api_address);
         let proxy = ChaosProxy::builder(&plan.upstream)
             .listen(plan.listen.to_string())
@@ -159,7 +160,7 @@ impl Running {
     async fn until_the_end(mut self, mut stops: Stops) -> ExitCode {
         if let Some(listener) = self.api.take() {
             let api = api::Api::new(&self.proxy, &self.plan);
-            tokio::spawn(api::serve(listener, api));
+            tokio::spawn(listener.serve(api));
         }
         let end = async {
             tokio::select! {
@@ -196,12 +197,6 @@ async fn stdin_closes(is_asked: bool) {
     }
     let (mut input, mut ignored) = (tokio::io::stdin(), [0; 1024]);
     while input.read(&mut ignored).await.is_ok_and(|length| length > 0) {}
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 /// Returns why an address cannot be used, and what to do.

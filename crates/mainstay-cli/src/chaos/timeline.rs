@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use mainstay_chaos::{Event, Lift, Rule, What};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -41,6 +43,7 @@ pub(super) struct Timeline {
 /// Writes the lines.
 pub(super) struct Writer {
     failed: oneshot::Receiver<io::Error>,
+    unread: oneshot::Receiver<()>,
     finished: mpsc::Receiver<io::Result<()>>,
 }
 
@@ -57,6 +60,8 @@ impl Timeline {
     pub(super) fn start(shown: Shown, rules: Vec<Rule>, api: Option<SocketAddr>) -> (Self, Writer) {
         let (lines, queue) = mpsc::sync_channel::<String>(QUEUE);
         let (failing, failed) = oneshot::channel();
+        let (leaving, unread) = oneshot::channel();
+        thread::spawn(move || wait_until_unread(leaving));
         let (finishing, finished) = mpsc::channel();
         thread::spawn(move || {
             let mut out = io::stdout();
@@ -70,7 +75,7 @@ impl Timeline {
                 }
             }
         });
-        (Self { shown, rules, api, lines, lost: 0 }, Writer { failed, finished })
+        (Self { shown, rules, api, lines, lost: 0 }, Writer { failed, unread, finished })
     }
 
     /// Prints an event, or counts it as lost.
@@ -123,14 +128,15 @@ impl Timeline {
 }
 
 impl Writer {
-    /// Completes when standard output cannot be written.
+    /// Completes when standard output cannot be written, or when its reader has gone, also if there is nothing to write.
     ///
     /// # Cancel safety
     /// The error is kept until a call returns it.
     pub(super) async fn failed(&mut self) -> io::Result<()> {
-        match (&mut self.failed).await {
-            Ok(error) => Err(error),
-            Err(_) => std::future::pending().await,
+        tokio::select! {
+            Ok(error) = &mut self.failed => Err(error),
+            Ok(()) = &mut self.unread => Err(io::ErrorKind::BrokenPipe.into()),
+            else => std::future::pending().await,
         }
     }
 
@@ -142,6 +148,22 @@ impl Writer {
         match self.finished.recv_timeout(FINISH) {
             Ok(written) => written,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(()),
+        }
+    }
+}
+
+/// Waits until the reader of standard output has gone. A file has none, so that there is nothing to wait for.
+fn wait_until_unread(leaving: oneshot::Sender<()>) {
+    let out = io::stdout();
+    loop {
+        let mut polled = [PollFd::new(&out, PollFlags::empty())];
+        match poll(&mut polled, None) {
+            Err(Errno::INTR) => {}
+            Ok(_) if polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => {
+                let _ = leaving.send(());
+                return;
+            }
+            _ => return,
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::flags::check;
 use crate::frames::{Frames, TEXT};
-use crate::support::{mainstay, run, signal, until};
+use crate::support::{mainstay, run, signal, until, without_variables};
 
 /// A running `mainstay chaos`, killed when dropped.
 pub(crate) struct Chaos {
@@ -83,6 +83,7 @@ impl Chaos {
 
     fn ask_raw(&self, request: &str, headers: &str, body: &str) -> (u16, Value) {
         let mut stream = StdStream::connect(self.api()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let length = body.len();
         let text = format!(
             "{request} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
@@ -104,17 +105,6 @@ impl Chaos {
     pub(crate) fn lift(&self, id: u64) {
         assert_eq!(self.ask(&format!("DELETE /faults/{id}"), None), (200, json!({"lifted": true})));
     }
-
-    /// Waits until it ends by itself; returns its exit code.
-    async fn ended(&mut self) -> Option<i32> {
-        for _ in 0..1500 {
-            if let Some(status) = self.process.0.try_wait().unwrap() {
-                return status.code();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("mainstay chaos does not end");
-    }
 }
 
 /// A process that is killed when dropped, also by a test that fails.
@@ -125,6 +115,17 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits until a process ends by itself; returns its exit code.
+async fn ended(process: &mut Process) -> Option<i32> {
+    for _ in 0..1500 {
+        if let Some(status) = process.0.try_wait().unwrap() {
+            return status.code();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("mainstay chaos does not end");
 }
 
 /// A server of WebSockets, whose connections the test holds, with a client through `mainstay chaos`.
@@ -186,7 +187,7 @@ async fn a_signal_the_end_of_its_time_and_of_its_input_end_it_and_leave_no_socke
             "stdin" => drop(chaos.stdin.take()),
             name => signal(&chaos.process.0, name),
         }
-        assert_eq!(chaos.ended().await, Some(0), "{how}");
+        assert_eq!(ended(&mut chaos.process).await, Some(0), "{how}");
         assert!(chaos.event("ended").await["at"].is_number(), "{how}");
         if let Ok(mut held) = held {
             held.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -208,25 +209,48 @@ async fn it_ends_when_the_program_that_started_it_is_killed() {
     let mut chaos = Chaos::begin(command);
     runner.0.kill().unwrap();
     runner.0.wait().unwrap();
-    assert_eq!(chaos.ended().await, Some(0));
+    assert_eq!(ended(&mut chaos.process).await, Some(0));
 }
 
 #[tokio::test]
 async fn it_ends_when_its_output_is_not_read_any_more() {
     let upstream = nowhere().to_string();
-    let mut process = Process(mainstay(&["chaos", "--upstream", &upstream]).spawn().unwrap());
-    let mut output = BufReader::new(process.0.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    let address: SocketAddr = line.split_once("ws://").unwrap().1.split_once(',').unwrap().0.parse().unwrap();
-    drop(output);
-    // Each connection is an event, and an event is a write that fails.
-    until("the program ends", || {
-        drop(StdStream::connect(address));
-        StdStream::connect(address).is_err()
-    })
-    .await;
-    assert_eq!(process.0.wait().unwrap().code(), Some(0));
+    // There is no event, and so no write that could fail.
+    for flag in ["--json", "--quiet"] {
+        let mut process = Process(mainstay(&["chaos", "--upstream", &upstream, flag]).spawn().unwrap());
+        let mut output = process.0.stdout.take().unwrap();
+        output.read_exact(&mut [0; 1]).unwrap();
+        drop(output);
+        assert_eq!(ended(&mut process).await, Some(0), "{flag}");
+    }
+}
+
+#[tokio::test]
+async fn a_lack_of_open_files_is_named_once_as_its_own_and_the_api_can_end_it() {
+    let (_server, upstream) = listener().await;
+    // Each client takes two: with one of the limits all files are in use, with the other one all but one.
+    for limit in [48, 49] {
+        let mut command = Command::new("sh");
+        let script =
+            format!("ulimit -n {limit} && exec \"$0\" chaos --api 127.0.0.1:0 --json --upstream {upstream}");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_mainstay")]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        without_variables(&mut command);
+        let chaos = Chaos::begin(command);
+        let clients: Vec<_> = (0..48).map(|_| StdStream::connect(chaos.address()).unwrap()).collect();
+        let failed = chaos.event("accept-failed").await;
+        assert!(failed["reason"].as_str().unwrap().contains("ulimit -n"), "{failed}");
+        let count = async || {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            chaos.events("accept-failed").len()
+        };
+        assert_eq!(count().await, count().await, "it tries ten times a second");
+        let is_its_own = |event: &Value| event["reason"].as_str().unwrap().contains("the proxy itself");
+        assert!(chaos.events("upstream-failed").iter().all(is_its_own));
+        assert_eq!(chaos.ask("DELETE /connections", None).0, 200);
+        drop(clients);
+        until("every client was accepted", || chaos.events("opened").len() == 48).await;
+    }
 }
 
 #[tokio::test]
@@ -313,6 +337,9 @@ fn a_mistake_is_one_line_that_names_the_flag_the_bound_and_what_to_write() {
         ("ftp://h:1", "ws://HOST:PORT"),
         ("wss://h:1", "TLS"),
         ("ws://h:1/path", "path"),
+        ("::1:3000", "[::1]:3000"),
+        ("[::1]", "[::1]:3000"),
+        ("a server:1", "no host"),
         ("", "HOST:PORT"),
     ] {
         check(&["chaos", "--upstream", upstream], &["--upstream", expected]);
@@ -370,6 +397,9 @@ async fn a_command_with_a_mistake_is_answered_with_the_field_and_what_to_write()
         ("POST /faults", r#"{"kind": "stall", "target": "some"}"#, 400, "target: must be open, new or all"),
         ("DELETE /faults/9", "", 404, "fault 9 is not in force"),
         ("DELETE /faults/x", "", 400, "no number of a fault"),
+        ("DELETE /faults/%ff", "", 400, "no number of a fault"),
+        ("DELETE /faults?id=1", "", 400, "no parameters behind a ?"),
+        ("DELETE /connections?id=1", "", 400, "no parameters behind a ?"),
         ("DELETE /connections/9", "", 404, "connection 9 is not open"),
         ("PUT /upstream", r#"{"upstream": "x"}"#, 400, "upstream: \"x\" has no port"),
         ("PUT /upstream", r#"{"upstream": "a:b@c:1"}"#, 400, "upstream: must have no user:password@"),
