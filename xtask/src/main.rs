@@ -2,7 +2,8 @@
 //! nightly` is its long form.
 //!
 //! [`STEPS`] lists what they run, in this order, until the first failure. If the machine lacks something that a step
-//! needs, the step prints that and installs it by the ordinary package managers (`install`).
+//! needs, the step prints that and installs it by the ordinary package managers (`install`). Each step has a limit, after
+//! which it is killed and has failed (`step`).
 
 mod autobahn;
 mod bench;
@@ -28,12 +29,13 @@ mod reload;
 mod rolling;
 mod run;
 mod scale;
+mod step;
 mod tidy;
 mod words;
 
 use std::error::Error;
 use std::process::{Command, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser};
 use run::cargo;
@@ -41,7 +43,7 @@ use run::cargo;
 const STEPS: &[Step] = &[
     Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
-    Step::new("test", "unit, documentation and integration tests", |_| tests()),
+    Step::new("test", "unit, documentation and integration tests", |_| tests()).within(30),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
     Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
@@ -83,10 +85,16 @@ const STEPS: &[Step] = &[
     Step::new("sim", "sessions under every fault, by seed", simulate),
 ];
 
+/// How long a step may take: several times what it needs on two cores from nothing, so that only one that hangs is killed.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// At full length.
+const NIGHTLY_LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+
 struct Step {
     name: &'static str,
     about: &'static str,
     run: fn(Depth) -> Result<Outcome>,
+    limit: Duration,
 }
 
 /// How much a step does: `Test` takes minutes in all, `Nightly` as long as it needs.
@@ -127,6 +135,13 @@ enum Task {
     Cluster(cluster::Options),
     /// Make what users download: a tarball, a Debian package, a bill of materials, checksums
     Release(release::Options),
+    /// The process of one step, which `test` and `nightly` start
+    #[command(hide = true)]
+    Step {
+        name: String,
+        #[arg(long)]
+        nightly: bool,
+    },
 }
 
 #[derive(Args)]
@@ -153,6 +168,7 @@ fn main() -> ExitCode {
         Task::Reload => reload::step(Depth::Nightly).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Cluster(options) => cluster::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
         Task::Release(options) => release::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),
+        Task::Step { name, nightly } => run_step(&name, if nightly { Depth::Nightly } else { Depth::Test }),
     });
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -174,7 +190,8 @@ fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
         }
         println!("\n=== {}: {}", step.name, step.about);
         let started = Instant::now();
-        let outcome = (step.run)(depth);
+        let limit = if depth == Depth::Nightly { NIGHTLY_LIMIT } else { step.limit };
+        let outcome = step::run(step.name, depth, limit, false);
         summary.add(step, &outcome, started.elapsed().as_secs_f64());
         if outcome.is_err() {
             break;
@@ -184,6 +201,13 @@ fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
         summary.print();
     }
     Ok(summary.failed == 0)
+}
+
+/// Runs one step in this process. Returns whether its outcome could be written down.
+fn run_step(name: &str, depth: Depth) -> Result<bool> {
+    let step = STEPS.iter().find(|step| step.name == name).ok_or_else(|| format!("no step `{name}`"))?;
+    step::report(name, &(step.run)(depth))?;
+    Ok(true)
 }
 
 impl Selection {
@@ -224,7 +248,11 @@ impl Summary {
 
 impl Step {
     const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
-        Self { name, about, run }
+        Self { name, about, run, limit: LIMIT }
+    }
+
+    const fn within(self, minutes: u64) -> Self {
+        Self { limit: Duration::from_secs(60 * minutes), ..self }
     }
 }
 
