@@ -12,30 +12,30 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::run::{Background, free_address, output};
-use crate::{Depth, Outcome, Result, install};
+use crate::{Depth, Outcome, Result, install, programs};
 
 /// Cases we mean to fail, each with its reason. One that passes again fails the run until its entry is gone.
 const ALLOWED: &[(&str, &str)] = &[];
 
 // The server sends nothing before its first heartbeat; the suite answers a Ping in the middle of
 // its own half-sent frame.
-const SERVER: &str = r#"exec cargo run -qr -p mainstay-cli -- serve --listen "$AUTOBAHN_ADDR" \
+const SERVER: &str = r#"exec target/release/mainstay serve --listen "$AUTOBAHN_ADDR" \
     --heartbeat 1h --max-message 16MiB --max-fragments 100000 --deflate"#;
-const CLIENT: &str =
-    r#"exec cargo run -qr -p mainstay-peers --bin autobahn_client -- "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
+const CLIENT: &str = r#"exec target/release/autobahn_client "$AUTOBAHN_URL" "$AUTOBAHN_AGENT""#;
 
 const AGENT: &str = "mainstay";
 
 /// At most this many failures are printed one by one.
 const LISTED: usize = 30;
 
-/// How long a side may take until it listens: the command may build first.
+/// How long a side may take until it listens: a command that is given may build first.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long all cases of one role may take. The whole suite takes a quarter of an hour, half of it the suite's own work.
@@ -80,24 +80,30 @@ pub(crate) fn step(depth: Depth) -> Result<Outcome> {
 
 /// Judges the chosen roles. A case that failed in any of them is an error.
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
-    let Some(programs) = install::autobahn()? else {
+    let Some(suite) = install::autobahn()? else {
         println!("!!! The Autobahn test suite did NOT run: it needs Python 2.7, and none was found.");
         println!(
             "!!! Set AUTOBAHN_PYTHON to one, or put python2.7, pypy2.7 or pyenv's 2.7 where they are looked for."
         );
         return Ok(Outcome::Skipped("no Python 2.7 (set AUTOBAHN_PYTHON)".into()));
     };
+    // The default commands run these.
+    programs::mainstay()?;
+    programs::peers(&["autobahn_client"])?;
     let roles = options.role.map_or(vec![Role::Server, Role::Client], |role| vec![role]);
-    let mut failed = Vec::new();
-    for role in roles {
-        let trial = Trial::new(role, options, &programs)?;
-        let started = Instant::now();
-        let ran = match role {
-            Role::Server => trial.judge_server(&options.server),
-            Role::Client => trial.judge_client(&options.client),
+    // At a time: each keeps one core busy, that of the suite.
+    let judged: Vec<_> = thread::scope(|scope| {
+        let judge = |role| {
+            let suite = &suite;
+            scope.spawn(move || judge(role, options, suite).map_err(|error| error.to_string()))
         };
-        let verdict = trial.verdict();
-        println!("{role:?}, {:.0} s, reports in {}", started.elapsed().as_secs_f64(), trial.folder.display());
+        let judging: Vec<_> = roles.iter().map(|role| judge(*role)).collect();
+        judging.into_iter().map(|role| role.join().unwrap_or_else(|_| Err("it panicked".into()))).collect()
+    });
+    let mut failed = Vec::new();
+    for (role, judged) in roles.iter().zip(judged) {
+        let Judged { folder, verdict, seconds, ran } = judged?;
+        println!("{role:?}, {seconds:.0} s, reports in {}", folder.display());
         if verdict.passed > 0 || ran.is_ok() {
             verdict.print(); // even if a side died: it shows how far the run got
         }
@@ -111,6 +117,30 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
     } else {
         Err(format!("Autobahn: {}", failed.join(", ")).into())
     }
+}
+
+/// What came of a role.
+struct Judged {
+    folder: PathBuf,
+    verdict: Verdict,
+    seconds: f64,
+    /// Whether both sides ended well.
+    ran: std::result::Result<(), String>,
+}
+
+fn judge(role: Role, options: &Options, suite: &Path) -> Result<Judged> {
+    let trial = Trial::new(role, options, suite)?;
+    let started = Instant::now();
+    let ran = match role {
+        Role::Server => trial.judge_server(&options.server),
+        Role::Client => trial.judge_client(&options.client),
+    };
+    Ok(Judged {
+        verdict: trial.verdict(),
+        folder: trial.folder,
+        seconds: started.elapsed().as_secs_f64(),
+        ran: ran.map_err(|error| error.to_string()),
+    })
 }
 
 /// One role's run: the suite's specification and reports are in `folder`.

@@ -30,7 +30,7 @@ use clap::Args;
 
 use crate::engines::{self, Brand, Program};
 use crate::run::cargo;
-use crate::{Depth, Outcome, Result, install, programs};
+use crate::{Depth, Outcome, Result, clients, install, programs};
 use rounds::Size;
 
 /// The programs of most rounds, as the tests have them, and those of large ones.
@@ -114,7 +114,11 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 }
 
 fn prepare() -> Result<()> {
+    let _preparing = install::alone()?;
     install::node_packages("proof")?;
+    clients::build()?;
+    Program::install(Brand::Redis)?;
+    Program::install(Brand::Valkey)?;
     // With the tests, as the step `test` has them: so nothing is compiled anew.
     cargo("build --workspace --tests --bin mainstay --bin cluster_balancer --bin cluster_client").map(drop)
 }

@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use crate::markdown::{Block, Document};
 use crate::programs;
-use crate::run::{Background, cargo, check, tracked_files};
-use crate::{Outcome, Result, install};
+use crate::run::{Background, cargo, tracked_files};
+use crate::{Outcome, Result, clients, install};
 
 /// How long a block may take to end, or a block in the background to print the text that the runner waits for.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -74,7 +74,9 @@ impl Mode {
 
 /// Runs the blocks of the documents; the first that fails is the error.
 pub(crate) fn run_documents() -> Result<Outcome> {
+    let preparing = install::alone()?;
     programs::mainstay()?;
+    drop(preparing);
     run_all(|path| is_run(path) && !is_example(path))
 }
 
@@ -86,14 +88,15 @@ pub(crate) fn run_examples() -> Result<Outcome> {
             return Err(format!("{path}: {lines} lines of code, {LINES_OF_EXAMPLE} or more").into());
         }
     }
-    install::node_packages("clients")?;
+    let preparing = install::alone()?;
     install::node_packages(EXAMPLES)?;
     install::browsers()?;
-    check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
+    clients::build()?;
     programs::mainstay()?;
     // As the pages have it.
     cargo("build --package mainstay-examples --bins")?;
     cargo("test --no-run --package mainstay-examples --test handler --test reconnect")?;
+    drop(preparing);
     run_all(is_example)
 }
 
@@ -114,7 +117,9 @@ fn run_all(is_chosen: impl Fn(&str) -> bool) -> Result<Outcome> {
     if count == 0 {
         return Ok(Outcome::Skipped("no document has a command".into()));
     }
+    let preparing = install::alone()?;
     let tools = tools(documents.iter().flat_map(|(_, blocks)| blocks))?;
+    drop(preparing);
     let (inherited, ours) =
         (env::var_os("PATH").unwrap_or_default(), env::current_dir()?.join("target/release"));
     let path = env::join_paths([ours].into_iter().chain(tools).chain(env::split_paths(&inherited)))?;

@@ -103,8 +103,10 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 }
 
 fn prove(planned: &[&Planned], depth: Depth, write: bool) -> Result<Outcome> {
+    let preparing = install::alone()?;
     let mut player = player(planned)?;
     programs::mainstay()?;
+    drop(preparing);
     let rows = play(&mut player, planned, depth)?;
     print!("{}", table(&rows));
     if write {

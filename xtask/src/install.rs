@@ -4,7 +4,7 @@
 //! `target/xtask`. Only `apt-get` changes the system, and only if the user is root.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,6 +41,14 @@ const WSACCEL: &str = "wsaccel==0.6.2";
 
 /// The last line of virtualenv that can make environments for Python 2.7.
 const VIRTUALENV: &str = "virtualenv<20.22";
+
+/// Waits until no other step installs or builds what it needs, and keeps the others waiting until the value is dropped.
+pub(crate) fn alone() -> Result<File> {
+    fs::create_dir_all("target/xtask")?;
+    let file = File::create("target/xtask/installing.lock")?;
+    file.lock()?;
+    Ok(file)
+}
 
 /// Makes sure that Node.js and the locked packages of `folder` are installed.
 pub(crate) fn node_packages(folder: &str) -> Result<()> {

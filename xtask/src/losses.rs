@@ -16,7 +16,6 @@ mod verdict;
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -26,8 +25,7 @@ use serde_json::{Value, json};
 use self::stage::{Pace, Stage};
 use self::verdict::Measured;
 use crate::programs::{self, MAINSTAY};
-use crate::run::check;
-use crate::{Depth, Outcome, Result, install};
+use crate::{Depth, Outcome, Result, clients, install};
 
 const SCRATCH: &str = "target/xtask/losses";
 
@@ -115,8 +113,8 @@ pub(crate) fn run(options: &Options) -> Result<Outcome> {
 
 /// Builds everything. Returns the program `mainstay`, or the one that the environment names.
 fn prepare() -> Result<PathBuf> {
-    install::node_packages("clients")?;
-    check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
+    let _preparing = install::alone()?;
+    clients::build()?;
     if let Some(named) = env::var_os("MAINSTAY") {
         return Ok(named.into());
     }

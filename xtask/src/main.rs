@@ -45,6 +45,7 @@ const STEPS: &[Step] = &[
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
     Step::new("test", "unit, documentation and integration tests", |_| tests()).within(30),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
+    Step::new("programs", "what the later steps run, built for release", |_| programs::all()),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
     Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
         docs::run_examples()
@@ -55,7 +56,7 @@ const STEPS: &[Step] = &[
     Step::new("package", "the crates as the registry gets them", |_| crates::package()),
     Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
     Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
-    Step::new("release", "what users download, not optimised", release::step),
+    Step::new("release", "what users download", release::step),
     Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
     Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
     Step::new("rolling", "three Fastify processes behind us, each replaced under load", |_| rolling::step()),

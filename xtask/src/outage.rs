@@ -56,9 +56,11 @@ const OURS_REFUSED: u64 = 1;
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
+    let preparing = install::alone()?;
     install::node_packages("proof")?;
     programs::mainstay()?;
     programs::peers(&["outage_client"])?;
+    drop(preparing);
     println!("--on-backend-loss keep");
     let mut stage = Stage::set("keep")?;
     stage.play_kills()?;

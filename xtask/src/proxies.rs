@@ -26,11 +26,12 @@ const SCRATCH: &str = "target/xtask/proxies";
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
+    let preparing = install::alone()?;
     check_alerts()?;
     install::curl()?;
     install::node_packages("proof")?;
     programs::mainstay()?;
-    run_tests()?;
+    install::nginx_stream()?;
     let mut skipped = Skipped::default();
     let mut proxies = vec![Proxy::nginx()?, Proxy::haproxy()?, Proxy::caddy()?];
     proxies.extend(skipped.unless(Proxy::traefik(), "Traefik"));
@@ -44,6 +45,8 @@ pub(crate) fn step() -> Result<Outcome> {
     if skipped.unless(install::systemd_analyze(), "the exposure of the unit").is_some() {
         schemas::check_unit(&scratch()?)?;
     }
+    drop(preparing);
+    run_tests()?;
     println!("    Images: not built here; the files that packaging/Dockerfile copies are there");
     play(&proxies)?;
     Ok(skipped.outcome())

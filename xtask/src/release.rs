@@ -14,14 +14,13 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::crates::{host, metadata, text};
+use crate::programs::{self, FEATURES, MAINSTAY};
 use crate::run::{check, output, succeeds};
 use crate::{Depth, Outcome, Result};
 
 const DIST: &str = "dist";
 /// What the tarball holds. The Debian package takes its files from here too.
 const FILES: &str = "dist/files";
-/// What the released programs have beyond the default: an operator cannot build them again, and it costs nothing while it is off.
-const FEATURES: [&str; 2] = ["--features", "mainstay-cli/otlp"];
 /// The shells, and the names under which they look for a completion script.
 const COMPLETIONS: [(&str, &str); 5] = [
     ("bash", "mainstay.bash"),
@@ -30,16 +29,6 @@ const COMPLETIONS: [(&str, &str); 5] = [
     ("powershell", "_mainstay.ps1"),
     ("zsh", "_mainstay"),
 ];
-/// Without optimisation: the test run judges what a release holds, not how fast it is.
-const QUICK: [&str; 6] = [
-    "--config",
-    "profile.dist.lto='off'",
-    "--config",
-    "profile.dist.codegen-units=16",
-    "--config",
-    "profile.dist.opt-level=0",
-];
-
 #[derive(Args)]
 pub(crate) struct Options {
     /// For which target, for example x86_64-unknown-linux-musl, whose program is static. Default: this machine's
@@ -48,16 +37,29 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Outcome> {
-    make(&options.target.clone().map_or_else(host, Ok)?, &[])
+    let target = options.target.clone().map_or_else(host, Ok)?;
+    can_be_built(&target)?;
+    build(&target)?;
+    make(&target)
 }
 
+/// Makes them of the program that the other steps run, which differs from a released one by its symbols alone. Nightly it is built
+/// by the command of a release.
 pub(crate) fn step(depth: Depth) -> Result<Outcome> {
-    make(&host()?, if depth == Depth::Test { &QUICK } else { &[] })
+    if depth == Depth::Nightly {
+        return run(&Options { target: None });
+    }
+    let target = host()?;
+    programs::mainstay()?;
+    let program = program(&target);
+    fs::create_dir_all(program.with_file_name(""))?;
+    check(Command::new("strip").args(["--strip-all", "-o"]).arg(&program).arg(MAINSTAY))?;
+    make(&target)
 }
 
-fn make(target: &str, quick: &[&str]) -> Result<Outcome> {
-    can_be_built(target)?;
-    let program = build(target, quick)?;
+/// Fills [`DIST`] with what is made of [`program`].
+fn make(target: &str) -> Result<Outcome> {
+    let program = program(target);
     names_no_builder(&program)?;
     let metadata = metadata(&["--filter-platform", target, FEATURES[0], FEATURES[1]])?;
     let packages = linked(&metadata)?;
@@ -74,6 +76,11 @@ fn make(target: &str, quick: &[&str]) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// Where the program of a release is, and cargo-deb finds it.
+fn program(target: &str) -> PathBuf {
+    Path::new("target").join(target).join("dist/mainstay")
+}
+
 /// Returns an error that names what this machine lacks for the target.
 fn can_be_built(target: &str) -> Result<()> {
     let library = output(Command::new("rustc").args(["--print", "target-libdir", "--target", target]))?;
@@ -87,37 +94,16 @@ fn can_be_built(target: &str) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program with the builder's folders taken out of every path in it.
-fn build(target: &str, quick: &[&str]) -> Result<PathBuf> {
-    let remapped =
-        builders_folders()?.into_iter().map(|(folder, name)| format!("--remap-path-prefix={folder}={name}"));
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["build", "--locked", "--profile", "dist", "--package", "mainstay-cli", "--target", target])
-        .args(FEATURES)
-        .args(quick);
-    check(cargo.env("CARGO_ENCODED_RUSTFLAGS", remapped.collect::<Vec<_>>().join("\u{1f}")))?;
-    Ok(Path::new("target").join(target).join("dist/mainstay"))
-}
-
-/// This checkout, cargo's folder and the compiler's, and what stands for them. The last that fits counts.
-fn builders_folders() -> Result<Vec<(String, &'static str)>> {
-    let home = env::home_dir().ok_or("no home folder")?;
-    let cargo = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
-    let compiler = output(Command::new("rustc").args(["--print", "sysroot"]))?.trim().to_owned();
-    let shown = |path: &Path| path.display().to_string();
-    Ok(vec![
-        (shown(&home), "home"),
-        (compiler, "rustc"),
-        (shown(&cargo), "cargo"),
-        (shown(&env::current_dir()?), "mainstay"),
-    ])
+/// Builds the program of a release.
+fn build(target: &str) -> Result<()> {
+    let package = ["--locked", "--profile", "dist", "--package", "mainstay-cli", "--target", target];
+    check(programs::build()?.args(package).args(FEATURES)).map(drop)
 }
 
 /// A path of the builder in the program reveals who built it and where, and makes two builds differ.
 fn names_no_builder(program: &Path) -> Result<()> {
     let bytes = fs::read(program)?;
-    for (folder, _) in builders_folders()? {
+    for (folder, _) in programs::builders_folders()? {
         let folder = format!("{folder}/");
         if bytes.windows(folder.len()).any(|window| window == folder.as_bytes()) {
             return Err(format!("{}: has paths below {folder}", program.display()).into());

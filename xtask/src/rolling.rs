@@ -32,9 +32,11 @@ const CALM: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) fn step() -> Result<Outcome> {
+    let preparing = install::alone()?;
     install::node_packages("proof")?;
     programs::mainstay()?;
     programs::peers(&["outage_client"])?;
+    drop(preparing);
     let mut stage = Stage::set()?;
     for how in ["TERM", "KILL"] {
         println!("each of {BACKENDS} backends replaced in turn, ended by SIG{how}");

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use super::field::PLUGIN;
 use super::figures::shown;
 use crate::Result;
-use crate::install;
-use crate::run::{check, output};
+use crate::clients;
+use crate::run::output;
 
 /// The server that the plugin replaces.
 const REPLACED: &str = "@fastify/websocket";
@@ -37,8 +37,7 @@ struct Measured {
 
 /// Builds the packages and measures.
 pub(super) fn measure(quick: bool) -> Result<Found> {
-    install::node_packages("clients")?;
-    check(Command::new("npm").args(["run", "--silent", "build"]).current_dir("clients"))?;
+    clients::build()?;
     let mut node = Command::new("node");
     node.args(["bench/measure.mjs", "--json"]).args(quick.then_some("--quick")).current_dir("clients");
     let found: Found = serde_json::from_str(&output(&mut node)?)?;

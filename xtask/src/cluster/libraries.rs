@@ -6,16 +6,12 @@ use std::process::Command;
 use super::rounds::Cluster;
 use crate::engines::Program;
 use crate::run::check;
-use crate::{Result, cluster, install};
+use crate::{Result, cluster};
 
 /// Yjs and graphql-ws behind their profiles, `mainstay connect` and the client of the live page: each comes back to the other node,
 /// and then the node of its session is drained.
 pub(super) fn libraries(program: &Program) -> Result<()> {
-    install::node_packages("clients")?;
     let engine = Cluster::start(program, "libraries-engine")?;
-    let mut npm = Command::new("npm");
-    npm.args(["run", "--silent", "build", "--workspace", "typescript", "--workspace", "chaos"]);
-    check(npm.current_dir("clients"))?;
     let mut node = Command::new("node");
     node.args(["--import", "tsx", "--test", "--test-timeout=120000", "proof/nodes.ts"]);
     node.env("MAINSTAY", env::current_dir()?.join(cluster::MAINSTAY))
