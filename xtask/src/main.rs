@@ -1,7 +1,7 @@
 //! Development tasks. `cargo xtask test` is the whole proof of a change, on a fresh machine too; `cargo xtask
 //! nightly` is its long form.
 //!
-//! [`STEPS`] lists what they run, in this order, until the first failure. If the machine lacks something that a step
+//! [`STEPS`] lists what they run, in this order, until the first failure; some of them two at a time (`lanes`). If the machine lacks something that a step
 //! needs, the step prints that and installs it by the ordinary package managers (`install`). Each step has a limit, after
 //! which it is killed and has failed (`step`).
 
@@ -16,6 +16,7 @@ mod ecosystems;
 mod engines;
 mod install;
 mod instructions;
+mod lanes;
 mod losses;
 mod markdown;
 mod memory;
@@ -35,49 +36,66 @@ mod words;
 
 use std::error::Error;
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser};
+use lanes::Beside;
 use run::cargo;
 
 const STEPS: &[Step] = &[
     Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
-    Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings")),
-    Step::new("test", "unit, documentation and integration tests", |_| tests()).within(30),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
-    Step::new("programs", "what the later steps run, built for release", |_| programs::all()),
-    Step::new("docs", "commands in the documents, as written", |_| docs::run_documents()),
-    Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
-        docs::run_examples()
-    }),
-    Step::new("features", "each feature of each crate, alone and none", |_| crates::features()),
-    Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()),
-    Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc()),
-    Step::new("package", "the crates as the registry gets them", |_| crates::package()),
-    Step::new("deny", "licences and sources of the dependencies", |_| crates::deny()),
-    Step::new("semver", "the public API beside the last release's", |_| crates::semver()),
-    Step::new("release", "what users download", release::step),
-    Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
-    Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step()),
-    Step::new("rolling", "three Fastify processes behind us, each replaced under load", |_| rolling::step()),
-    Step::new("reload", "1,000 routes replaced under load, and what that costs", reload::step),
+    Step::new("programs", "what the later steps run, built for release", |_| programs::all())
+        .beside(Beside::Compiling),
+    Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings"))
+        .beside(Beside::Compiling),
+    Step::new("features", "each feature of each crate, alone and none", |_| crates::features())
+        .beside(Beside::Compiling),
+    Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()).beside(Beside::Compiling),
+    Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc())
+        .beside(Beside::Compiling),
+    Step::new("package", "the crates as the registry gets them", |_| crates::package())
+        .beside(Beside::Compiling),
+    Step::new("deny", "licences and sources of the dependencies", |_| crates::deny())
+        .beside(Beside::Compiling),
+    Step::new("semver", "the public API beside the last release's", |_| crates::semver())
+        .beside(Beside::Compiling),
+    Step::new("test", "unit, documentation and integration tests", |_| tests()).within(30),
+    Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step())
+        .beside(Beside::WaitingAtKnownPorts),
     Step::new(
         "cluster",
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
         cluster::step,
-    ),
+    )
+    .beside(Beside::Waiting),
     Step::new(
         "proxies",
         "the recipes before the real proxies; Compose's demonstration with Prometheus",
         |_| proxies::step(),
-    ),
+    )
+    .beside(Beside::Waiting),
+    Step::new("docs", "commands in the documents, as written", |_| docs::run_documents())
+        .beside(Beside::WaitingAtKnownPorts),
+    Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
+        docs::run_examples()
+    })
+    .beside(Beside::WaitingAtKnownPorts),
+    Step::new("outage", "a Fastify backend behind us, killed, cut and frozen", |_| outage::step())
+        .beside(Beside::Waiting),
+    Step::new("rolling", "three Fastify processes behind us, each replaced under load", |_| rolling::step())
+        .beside(Beside::Waiting),
     Step::new(
         "ecosystems",
         "real servers and clients: directly, through nginx, through us",
         ecosystems::step,
-    ),
-    Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step()),
-    Step::new("losses", "what a cut costs by hand and with Mainstay", losses::step),
+    )
+    .beside(Beside::Waiting),
+    Step::new("losses", "what a cut costs by hand and with Mainstay", losses::step).beside(Beside::Waiting),
+    Step::new("autobahn", "RFC 6455 and 7692, judged by the Autobahn test suite", autobahn::step),
+    Step::new("release", "what users download", release::step),
+    Step::new("reload", "1,000 routes replaced under load, and what that costs", reload::step),
     Step::new("memory", "what idle connections and parked sessions cost", |_| memory::step()),
     Step::new("bench", "the generator and the servers it measures, counts only", |_| {
         bench::step().and_then(|_| scale::step())
@@ -96,6 +114,7 @@ struct Step {
     about: &'static str,
     run: fn(Depth) -> Result<Outcome>,
     limit: Duration,
+    beside: Beside,
 }
 
 /// How much a step does: `Test` takes minutes in all, `Nightly` as long as it needs.
@@ -183,25 +202,31 @@ fn main() -> ExitCode {
 
 /// Runs the selected steps. Returns false if one failed.
 fn run_steps(selection: &Selection, depth: Depth) -> Result<bool> {
-    let mut summary = Summary::default();
-    for step in STEPS.iter().filter(|step| selection.holds(step)) {
-        if selection.list {
-            println!("{:12} {}", step.name, step.about);
-            continue;
-        }
-        println!("\n=== {}: {}", step.name, step.about);
-        let started = Instant::now();
-        let limit = if depth == Depth::Nightly { NIGHTLY_LIMIT } else { step.limit };
-        let outcome = step::run(step.name, depth, limit, false);
-        summary.add(step, &outcome, started.elapsed().as_secs_f64());
-        if outcome.is_err() {
+    let steps: Vec<&Step> = STEPS.iter().filter(|step| selection.holds(step)).collect();
+    if selection.list {
+        steps.iter().for_each(|step| println!("{:12} {}", step.name, step.about));
+        return Ok(true);
+    }
+    let summary = Mutex::new(Summary::default());
+    let locked = || summary.lock().unwrap_or_else(PoisonError::into_inner);
+    // At full length every step has the machine for itself.
+    let parts: Vec<&[&Step]> =
+        if depth == Depth::Test { lanes::parts(&steps).collect() } else { steps.chunks(1).collect() };
+    for part in parts {
+        lanes::play(part, |step| {
+            println!("\n=== {}: {}", step.name, step.about);
+            let started = Instant::now();
+            let limit = if depth == Depth::Nightly { NIGHTLY_LIMIT } else { step.limit };
+            let outcome = step::run(step.name, depth, limit, part.len() > 1);
+            locked().add(step, &outcome, started.elapsed().as_secs_f64());
+            outcome.is_ok()
+        });
+        if locked().failed > 0 {
             break;
         }
     }
-    if !selection.list {
-        summary.print();
-    }
-    Ok(summary.failed == 0)
+    locked().print();
+    Ok(locked().failed == 0)
 }
 
 /// Runs one step in this process. Returns whether its outcome could be written down.
@@ -249,7 +274,11 @@ impl Summary {
 
 impl Step {
     const fn new(name: &'static str, about: &'static str, run: fn(Depth) -> Result<Outcome>) -> Self {
-        Self { name, about, run, limit: LIMIT }
+        Self { name, about, run, limit: LIMIT, beside: Beside::Nothing }
+    }
+
+    const fn beside(self, beside: Beside) -> Self {
+        Self { beside, ..self }
     }
 
     const fn within(self, minutes: u64) -> Self {
