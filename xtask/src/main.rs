@@ -47,9 +47,11 @@ const STEPS: &[Step] = &[
     Step::new("fmt", "formatting", |_| cargo("fmt --all --check")),
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("programs", "what the later steps run, built for release", |_| programs::all())
-        .beside(Beside::Compiling),
+        .beside(Beside::Compiling)
+        .within(40),
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings"))
-        .beside(Beside::Compiling),
+        .beside(Beside::Compiling)
+        .within(30),
     Step::new("features", "each feature of each crate, alone and none", |_| crates::features())
         .beside(Beside::Compiling),
     Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()).beside(Beside::Compiling),
@@ -63,19 +65,22 @@ const STEPS: &[Step] = &[
         .beside(Beside::Compiling),
     Step::new("test", "unit, documentation and integration tests", |_| tests()).within(30),
     Step::new("clients", "the npm packages, in Node, in browsers, and against ours", |_| clients::step())
-        .beside(Beside::WaitingAtKnownPorts),
+        .beside(Beside::WaitingAtKnownPorts)
+        .within(30),
     Step::new(
         "cluster",
         "three nodes and a real engine: clients cut, nodes drained, killed and stopped",
         cluster::step,
     )
-    .beside(Beside::Waiting),
+    .beside(Beside::Waiting)
+    .within(30),
     Step::new(
         "proxies",
         "the recipes before the real proxies; Compose's demonstration with Prometheus",
         |_| proxies::step(),
     )
-    .beside(Beside::Waiting),
+    .beside(Beside::Waiting)
+    .within(30),
     Step::new("docs", "commands in the documents, as written", |_| docs::run_documents())
         .beside(Beside::WaitingAtKnownPorts),
     Step::new("examples", "one program per need: what it prints is what its page shows", |_| {
