@@ -180,7 +180,10 @@ struct Selection {
 }
 
 fn main() -> ExitCode {
-    let done = run::enter_workspace().and_then(|()| match Task::parse() {
+    let task = Task::parse();
+    // The process of a step begins there.
+    let entered = if matches!(task, Task::Step { .. }) { Ok(()) } else { run::enter_workspace() };
+    let done = entered.and_then(|()| match task {
         Task::Test(selection) => run_steps(&selection, Depth::Test),
         Task::Nightly(selection) => run_steps(&selection, Depth::Nightly),
         Task::Autobahn(options) => autobahn::run(&options).map(|outcome| matches!(outcome, Outcome::Passed)),

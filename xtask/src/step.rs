@@ -29,6 +29,9 @@ pub(crate) fn run(name: &str, depth: Depth, limit: Duration, label: bool) -> Res
     let _ = fs::remove_file(&outcome);
     let mut command = Command::new(this_program()?);
     command.args(["step", name]).args((depth == Depth::Nightly).then_some("--nightly"));
+    for name in names_of_this_package() {
+        command.env_remove(name);
+    }
     if io::IsTerminal::is_terminal(&io::stderr()) {
         command.env("CARGO_TERM_COLOR", "always"); // it writes to a pipe now
     }
@@ -45,6 +48,13 @@ pub(crate) fn run(name: &str, depth: Depth, limit: Duration, label: bool) -> Res
                 .into())
         }
     }
+}
+
+/// The variables by which cargo describes xtask to itself. A build script that reads one of them, as ring's does, would run again
+/// under a step, and again outside of it, and everything above it would be compiled anew each time.
+fn names_of_this_package() -> impl Iterator<Item = String> {
+    let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
 }
 
 /// Writes down how the step of this process ended, for [`run`].
@@ -180,6 +190,15 @@ mod tests {
         let watched = watch("leaves", &mut shell("sleep 600 & exit 3"), false, || false).unwrap();
         assert!(matches!(watched, Watched::Ended(status) if status.code() == Some(3)));
         assert_eq!(marked(&format!("leaves-{}", std::process::id())), [""; 0]);
+    }
+
+    #[test]
+    fn what_describes_xtask_itself_is_kept_from_a_step() {
+        let names: Vec<String> = names_of_this_package().collect();
+        assert!(
+            ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME"].iter().all(|name| names.contains(&name.to_string()))
+        );
+        assert!(!names.iter().any(|name| name == "CARGO" || name == "CARGO_HOME"));
     }
 
     #[test]
