@@ -166,7 +166,7 @@ impl Engine {
         };
         self.accepted += 1;
         let id = self.accepted;
-        self.shared.event(Some(id), What::Opened { client });
+        self.shared.event_at(now, Some(id), What::Opened { client });
         let mut machine = Connection::new(id, now, self.seed);
         machine.set_rules(&self.scenario, now);
         for standing in self.standing.iter().filter(|standing| standing.strikes_newcomer(self.seed, id)) {

@@ -82,10 +82,10 @@ impl Pair {
             self.machine.handle_silence(now);
             has_moved |= self.act(context, shared);
             while let Some(note) = self.machine.poll_note() {
-                shared.event(Some(self.id), note);
+                shared.event_at(now, Some(self.id), note);
             }
             if self.machine.over().is_some() {
-                return self.close(shared);
+                return self.close(shared, now);
             }
             if !has_moved && self.poll_sleep(context, shared, now).is_pending() {
                 return Poll::Pending;
@@ -95,13 +95,13 @@ impl Pair {
         Poll::Pending
     }
 
-    fn close(&mut self, shared: &Shared) -> Poll<()> {
+    fn close(&mut self, shared: &Shared, now: Duration) -> Poll<()> {
         let Some(reason) = self.machine.over() else { return Poll::Pending };
         self.sockets = [None, None];
         self.dial = None;
         if !std::mem::replace(&mut self.is_closed, true) {
             let (up, down) = self.machine.bytes();
-            shared.event(Some(self.id), What::Closed { reason, up, down });
+            shared.event_at(now, Some(self.id), What::Closed { reason, up, down });
         }
         Poll::Ready(())
     }

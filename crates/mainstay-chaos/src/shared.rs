@@ -78,7 +78,11 @@ impl Shared {
     }
 
     pub(crate) fn event(&self, connection: Option<u64>, what: What) {
-        let at = self.now();
+        self.event_at(self.now(), connection, what);
+    }
+
+    /// An event that was decided at this time: the thread may have waited for a core since then.
+    pub(crate) fn event_at(&self, at: Duration, connection: Option<u64>, what: What) {
         let mut timeline = self.timeline.borrow_mut();
         timeline.count += 1;
         let event = Event { number: timeline.count, at, connection, what };

@@ -295,6 +295,27 @@ fn an_event_is_waited_for_whether_it_has_happened_or_not() {
 }
 
 #[test]
+fn an_event_has_the_time_at_which_the_proxy_decided_it_however_long_the_thread_is_held_up() {
+    let upstream = upstream();
+    let hold_up = |event: &Event| {
+        if event.what.name() == "fault" {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let when = When::After(Duration::from_millis(1));
+    let reset = Rule { fault: Fault::Reset, when, lasts: None, share: 1.0 };
+    let scenario = Scenario { rules: vec![reset] };
+    let proxy = ChaosProxy::builder(upstream.address.to_string())
+        .scenario(scenario)
+        .on_event(hold_up)
+        .start()
+        .unwrap();
+    let _stream = connect(&proxy);
+    let (fault, closed) = (wait_for(&proxy, "fault"), wait_for(&proxy, "closed"));
+    assert_eq!(fault.at, closed.at, "the reset and its end are one decision");
+}
+
+#[test]
 fn a_function_that_receives_events_and_panics_is_named_by_the_next_call() {
     let upstream = upstream();
     let proxy = ChaosProxy::builder(upstream.address.to_string())
