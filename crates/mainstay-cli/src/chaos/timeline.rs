@@ -145,10 +145,13 @@ impl Writer {
     /// # Errors
     /// Standard output could not be written.
     pub(super) fn finish(&self) -> io::Result<()> {
-        match self.finished.recv_timeout(FINISH) {
-            Ok(written) => written,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(()),
-        }
+        // In steps, as `log::flush` waits, and for the same reason.
+        const STEPS: u32 = 20;
+        let mut steps = (0..STEPS).map(|_| self.finished.recv_timeout(FINISH / STEPS));
+        steps
+            .find(|step| !matches!(step, Err(RecvTimeoutError::Timeout)))
+            .and_then(Result::ok)
+            .unwrap_or(Ok(()))
     }
 }
 

@@ -170,10 +170,20 @@ pub(crate) fn lines_lost() -> u64 {
 }
 
 /// Waits until every line is written, at most for `at_most`.
+///
+/// It waits in steps: a process or a machine that stands still uses up one step, and the writer has its turn in the next.
 pub(crate) fn flush(at_most: Duration) {
-    if let Some(queue) = QUEUE.get() {
-        let idle = |state: &mut State| !state.has_failed && (state.is_writing || !state.lines.is_empty());
-        let _ = queue.changed.wait_timeout_while(queue.lock(), at_most, idle);
+    const STEPS: u32 = 20;
+    let Some(queue) = QUEUE.get() else { return };
+    let has_lines = |state: &mut State| !state.has_failed && (state.is_writing || !state.lines.is_empty());
+    let mut state = queue.lock();
+    for _ in 0..STEPS {
+        let step = queue.changed.wait_timeout_while(state, at_most / STEPS, has_lines);
+        let (after, waited) = step.unwrap_or_else(PoisonError::into_inner);
+        if !waited.timed_out() {
+            return;
+        }
+        state = after;
     }
 }
 
