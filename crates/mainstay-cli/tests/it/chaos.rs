@@ -83,7 +83,7 @@ impl Chaos {
 
     fn ask_raw(&self, request: &str, headers: &str, body: &str) -> (u16, Value) {
         let mut stream = StdStream::connect(self.api()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let length = body.len();
         let text = format!(
             "{request} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"

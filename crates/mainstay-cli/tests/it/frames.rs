@@ -16,6 +16,13 @@ pub(crate) const CLOSE: u8 = 0x88;
 pub(crate) const PING: u8 = 0x89;
 pub(crate) const PONG: u8 = 0x8a;
 
+/// No test waits longer for the other end. It panics then: an error would look as if the connection had ended.
+const LIMIT: Duration = Duration::from_secs(30);
+
+async fn within<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, coming).await.unwrap_or_else(|_| panic!("no {what} within {LIMIT:?}"))
+}
+
 pub(crate) struct Frames {
     stream: TcpStream,
     masks: bool,
@@ -69,7 +76,7 @@ impl Frames {
     pub(crate) async fn serve_with(listener: &TcpListener, headers: &str) -> (String, Self) {
         // A probe, or an attempt that was cancelled, is an empty connection.
         let (mut stream, request) = loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut stream, _) = within("connection", listener.accept()).await.unwrap();
             if let Ok(request) = head(&mut stream).await {
                 break (stream, request);
             }
@@ -108,7 +115,7 @@ impl Frames {
     }
 
     async fn header(&mut self) -> io::Result<(u8, usize, [u8; 4])> {
-        let first = self.stream.read_u8().await?;
+        let first = within("frame", self.stream.read_u8()).await?;
         let second = self.stream.read_u8().await?;
         let length = match second & 0x7f {
             126 => u64::from(self.stream.read_u16().await?),
@@ -179,9 +186,13 @@ impl Frames {
 /// Reads the head of an HTTP message.
 pub(crate) async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-    }
+    let reading = async {
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await?);
+        }
+        io::Result::Ok(())
+    };
+    within("head of a message", reading).await?;
     Ok(String::from_utf8(head).unwrap())
 }
 

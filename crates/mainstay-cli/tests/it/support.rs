@@ -151,6 +151,7 @@ impl Gateway {
     /// As [`get`](Self::get), from a listener at another address.
     pub(crate) fn get_at(admin: SocketAddr, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(admin).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n")
             .unwrap();
         let mut answer = String::new();

@@ -125,14 +125,14 @@ impl Proxy {
     }
 }
 
-/// Waits until `condition` holds; panics with `what` after ten seconds.
+/// Waits until `condition` holds; panics with `what` after half a minute.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("{what}"));
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 /// As [`until`], where time is paused and leaps: looks again and again for an hour of it.

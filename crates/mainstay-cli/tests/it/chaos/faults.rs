@@ -36,7 +36,8 @@ async fn passes(from: &mut Frames, to: &mut Frames, text: &str) {
     assert_eq!(to.read().await.unwrap(), (TEXT, text.as_bytes().to_vec()));
 }
 
-/// A proxy with these rules in front of a server, and a client through it.
+/// A proxy with these rules in front of a server, and a client through it. A rule that strikes by time leaves the opening
+/// handshake a second, on a busy machine too.
 async fn broken(rules: &[&str]) -> (Chaos, Frames, Frames) {
     let (listener, upstream) = listener().await;
     let flags: Vec<&str> = rules.iter().flat_map(|rule| ["--fault", rule]).collect();
@@ -87,7 +88,7 @@ async fn a_black_hole_up_swallows_what_the_client_sends_and_lets_the_rest_pass()
 
 #[tokio::test]
 async fn after_a_black_hole_both_ways_neither_side_learns_that_the_other_has_gone() {
-    let (chaos, client, mut server) = broken(&["black-hole,after=200ms"]).await;
+    let (chaos, client, mut server) = broken(&["black-hole,after=1s"]).await;
     assert_eq!(chaos.event("fault").await["by"], "rule 1");
     drop(client);
     is_silent(&mut server).await;
@@ -243,19 +244,19 @@ async fn frames_of_one_kind_are_dropped_and_all_others_pass() {
 
 #[tokio::test]
 async fn an_idle_connection_ends_after_its_time_as_proxies_end_it() {
-    let (chaos, mut client, mut server) = broken(&["idle-cut,idle=400ms"]).await;
+    let (chaos, mut client, mut server) = broken(&["idle-cut,idle=1s"]).await;
     assert_eq!(end(&mut client).await, ErrorKind::UnexpectedEof);
     assert_eq!(end(&mut server).await, ErrorKind::UnexpectedEof);
     drop((client, server));
     let at = |event: Value| event["at"].as_f64().unwrap();
     let (opened, closed) = (chaos.event("handshake").await, chaos.event("closed").await);
     assert_eq!(closed["reason"], "idle-cut");
-    assert!(at(closed) - at(opened) >= 0.399);
+    assert!(at(closed) - at(opened) >= 0.999);
 }
 
 #[tokio::test]
 async fn a_silent_idle_cut_notifies_neither_side() {
-    let (chaos, mut client, mut server) = broken(&["idle-cut,idle=100ms,silent=true"]).await;
+    let (chaos, mut client, mut server) = broken(&["idle-cut,idle=1s,silent=true"]).await;
     until("the connection is dead", || chaos.ask("GET /connections", None).1[0]["state"] == "dead").await;
     client.write(TEXT, b"lost").await;
     is_silent(&mut server).await;
@@ -264,7 +265,7 @@ async fn a_silent_idle_cut_notifies_neither_side() {
 
 #[tokio::test]
 async fn a_connection_is_cut_at_its_age_however_busy_it_is() {
-    let (chaos, mut client, mut server) = broken(&["lifetime-cut,age=300ms"]).await;
+    let (chaos, mut client, mut server) = broken(&["lifetime-cut,age=1s"]).await;
     let mut count = 0;
     loop {
         client.write(TEXT, b"busy").await;
@@ -274,7 +275,7 @@ async fn a_connection_is_cut_at_its_age_however_busy_it_is() {
         }
     }
     assert!(count > 0);
-    assert!(chaos.event("closed").await["at"].as_f64() >= Some(0.3));
+    assert!(chaos.event("closed").await["at"].as_f64() >= Some(1.0));
 }
 
 #[tokio::test]
