@@ -11,8 +11,8 @@
  *   direction, and after 24 deadlines whatever arrives: a client that accepts no bytes for that long is not reading.
  *
  * **A pause of this process is no evidence about the client.** A timer that fires late by more than a quarter of the
- * interval makes the heartbeat read first and then send a fresh probe, and only the fresh probe counts. Even in time, the
- * heartbeat calls no client dead before the driver has read what was readable.
+ * interval, and by more than 250 ms, makes the heartbeat read first and then send a fresh probe, and only the fresh probe
+ * counts. Even in time, the heartbeat calls no client dead before the driver has read what was readable.
  *
  * Bytes only record when they arrived: no message touches a timer.
  *
@@ -38,6 +38,11 @@ export type HeartbeatAction =
 
 /** A client that sends bytes and leaves probes unanswered for so long is not listening. Milliseconds. */
 const ANSWER_LIMIT = 300_000;
+/**
+ * A timer that is late by no more is no pause of this process, however short the interval: otherwise a busy process that is
+ * late again and again would put off the verdict for ever. Milliseconds.
+ */
+const SHORTEST_PAUSE = 250;
 /** Upper bound, in deadlines, while only our own writes make progress. */
 const HARD_CAP = 4;
 /** Upper bound, in deadlines, for a client that sends bytes and accepts none. */
@@ -127,7 +132,7 @@ export class Heartbeat {
     if (drained === "late") return this.beat(now, true);
     if (drained === "no") {
       if (late < 0) return;
-      if (late > this.interval / 4) return this.drain("late");
+      if (late > Math.max(this.interval / 4, SHORTEST_PAUSE)) return this.drain("late");
       if (this.deadAt <= now) return this.drain("in time");
     }
     if (this.deadAt <= now) return { kind: "dead", evidence: this.evidence };

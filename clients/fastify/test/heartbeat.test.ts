@@ -96,6 +96,15 @@ test("after a pause of this process the heartbeat sends a fresh probe, and only 
   assert.equal(actionAt(beat, late + 5000)?.kind, "dead");
 });
 
+test("a timer is late from a quarter of the interval on and never below 250 ms", () => {
+  for (const [interval, late] of [[25_000, 6250], [100, 250]] as const) {
+    for (const [by, kind] of [[late, "probe"], [late + 1, "drain"]] as const) {
+      const beat = new Heartbeat(0, interval, () => 0.5);
+      assert.equal(beat.handleTimeout(beat.pollTimeout() + by)?.kind, kind);
+    }
+  }
+});
+
 test("an answer measures the round trip; a stale or foreign answer counts as bytes only", () => {
   const { beat, nonce } = probed();
   beat.handlePong(13_000, nonce + 1);

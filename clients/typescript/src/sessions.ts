@@ -257,7 +257,7 @@ export class SessionMachine extends Machine {
     this.rtt ??= Math.min(this.nowMs - this.helloAt, 1000);
     this.epoch = epoch;
     this.name = toHex(sessionId);
-    this.attach(id, 2 * announced + 5000, announced / 4, Infinity);
+    this.attach(id, 2 * announced + 5000, Math.max(announced / 4, 250), Infinity);
     if (isOpening) this.beginning = id;
     this.events.push({ type: "session", mode: "session", resumed, epoch, id: this.name });
     if (isOpening && !this.closeWith) this.events.push({ type: "open" });

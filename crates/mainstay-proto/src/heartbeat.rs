@@ -15,9 +15,9 @@
 //! probes only on request, for example when what this end wrote is unacknowledged for longer than
 //! [`Watch::patience`].
 //!
-//! **A pause of this process is no evidence about the peer.** A timer that fires late by more than a quarter interval
-//! requests [`Action::Drain`], then a new probe, and only that probe is judged. Even in time, no peer is declared
-//! dead before everything readable has been read.
+//! **A pause of this process is no evidence about the peer.** A timer that fires late by more than a quarter interval,
+//! and by more than 250 ms, requests [`Action::Drain`], then a new probe, and only that probe is judged. Even in time,
+//! no peer is declared dead before everything readable has been read.
 //!
 //! **No timer is touched for a message.** Bytes only record their time. A driver asks [`Heartbeat::poll_timeout`]
 //! after `handle_timeout`, `handle_flushed` and `probe`. Everything else can only move the time later, and an early
@@ -37,6 +37,9 @@ use crate::forward::SLACK;
 const SHORTEST_DEADLINE: Duration = Duration::from_secs(5);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(20);
 const SHORTEST_PROBE_DEADLINE: Duration = Duration::from_secs(2);
+/// A timer that is late by no more is no pause of this process, however short the interval: on a busy machine each of
+/// many timers may wait so long for a core, and a new deadline after each of them would never end.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// How long written data may stay unacknowledged (or four round trips, if that is longer) before this end probes the
 /// peer.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(3);
@@ -270,7 +273,7 @@ impl Heartbeat {
             Drained::Late => return Some(self.beat(now, config, true)),
             Drained::InTime => {}
             Drained::No if now < due => return None,
-            Drained::No if now.duration_since(due) > config.interval / 4 => {
+            Drained::No if now.duration_since(due) > shortest_pause(config.interval) => {
                 return Some(self.drain(Drained::Late));
             }
             Drained::No if self.verdict(now).is_some() => return Some(self.drain(Drained::InTime)),
@@ -503,7 +506,7 @@ impl Watch {
                 return Some(self.make_probe(now));
             }
             Drained::InTime if overdue.is_some() => return Some(Action::Dead(evidence)),
-            Drained::No if overdue.is_some_and(|late| late > self.announced / 4) => {
+            Drained::No if overdue.is_some_and(|late| late > shortest_pause(self.announced)) => {
                 return Some(self.drain(Drained::Late));
             }
             Drained::No if overdue.is_some() => return Some(self.drain(Drained::InTime)),
@@ -605,6 +608,11 @@ impl Srtt {
 fn jittered(interval: Duration, nonce: u32) -> u32 {
     let thousandths = (u64::from(nonce.wrapping_mul(0x9e37_79b1)) * 201) >> 32;
     millis(interval * (900 + thousandths as u32) / 1000)
+}
+
+/// Returns how late a timer may fire before that is a pause of this process.
+fn shortest_pause(interval: Duration) -> Duration {
+    (interval / 4).max(SHORTEST_PAUSE)
 }
 
 fn millis(duration: Duration) -> u32 {

@@ -319,12 +319,37 @@ fn our_own_pause_is_no_evidence_about_the_peer() {
 }
 
 #[test]
-fn a_timer_is_late_from_a_quarter_interval_on() {
-    for (late, pause) in [(6250 * MS, false), (6251 * MS, true)] {
-        let mut rig = Rig::new(INTERVAL, 1);
+fn a_timer_is_late_from_a_quarter_interval_on_and_never_below_250_ms() {
+    for (interval, late, pause) in [
+        (INTERVAL, 6250 * MS, false),
+        (INTERVAL, 6251 * MS, true),
+        (100 * MS, 250 * MS, false),
+        (100 * MS, 251 * MS, true),
+    ] {
+        let mut rig = Rig::new(interval, 1);
         rig.now = rig.beat.poll_timeout() + late;
         assert_eq!(rig.timeout() == Some(Action::Drain), pause);
     }
+}
+
+#[test]
+fn timers_that_are_late_again_and_again_on_a_busy_machine_do_not_put_off_the_verdict() {
+    let (busy, left) = (100 * MS, 5 * SECOND);
+    let (mut rig, _) = Rig::probed(busy);
+    let start = rig.now;
+    let mut watch = Watch::new(start, busy);
+    let limit = start + left + 3 * busy;
+    while rig.now < limit {
+        rig.now = rig.now.max(rig.beat.poll_timeout()) + busy;
+        match std::iter::from_fn(|| rig.timeout()).find(|action| matches!(action, Action::Dead(_))) {
+            Some(_) => break,
+            None => rig.beat.handle_flushed(rig.now),
+        }
+    }
+    assert!(rig.now < limit, "the server found it after {:?}", rig.now - start);
+    let late = watch.poll_timeout() + busy;
+    assert_eq!(watch.handle_timeout(late), Some(Action::Drain));
+    assert_eq!(watch.handle_timeout(late), Some(Action::Dead(Evidence::Silent)));
 }
 
 #[test]
