@@ -131,6 +131,7 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_open_connections_st
     })
     .await;
     assert_eq!(leaf(&request(to, &trusting(&old), "localhost").unwrap().0), *old.der());
+    gateway.logged("key.pem: must be the key", 1).await;
     let complaint = gateway.log().lines().filter(|line| line.contains("key.pem: must be the key")).count();
     assert_eq!(complaint, 1, "{}", gateway.log());
     std::fs::write(folder.path("key.pem"), new.key().serialize_pem()).unwrap();

@@ -84,6 +84,9 @@ async fn every_hostile_token_is_refused_counted_and_logged_without_the_token() {
         assert_eq!(guarded.judged(reason), counts[reason], "{reason}: {token}");
     }
     assert_eq!(guarded.judged("accepted"), 0.0);
+    for reason in counts.keys() {
+        guarded.gateway.logged(&format!("reason=\"{reason}\""), 1).await;
+    }
     let log = guarded.gateway.log();
     for reason in counts.keys() {
         assert_eq!(

@@ -162,7 +162,7 @@ async fn the_connections_to_the_backend_that_a_drain_closes_count_as_no_losses()
     }
     old.signal("TERM");
     assert_eq!(old.ended().await, Some(0), "{}", old.log());
-    assert!(old.log().contains("released=5"), "{}", old.log());
+    old.logged("released=5", 1).await;
     assert!(!old.log().contains("lost repeatedly"), "{}", old.log());
 }
 
@@ -310,7 +310,7 @@ async fn a_process_that_starts_while_the_one_before_drains_continues_its_session
     assert!(old.is_up(), "the plain clients are not closed yet: {}", old.log());
     assert_eq!(next.metric("gaps_total{cause=\"session\"}"), 0.0);
     assert_eq!(next.metric("hellos_waited_total"), 0.0, "a HELLO waits for the file, and is not sent away");
-    assert!(next.log().contains("state file read"), "{}", next.log());
+    next.logged("state file read", 1).await;
     drop(plain);
 }
 
@@ -337,6 +337,7 @@ async fn a_state_file_that_cannot_be_used_is_kept_beside_and_its_sessions_begin_
     }
     let names = place.names();
     assert!(names.iter().any(|name| name.starts_with("sessions.state.refused-")), "{names:?}");
+    next.logged("state file is not used", 1).await;
     let refused = next.log().lines().filter(|line| line.contains("state file is not used")).count();
     assert_eq!(refused, 1, "{}", next.log());
 }

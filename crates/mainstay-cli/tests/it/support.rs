@@ -123,6 +123,12 @@ impl Gateway {
         self.url.trim_start_matches("ws://").parse().unwrap()
     }
 
+    /// Waits until the log has this text so many times: its lines come through a pipe, later than responses and figures.
+    pub(crate) async fn logged(&self, text: &str, count: usize) {
+        let what = format!("{text} is logged {count} times");
+        until(&what, || self.log().matches(text).count() >= count).await;
+    }
+
     /// Its standard error so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
