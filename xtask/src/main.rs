@@ -1,9 +1,9 @@
 //! Development tasks. `cargo xtask test` is the whole proof of a change, on a fresh machine too; `cargo xtask
 //! nightly` is its long form.
 //!
-//! [`STEPS`] lists what they run, in this order, until the first failure; some of them two at a time (`lanes`). If the machine lacks something that a step
-//! needs, the step prints that and installs it by the ordinary package managers (`install`). Each step has a limit, after
-//! which it is killed and has failed (`step`).
+//! [`STEPS`] lists what they run, in this order, until the first failure; some of them two at a time (`lanes`). If the
+//! machine lacks something that a step needs, the step prints that and installs it by the ordinary package managers
+//! (`install`). Each step has a limit, after which it is killed and has failed (`step`).
 
 mod autobahn;
 mod bench;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::{Depth, Outcome, Result};
 
-/// The variable that everything which a step starts inherits.
-const MARK: &str = "MAINSTAY_XTASK_STEP";
+/// The variable that everything which a step starts inherits. It is none of `MAINSTAY_`, of which the gateway reports unknown ones.
+const MARK: &str = "XTASK_STEP";
 
 /// Lines of the step's output that the error quotes.
 const TAIL: usize = 12;

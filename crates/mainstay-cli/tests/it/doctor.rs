@@ -227,7 +227,12 @@ async fn a_server_that_closes_at_once_is_a_finding_with_its_code() {
     assert!(words.contains("1008") && words.contains("missing"), "{words}");
     assert_eq!(diagnosis.report["facts"]["ended"]["code"], 1008);
     assert!(!diagnosis.output.stdout.contains(&0x1b), "a terminal would act on it");
-    let port = serve(speak("", |_| async {})).await;
+    let port = serve(speak("", |mut connection: Connection| async move {
+        connection.shutdown().await.unwrap();
+        // To drop it with the doctor's Ping unread would be a reset.
+        hold(connection).await;
+    }))
+    .await;
     let diagnosis = Diagnosis::of(&[&url(port)]);
     diagnosis.is(1, "closed-after-opening");
     assert_eq!(diagnosis.report["facts"]["ended"]["how"], "fin");

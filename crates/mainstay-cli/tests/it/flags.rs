@@ -66,7 +66,7 @@ fn a_mistake_is_one_line_that_names_the_flag_and_what_to_write() {
     check(&["connect", url, "--cacert", "/dev/null"], &["--cacert", "no certificate found"]);
     check(&["connect"], &["<URL>"]);
     check(&["connect", "example.com"], &["<URL>", "ws://"]);
-    check(&["connect", "http://example.com"], &["<URL>", "ws://"]);
+    check(&["connect", "ftp://example.com"], &["<URL>", "ws://"]);
     check(&["connect", url, "another"], &["another"]);
     check(&["connect", url, "--header", "no colon"], &["--header", "Name: value"]);
     check(&["connect", url, "--header", "a b: c"], &["--header", "not a header name"]);
