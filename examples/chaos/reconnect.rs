@@ -17,7 +17,8 @@ async fn follow(url: String, seen: mpsc::UnboundedSender<String>) {
         if let Ok((mut socket, _)) = tokio_tungstenite::connect_async(&url).await {
             // Nothing reports a half-open connection: a server that is silent for 3 s is given up.
             while let Ok(Some(Ok(message))) = time::timeout(Duration::from_secs(3), socket.next()).await {
-                message.to_text().ok().map(|number| seen.send(number.into()));
+                // The Pings of the server are messages, too.
+                message.is_text().then(|| seen.send(message.to_string()));
             }
         }
         time::sleep(Duration::from_millis(rand::random_range(0..1000))).await;
