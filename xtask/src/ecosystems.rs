@@ -2,7 +2,7 @@
 //! `mainstay serve`, with and without the row's profile.
 //!
 //! `proof/ecosystems` plays the rows and writes down what each leg saw; [`verdict`] compares the legs. Mainstay may do
-//! nothing worse than nginx, may let a subscription wait at most a second longer than a direct connection does when
+//! nothing worse than nginx, may let a subscription wait at most two seconds longer than a direct connection does when
 //! the server restarts, and may deliver nothing twice that a direct connection delivers once.
 
 mod verdict;
@@ -244,7 +244,7 @@ profile.
   directly the connection ends without a Close.
 - *Again* is the median of the seconds from the end of the server, killed or stopped in order, until messages of its
   successor arrive, which is started about a second later. The rest is the client's backoff: its random part is the
-  same on each leg, and an option of the client keeps it from growing.
+  same on each leg, and an option of the client keeps it at a second. A second more or less is chance.
 - *Twice* counts orders that a server received more than once. At each restart one is under way, and another is sent
   while the server is away. Some clients send them again themselves.
 

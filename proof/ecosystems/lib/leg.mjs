@@ -15,8 +15,9 @@ const LIMIT = 20;
  * The server is started again this many milliseconds after its kill: between two attempts of most clients here, not
  * at the time of one.
  *
- * Clients wait steadily: if their waits grow from attempt to attempt, an option keeps them constant while servers are
- * restarted. Otherwise a server that is a little later on one leg of a busy machine makes a difference of many seconds.
+ * Clients wait steadily, a second at most: options see to that where a client would wait longer or ever longer. Otherwise
+ * a server that is a little later on one leg of a busy machine comes after an attempt instead of before it, and makes a
+ * difference of many seconds. `xtask/src/ecosystems/verdict.rs` allows for one wait.
  */
 const AWAY = 1300;
 
@@ -76,8 +77,9 @@ export class Leg {
    *
    * @param flow waits for the next sign of the subscription of a server's generation (1, 2, ...)
    * @param order sends one order that must not be handled twice, or undefined; the server writes it down as it arrives
+   * @param phase awaited before each restart: for a client that tries by a clock of its own, not so long after its loss
    */
-  async restarts({ flow, order, times }) {
+  async restarts({ flow, order, times, phase = async () => {} }) {
     try {
       await within(FLOW_LIMIT, flow(this.generation));
     } catch (error) {
@@ -87,8 +89,12 @@ export class Leg {
     this.report({ check: 'the subscription flows', ok: true, saw: null });
     let flows = true;
     for (const signal of [...Array(times).fill('SIGKILL'), ...Array(times > 3 ? 3 : 1).fill('SIGTERM')]) {
-      if (flows) flows = await this.restart(signal, flow, order);
-      else this.report({ restart: signal, seconds: null, back: null }); // it is lost for good
+      if (flows) {
+        await phase();
+        flows = await this.restart(signal, flow, order);
+      } else {
+        this.report({ restart: signal, seconds: null, back: null }); // it is lost for good
+      }
     }
     if (order) this.reportOrders();
   }

@@ -55,7 +55,7 @@ export async function plainRestarts(leg, times) {
   class FromPage extends WebSocket {
     constructor(url, protocols) { super(url, protocols, { origin: leg.origin }); }
   }
-  const steady = { minUptime: 200, maxReconnectionDelay: 3000 }; // as lib/leg.mjs explains
+  const steady = { minUptime: 200, minReconnectionDelay: 1000, maxReconnectionDelay: 1000 }; // as lib/leg.mjs explains
   const socket = new ReconnectingWebSocket(leg.url('/feed'), [], { WebSocket: FromPage, ...steady });
   socket.addEventListener('open', () => socket.send('{"join":true}'));
   socket.addEventListener('message', ({ data }) => flow.saw(JSON.parse(data).generation ?? 0));

@@ -1,4 +1,4 @@
-import { createConsumer, adapters } from '@rails/actioncable';
+import { ConnectionMonitor, createConsumer, adapters } from '@rails/actioncable';
 import WebSocket from 'ws';
 
 import { closing, http, open } from '../lib/client.mjs';
@@ -24,14 +24,29 @@ export default {
     await leg.check('a subscription is rejected', () => new Promise((done) => cable.subscriptions.create('SecretChannel', { rejected: () => done('rejected'), connected: () => done('connected') })));
     const flow = new Flow();
     const news = cable.subscriptions.create('NewsChannel', { received: ({ generation }) => flow.saw(generation) });
-    await leg.restarts({ flow: flow.until, order: (id) => news.perform('order', { id }), times });
+    await leg.restarts({ flow: flow.until, order: (id) => news.perform('order', { id }), times, phase: () => look(cable) });
     await leg.subscribedAgain();
     cable.disconnect();
   },
 };
 
+/**
+ * Resolves when the client has just looked whether its connection is stale. It looks by its own clock, every 6 s here,
+ * and connects again only then: restarts come at the same time of that clock on each leg.
+ */
+function look({ connection: { monitor } }) {
+  return new Promise((done) => {
+    monitor.reconnectIfStale = () => {
+      delete monitor.reconnectIfStale;
+      monitor.reconnectIfStale();
+      done();
+    };
+  });
+}
+
 /** The client is made for browsers: this provides the globals that it uses. */
 function consumer(leg) {
+  ConnectionMonitor.staleThreshold = 4; // seconds; with lib/dice.mjs it looks after half as much more
   globalThis.document ??= { visibilityState: 'visible' };
   globalThis.addEventListener ??= () => {};
   globalThis.removeEventListener ??= () => {};

@@ -27,11 +27,14 @@ export default {
   },
 };
 
-/** Its output. Its first wait after a loss is a random time up to 5 s: here it is 2.5 s on each leg, and steady, as
- * lib/leg.mjs explains. */
+/** How long it waits after a loss: at random up to the first, then the second and ever longer. Here it waits a second
+ * each time, as lib/leg.mjs explains. */
+const WAITS = { WEBSOCKETS_BACKOFF_INITIAL_DELAY: '2', WEBSOCKETS_BACKOFF_MIN_DELAY: '1', WEBSOCKETS_BACKOFF_FACTOR: '1' };
+
+/** Its output. */
 function client(leg, path, check) {
   const { command, args, env } = python('-c', 'import random, runpy, sys; random.random = lambda: 0.5; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")', 'clients/websockets_client.py', leg.url(path), check);
-  const child = spawn(command, args, { env: { ...process.env, ...env, WEBSOCKETS_BACKOFF_FACTOR: '1' }, stdio: ['ignore', 'pipe', 'ignore'] });
+  const child = spawn(command, args, { env: { ...process.env, ...env, ...WAITS }, stdio: ['ignore', 'pipe', 'ignore'] });
   process.on('exit', () => child.kill('SIGKILL'));
   return createInterface({ input: child.stdout });
 }
