@@ -11,12 +11,12 @@ import type { EventEmitter } from "node:events";
 import { type Data, decode, type Delivery, ProtocolError, Type } from "@mainstay/client/protocol";
 import type { FastifyRequest } from "fastify";
 import type { Connection, Listener } from "./connection.js";
+import type { Loss, PeerInfo } from "./events.js";
+import type { Counts } from "./metrics.js";
 import { toHex } from "./names.js";
 import { PlainSession } from "./plain-session.js";
 import type { ServerSession } from "./server-session.js";
-import type { Server } from "./server.js";
-import { type PeerInfo, Session } from "./session.js";
-import { TimerTask } from "./wheel.js";
+import { TimerTask, type Wheel } from "./wheel.js";
 
 export const GOING_AWAY = "the server is going away, come back";
 export const TOO_SLOW = "too far behind what is sent to its rooms";
@@ -33,20 +33,37 @@ const DEAD_REASONS = {
 const ACCEPTED = Promise.resolve(true);
 const NOT_ACCEPTED = Promise.resolve(false);
 
+/** What a driver needs of the server that its session belongs to. */
+export interface Host {
+  readonly wheel: Wheel;
+  readonly counts: Counts;
+  readonly isDraining: boolean;
+  /** Returns whole milliseconds, which never run backwards. */
+  clock(): number;
+  /** Returns the owner that new credentials prove; undefined if they are refused. */
+  authenticateAgain(credentials: Uint8Array, request: FastifyRequest): Promise<string | undefined>;
+  /** Handles the loss of a session's connection. */
+  handleLost(driver: Driver, loss: Loss): void;
+  /** Counts a gap of messages that a client dropped. */
+  countGap(count: number): void;
+  /** Removes a session that has ended. */
+  remove(driver: Driver): void;
+}
+
 /** A `send` of the application that waits for room. */
 interface PendingSend {
   data: Data;
   settle: (isAccepted: boolean) => void;
 }
 
-/** One session, driven. */
-export class Driver extends TimerTask implements Listener {
-  readonly session: Session;
+/** One session, driven. `Handle` is what the application has of it, and what its events go to. */
+export class Driver<Handle extends EventEmitter<any> = EventEmitter<any>> extends TimerTask implements Listener {
+  readonly session: Handle;
   readonly id: string;
   readonly machine: ServerSession | PlainSession;
   peer: PeerInfo;
   request: FastifyRequest;
-  readonly server: Server;
+  private readonly server: Host;
   /** The machine of a plain client; undefined for a session. */
   private plain: PlainSession | undefined;
   private connection: Connection | undefined;
@@ -61,7 +78,7 @@ export class Driver extends TimerTask implements Listener {
   /** Calls of `next` that wait for a message; undefined if there are none. */
   private receivers: ((data: Buffer | string | undefined) => void)[] | undefined;
 
-  constructor(machine: ServerSession | PlainSession, server: Server, connection: Connection, peer: PeerInfo) {
+  constructor(machine: ServerSession | PlainSession, server: Host, connection: Connection, peer: PeerInfo, handle: (driver: Driver<Handle>) => Handle) {
     super();
     this.machine = machine;
     this.server = server;
@@ -71,7 +88,7 @@ export class Driver extends TimerTask implements Listener {
     this.request = connection.request;
     this.connection = connection;
     connection.listener = this;
-    this.session = new Session(this);
+    this.session = handle(this);
   }
 
   get mode(): "session" | "plain" {

@@ -11,11 +11,13 @@
  */
 
 export { MessageTooLargeError } from "@mainstay/client/protocol";
-export type { Mainstay, SessionListeners } from "./mainstay.js";
+export type { Audience, SendOptions, Sent } from "./audience.js";
+export type { End, Loss, PeerInfo, SessionEvents } from "./events.js";
+export type { Mainstay } from "./mainstay.js";
 export type { Stats } from "./metrics.js";
 export type { Authenticate, MainstayOptions, MainstayRouteOptions, QueueLimit } from "./options.js";
 export type { Origins } from "./origin.js";
 export { mainstay } from "./plugin.js";
-export type { Audience, SendOptions, Sent } from "./rooms.js";
-export type { End, Loss, PeerInfo, Sendable, Session, SessionEvents } from "./session.js";
+export type { SessionListeners } from "./server.js";
+export type { Sendable, Session } from "./session.js";
 export type { SessionHandler } from "./types.js";

@@ -1,24 +1,9 @@
 /** `app.mainstay`: the sessions of one registration, from anywhere in the application. */
 
-import { metricsOf, type Stats, statsOf } from "./metrics.js";
-import { type Audience, type SendOptions, type Sent, sendTo, sendVolatileTo } from "./rooms.js";
-import type { Server } from "./server.js";
-import { driverOf, type End, type Loss, type Sendable, type Session } from "./session.js";
-
-/**
- * The listeners for the sessions of all routes. A listener that throws is logged; the session goes on, and the other
- * listeners are called.
- */
-export interface SessionListeners {
-  /** A session began. */
-  session: (session: Session) => void;
-  /** A session's client came back. `epoch` counts its connections. */
-  resumed: (session: Session, epoch: number) => void;
-  /** A session lost its connection. */
-  detached: (session: Session, loss: Loss) => void;
-  /** A session ended. */
-  closed: (session: Session, end: End) => void;
-}
+import { type Audience, type SendOptions, type Sent, sendTo, sendVolatileTo } from "./audience.js";
+import { metricsOf, type Stats } from "./metrics.js";
+import type { Server, SessionListeners } from "./server.js";
+import { driverOf, type Sendable, type Session } from "./session.js";
 
 /**
  * The sessions of one registration: rooms, broadcast, presence and metrics.
@@ -92,7 +77,7 @@ export class Mainstay {
 
   /** Returns the current figures and the counts since the start. Visits every session. */
   stats(): Stats {
-    return statsOf(this.#server);
+    return this.#server.stats();
   }
 
   /** Returns {@link stats} in Prometheus' text format, with the names of the gateway's `docs/METRICS.md`. */

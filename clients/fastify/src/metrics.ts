@@ -1,10 +1,8 @@
 /**
- * Metrics: the counts that a server keeps, the figures that are summed on request, and the text that Prometheus reads.
+ * Metrics: the counts that a server keeps, the figures that it sums on request, and the text that Prometheus reads.
  *
  * Messages are counted by the numbers that their sessions give them, so counting adds no work to a message.
  */
-
-import type { Server } from "./server.js";
 
 /** The counts since the start of the server. */
 export class Counts {
@@ -48,24 +46,6 @@ export interface Stats extends Counts {
   queueBytes: number;
   /** Whether the server closes. */
   isDraining: boolean;
-}
-
-/** Sums the figures of all sessions. */
-export function statsOf(server: Server): Stats {
-  const { counts } = server;
-  const messages = { ...counts.messages };
-  const sessions = { attached: 0, parked: 0, plain: 0 };
-  let queueBytes = 0;
-  for (const { machine, mode } of server.drivers.values()) {
-    const { delivered, accepted } = machine.traffic;
-    messages.in += delivered;
-    messages.out += accepted;
-    queueBytes += machine.queueBytes;
-    if (mode === "plain") sessions.plain++;
-    else if (machine.connection === undefined) sessions.parked++;
-    else sessions.attached++;
-  }
-  return { ...structuredClone(counts), messages, sessions, queueBytes, connections: server.connectionCount(), rooms: server.rooms.names.length, isDraining: server.isDraining };
 }
 
 /** One metric of Prometheus' text format. */

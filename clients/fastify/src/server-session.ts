@@ -28,11 +28,11 @@ import {
   type Welcome,
   type Window,
 } from "@mainstay/client/protocol";
+import type { End } from "./events.js";
 import { Heartbeat, type HeartbeatAction } from "./heartbeat.js";
 import { type Name, toHex } from "./names.js";
 import { DroppingFlow } from "./outbox.js";
 import { ByteQueue, sizeOf } from "./queue.js";
-import type { End } from "./session.js";
 
 /** The configuration of a session. */
 export interface SessionConfig {

@@ -5,10 +5,10 @@ import type { FastifyRequest } from "fastify";
 import type { WebSocket } from "ws";
 import { Cluster, processOf } from "./cluster.js";
 import { Connection } from "./connection.js";
-import { Driver, GOING_AWAY, TOO_SLOW } from "./driver.js";
+import { Driver, GOING_AWAY, type Host, TOO_SLOW } from "./driver.js";
+import type { End, Loss, PeerInfo } from "./events.js";
 import { Addresses, type Exceeded, Lifetimes, MOVE_WITHIN_MS, networkOf, Parked } from "./limits.js";
-import type { SessionListeners } from "./mainstay.js";
-import { Counts } from "./metrics.js";
+import { Counts, type Stats } from "./metrics.js";
 import { Opening } from "./opening.js";
 import type { Settings } from "./options.js";
 import { PlainSession } from "./plain-session.js";
@@ -16,7 +16,7 @@ import { randomBytes } from "./random.js";
 import { refuse, Registry } from "./registry.js";
 import { Rooms } from "./rooms.js";
 import { routeOf } from "./route.js";
-import type { Loss, PeerInfo, Session } from "./session.js";
+import { Session } from "./session.js";
 import { applicationName, isOurs } from "./subprotocol.js";
 import { Wheel } from "./wheel.js";
 
@@ -28,6 +28,21 @@ const REASONS: Record<number, string> = {
   4414: "the credentials cannot be judged now, come back",
   4501: "the credentials were refused",
 };
+
+/**
+ * The listeners for the sessions of all routes. A listener that throws is logged; the session goes on, and the other
+ * listeners are called.
+ */
+export interface SessionListeners {
+  /** A session began. */
+  session: (session: Session) => void;
+  /** A session's client came back. `epoch` counts its connections. */
+  resumed: (session: Session, epoch: number) => void;
+  /** A session lost its connection. */
+  detached: (session: Session, loss: Loss) => void;
+  /** A session ended. */
+  closed: (session: Session, end: End) => void;
+}
 
 /** Calls the application's handler. */
 export type CallHandler = (session: Session, request: FastifyRequest) => unknown;
@@ -43,12 +58,12 @@ const RECONNECTING_MS = 10_000;
 const CHECK_EVERY_MS = 10_000;
 
 /** The sessions of one registration. */
-export class Server {
+export class Server implements Host {
   isDraining = false;
-  readonly rooms = new Rooms();
+  readonly rooms = new Rooms<Session>();
   readonly counts = new Counts();
   readonly sessions = new Set<Session>();
-  readonly drivers = new Map<ServerMachine, Driver>();
+  readonly drivers = new Map<ServerMachine, Driver<Session>>();
   /** Returns the number of open WebSockets. */
   connectionCount = (): number => 0;
   readonly wheel = new Wheel(() => this.clock());
@@ -59,11 +74,11 @@ export class Server {
   private listeners: { [Name in keyof SessionListeners]: Set<SessionListeners[Name]> } = { session: new Set(), resumed: new Set(), detached: new Set(), closed: new Set() };
   private openings = new Set<Opening>();
   /** The parked sessions and when they were parked, the first one first. */
-  private away = new Map<Driver, number>();
+  private away = new Map<Driver<Session>, number>();
   private connections = 0;
   private addresses = new Addresses();
-  private parked = new Parked<Driver>();
-  private lifetimes = new Lifetimes<Driver>(Math.random);
+  private parked = new Parked<Driver<Session>>();
+  private lifetimes = new Lifetimes<Driver<Session>>(Math.random);
   private lifetimeCheck: { timer: NodeJS.Timeout; everyMs: number } | undefined;
   private settings: Settings;
 
@@ -204,7 +219,7 @@ export class Server {
   }
 
   private begin(machine: ServerMachine, connection: Connection, principal: string, callHandler: CallHandler): void {
-    const driver = new Driver(machine, this, connection, peerOf(connection, principal));
+    const driver = new Driver<Session>(machine, this, connection, peerOf(connection, principal), (driver) => new Session(driver, this.rooms));
     this.drivers.set(machine, driver);
     this.sessions.add(driver.session);
     if (driver.id) this.names.set(driver.id, driver.session);
@@ -272,7 +287,7 @@ export class Server {
   // ---- events of sessions -----------------------------------------------------------------------
 
   /** Handles the loss of a session's connection. The session waits for its client, unless it has ended. */
-  handleLost(driver: Driver, loss: Loss): void {
+  handleLost(driver: Driver<Session>, loss: Loss): void {
     const { request, id, mode, session, machine } = driver;
     const isFault = loss.code === 1006 || loss.code === 4408;
     request.log[mode === "session" || isFault ? "info" : "debug"]({ session: id, ...loss }, "a client's connection is gone");
@@ -301,13 +316,13 @@ export class Server {
     return true;
   }
 
-  private evict(driver: Driver): void {
+  private evict(driver: Driver<Session>): void {
     this.counts.evicted.full++;
     driver.evict("its place was needed");
   }
 
   /** Removes a session that has ended. */
-  remove(driver: Driver): void {
+  remove(driver: Driver<Session>): void {
     const { machine, session, id } = driver;
     const { cause, code, reason } = machine.closed!;
     const { delivered, accepted } = machine.traffic;
@@ -336,6 +351,24 @@ export class Server {
     return this.names.get(id);
   }
 
+  /** Sums the figures of all sessions. */
+  stats(): Stats {
+    const { counts } = this;
+    const messages = { ...counts.messages };
+    const sessions = { attached: 0, parked: 0, plain: 0 };
+    let queueBytes = 0;
+    for (const { machine, mode } of this.drivers.values()) {
+      const { delivered, accepted } = machine.traffic;
+      messages.in += delivered;
+      messages.out += accepted;
+      queueBytes += machine.queueBytes;
+      if (mode === "plain") sessions.plain++;
+      else if (machine.connection === undefined) sessions.parked++;
+      else sessions.attached++;
+    }
+    return { ...structuredClone(counts), messages, sessions, queueBytes, connections: this.connectionCount(), rooms: this.rooms.names.length, isDraining: this.isDraining };
+  }
+
   /** Adds a listener. Returns a function that removes it. */
   listen<Name extends keyof SessionListeners>(name: Name, listener: SessionListeners[Name]): () => void {
     if (typeof listener !== "function") throw new TypeError("a listener is a function");
@@ -356,7 +389,7 @@ export class Server {
 
   // ---- idle sessions and old connections --------------------------------------------------------
 
-  private watchLifetime(driver: Driver): void {
+  private watchLifetime(driver: Driver<Session>): void {
     const { idleTimeoutMs, maxLifetimeMs } = this.settingsOf(driver.request);
     if (idleTimeoutMs === undefined && maxLifetimeMs === undefined) return;
     this.lifetimes.watch(this.clock(), driver, idleTimeoutMs, maxLifetimeMs);
@@ -372,7 +405,7 @@ export class Server {
     this.lifetimeCheck = undefined;
   }
 
-  private handleExceeded = (driver: Driver, exceeded: Exceeded): void => {
+  private handleExceeded = (driver: Driver<Session>, exceeded: Exceeded): void => {
     if (exceeded === "overstayed") return driver.closeConnection(1012, "this connection is old, come back");
     this.counts.sentAway[exceeded === "idle" ? "idle" : "lifetime"]++;
     driver.request.log.info({ session: driver.id }, exceeded === "idle" ? "a session is ended: idleTimeoutMs" : "a client is asked to move: maxLifetimeMs");
@@ -399,7 +432,7 @@ export class Server {
   }
 
   /** Waits until all sessions have ended, at most for `drainMs`. Closes the plain ones meanwhile, one after the other. */
-  private async waitUntilEmpty(drainMs: number, plain: Driver[]): Promise<void> {
+  private async waitUntilEmpty(drainMs: number, plain: Driver<Session>[]): Promise<void> {
     const from = this.clock();
     for (let closed = 0, passed = 0; this.drivers.size && passed < drainMs; passed = this.clock() - from) {
       for (; closed < plain.length && closed <= (plain.length * passed) / drainMs; closed++) plain[closed]!.close(1012, GOING_AWAY);

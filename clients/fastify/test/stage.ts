@@ -5,13 +5,13 @@ import { EventEmitter } from "node:events";
 import type { TestContext } from "node:test";
 import { type Control, type Data, decode, encode, encodeData } from "@mainstay/client/protocol";
 import { Connection } from "../dist/connection.js";
-import { Driver } from "../dist/driver.js";
+import { Driver, type Host } from "../dist/driver.js";
 import { Counts } from "../dist/metrics.js";
 import { PlainSession } from "../dist/plain-session.js";
 import { Registry } from "../dist/registry.js";
 import { Rooms } from "../dist/rooms.js";
-import type { Server } from "../dist/server.js";
 import type { SessionConfig } from "../dist/server-session.js";
+import { Session } from "../dist/session.js";
 import { Wheel } from "../dist/wheel.js";
 import { ack, DATA, WELCOME } from "./frames.js";
 import { bytes, hello } from "./peer.js";
@@ -82,7 +82,7 @@ export class Tcp extends EventEmitter {
 const ANONYMOUS = { address: "", subprotocol: undefined, principal: "" };
 
 /** The part of a server that a driver uses, with one session whose client has received WELCOME, or with one plain client. */
-export class Stage implements Pick<Server, "clock" | "wheel" | "isDraining" | "rooms" | "counts" | "authenticateAgain" | "handleLost" | "countGap" | "remove"> {
+export class Stage implements Host {
   now = 0;
   isDraining = false;
   /** The wheel of all stages, for tests that compare how much memory they keep. */
@@ -90,11 +90,11 @@ export class Stage implements Pick<Server, "clock" | "wheel" | "isDraining" | "r
   wheel = Stage.wheel ?? new Wheel(() => this.now);
   /** How many sessions ended. */
   removed = 0;
-  rooms = new Rooms();
+  rooms = new Rooms<Session>();
   counts = new Counts();
   registry: Registry;
   socket = new Socket();
-  driver: Driver;
+  driver: Driver<Session>;
   /** The errors in the log. */
   errors: any[] = [];
   private connections = 0;
@@ -104,14 +104,14 @@ export class Stage implements Pick<Server, "clock" | "wheel" | "isDraining" | "r
     if (mode === "plain") this.socket.protocol = "";
     const connection = this.connect();
     t.after(() => this.driver.evict());
-    const server = this as unknown as Server;
+    const session = (driver: Driver<Session>) => new Session(driver, this.rooms);
     if (mode === "plain") {
-      this.driver = new Driver(new PlainSession(0, config, connection.id, () => 0.5), server, connection, ANONYMOUS);
+      this.driver = new Driver(new PlainSession(0, config, connection.id, () => 0.5), this, connection, ANONYMOUS, session);
       return;
     }
     const answer = this.registry.handleHello(0, connection.id, "", hello());
     assert.ok(answer.kind === "attached");
-    this.driver = new Driver(answer.session, server, connection, ANONYMOUS);
+    this.driver = new Driver(answer.session, this, connection, ANONYMOUS, session);
     this.driver.step();
     assert.equal(this.socket.written.shift().type, WELCOME);
     this.socket.arrive(ack(0));

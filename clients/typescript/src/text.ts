@@ -1,6 +1,13 @@
-/** Text, bytes, and UTF-8: the functions on messages that both entry points need. `/plain` does not load `wire.ts`. */
+/** Text, bytes, and UTF-8: what both entry points need of messages. `/plain` does not load `wire.ts`. */
 
-import type { Bytes, Data, Received } from "./wire.js";
+/** Bytes of a buffer that is not shared, written so that TypeScript below 5.7, which has no name for them, reads it too. */
+export type Bytes = ReturnType<Uint8ArrayConstructor["of"]>;
+
+/** Application data. */
+export type Data = string | Bytes;
+
+/** A message as a connection delivers it, which is asked for array buffers. */
+export type Received = string | ArrayBuffer;
 
 // Made when first needed: jsdom has neither, and an import alone must succeed there.
 let encoder: TextEncoder | undefined;

@@ -8,15 +8,9 @@
  * Source: `docs/PROTOCOL.md` "Framing". Durations are milliseconds.
  */
 
-import { bytesOf, textOf } from "./text.js";
+import { type Bytes, bytesOf, type Data, textOf } from "./text.js";
 
-export { bytesOf, viewOf } from "./text.js";
-
-/** Bytes of a buffer that is not shared, written so that TypeScript below 5.7, which has no name for them, reads it too. */
-export type Bytes = ReturnType<Uint8ArrayConstructor["of"]>;
-
-/** Application data. */
-export type Data = string | Bytes;
+export { type Bytes, bytesOf, type Data, type Received, viewOf } from "./text.js";
 
 /** A bound of a buffer: how many messages it holds, and how many payload bytes. */
 export interface Window {
@@ -260,9 +254,6 @@ const SHAPES: { [type: number]: Shape } = {
   [Type.Refuse]: [{ code: Kind.Integer, temporary: Kind.Flag, delay: DELAY }, { account: ACCOUNT }],
   [Type.Replaced]: [{ after: Kind.Integer, count: Kind.Positive }],
 };
-
-/** A message as a connection delivers it, which is asked for array buffers. */
-export type Received = string | ArrayBuffer;
 
 export const toHex = (bytes: Bytes): string => Array.from(bytes, (byte) => (byte | 256).toString(16).slice(1)).join("");
 
