@@ -49,7 +49,11 @@ fn question(report: &Report, plan: &Plan) -> String {
     for line in measure::announced(plan) {
         text.push_str(&format!("  - {line}\n"));
     }
-    let messages = if plan.echo { "Messages are sent, because of --echo." } else { "No message is sent." };
+    let messages = match (plan.echo, report.target.sends_first_message) {
+        (false, false) => "No message is sent.",
+        (false, true) => "Each WebSocket sends the message of --first-message, and no other.",
+        (true, _) => "Messages are sent, because of --echo.",
+    };
     text.push_str(&format!(
         "{messages} Ctrl-C ends it at any time. --quick opens only the first ones.\nMeasure? [y/N] "
     ));

@@ -92,7 +92,6 @@ pub(super) async fn gather(
     }
     match open(target, facts, progress).await {
         Ok((target, mut probe)) => {
-            facts.http2 = http2::facts(&target).await;
             progress.report("Pings", State::Running, "");
             pings::measure(&mut probe, plan.echo, &target, facts).await;
             let pings = facts.pings.as_ref();
@@ -101,6 +100,8 @@ pub(super) async fn gather(
                 Some(words) => progress.report("Pings", State::Good, words),
                 None => progress.report("Pings", State::Bad, "not answered"),
             }
+            // Another connection: this one must not wait for it with what it has to send.
+            facts.http2 = http2::facts(&target).await;
             Some(Facing { target, probe })
         }
         Err(error) => {

@@ -11,6 +11,7 @@ mod cutters;
 mod dial;
 mod facts;
 mod findings;
+mod first_message;
 mod heartbeat;
 mod http2;
 mod judgement;
@@ -30,6 +31,8 @@ mod target;
 mod verdict;
 mod words;
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -39,6 +42,7 @@ use mainstay::client::Place;
 use tokio::time::timeout;
 
 use self::facts::Facing;
+use self::first_message::FirstMessage;
 use self::measured::Measured;
 use self::progress::Progress;
 use self::report::{Facts, Report, ms};
@@ -51,6 +55,9 @@ use crate::{print, values};
 /// How long the screen may take to show the last updates.
 const SCREEN_TIME: Duration = Duration::from_secs(1);
 
+/// The longest file of a token, in bytes: servers take no longer fields.
+const MAX_TOKEN: u64 = 16 * 1024;
+
 /// The end of `mainstay doctor --help`.
 pub(crate) const AFTER_HELP: &str = "\
 Examples:
@@ -60,14 +67,18 @@ Examples:
       only what one connection shows, in seconds
   mainstay doctor ws://127.0.0.1:8080/echo --echo --for 5m
       measure for 5 minutes; the server echoes messages, so it may be sent some
+  mainstay doctor wss://example.com/graphql --subprotocol graphql-transport-ws \\
+      --first-message '{\"type\":\"connection_init\"}'
+      the server keeps only clients that send this first
   mainstay doctor wss://example.com/feed --yes --json | jq .findings
       without a question, for scripts
 
 What it sends:
   Without --quick several connections are opened, up to --connections at once.
   For hosts beyond this machine and private networks the doctor says how many,
-  and asks; --yes answers. Messages are sent only with --echo. Values of
-  --header, of --bearer-file and of the URL's query are never printed.
+  and asks; --yes answers. Messages are sent only with --echo or
+  --first-message. Values of --header, --bearer-file, --first-message and of
+  the URL's query are never printed.
   A server whose certificate is not trusted is sent nothing.
 
 Exit codes:
@@ -108,6 +119,10 @@ pub(crate) struct Arguments {
     /// Offer this application subprotocol. May be repeated.
     #[arg(long = "subprotocol", value_name = "NAME", value_parser = values::token)]
     subprotocols: Vec<String>,
+    /// Send this text as the first message of each connection, for servers that wait for a login or an init. @FILE sends the
+    /// content of a file, and hides it from the list of processes; as binary if it contains a NUL byte.
+    #[arg(long, value_name = "TEXT|@FILE")]
+    first_message: Option<String>,
     /// Trust the certificates in this file (PEM) instead of the system's: those of certificate authorities, or the
     /// server's own if it is self-signed.
     #[arg(long, value_name = "FILE")]
@@ -319,14 +334,21 @@ fn target(arguments: &Arguments) -> Result<Target, String> {
         }
         headers.push((header::AUTHORIZATION, bearer(file)?));
     }
-    Target::new(arguments.url.clone(), headers, arguments.subprotocols.clone(), arguments.cacert.as_deref())
+    let first_message = arguments.first_message.as_deref().map(FirstMessage::read).transpose()?;
+    let subprotocols = arguments.subprotocols.clone();
+    Target::new(arguments.url.clone(), headers, subprotocols, first_message, arguments.cacert.as_deref())
 }
 
 /// Reads a token from a file.
 fn bearer(file: &Path) -> Result<HeaderValue, String> {
     let place = format!("--bearer-file {}", file.display());
-    let token =
-        std::fs::read_to_string(file).map_err(|error| format!("{place}: {error}; name a readable file"))?;
+    let mut token = String::new();
+    File::open(file)
+        .and_then(|file| file.take(MAX_TOKEN + 1).read_to_string(&mut token))
+        .map_err(|error| format!("{place}: {error}; name a readable file"))?;
+    if token.len() as u64 > MAX_TOKEN {
+        return Err(format!("{place}: must hold one token of at most 16 KiB"));
+    }
     let token = token.trim();
     let is_one = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     // The content is a secret, and is not quoted.

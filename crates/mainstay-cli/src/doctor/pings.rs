@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::probe::{Ended, Probe, Seen};
-use super::report::{AnsweredBy, EchoFacts, EndFacts, Facts, PingFacts, Spread, ms};
+use super::report::{AnsweredBy, EchoFacts, EndFacts, Facts, FirstMessageFacts, PingFacts, Spread, ms};
 use super::target::{Target, seed};
 
 /// How many Pings and echoed messages are sent, and how many in vain before the doctor gives up.
@@ -19,13 +19,18 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A Pong that comes by so much earlier than an echo is not the server's.
 const CLEARLY: f64 = 5.0;
 
-/// Sends Pings, and with `echo` messages, and notes the times of their answers in `facts`.
+/// Waits for the answer to a first message, sends Pings, and with `echo` messages, and notes the times of the answers in `facts`.
 ///
 /// # Cancel safety
 /// Safe: what is known so far is in `facts`.
 pub(super) async fn measure(probe: &mut Probe, echo: bool, target: &Target, facts: &mut Facts) {
     let connect = facts.addresses.iter().find(|address| Some(address.address) == facts.used);
     let connect = connect.and_then(|address| address.connect_ms);
+    if target.first_message().is_some() {
+        let is_answered = timeout(ANSWER_TIME, probe.greeting()).await == Ok(true);
+        let answered_ms = is_answered.then(|| ms(probe.heard_at() - probe.opened_at()));
+        facts.first_message = Some(FirstMessageFacts { answered_ms });
+    }
     let pings = facts.pings.insert(PingFacts::default());
     let end = match ping(probe, pings).await {
         Ok(()) if echo => echoes(probe, pings).await,

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::dial::{self, Opened, Stream};
+use super::first_message::FirstMessage;
 use super::report::{HandshakeFacts, OpenError};
 use super::target::{Target, seed};
 
@@ -130,7 +131,7 @@ impl End {
 }
 
 impl Target {
-    /// Opens a WebSocket with the default [`Options`].
+    /// Opens a WebSocket with the default [`Options`]. Its first message is on its way before anything else.
     ///
     /// # Errors
     /// A step failed, or its time ran out (10 s each).
@@ -171,9 +172,21 @@ impl Probe {
             heard_at: now,
             handshake: Arc::new(opened.handshake),
         };
+        if let Some(FirstMessage { kind, body }) = target.first_message() {
+            probe.encode(|codec, queue| codec.send(*kind, &[], body, queue));
+        }
         let mut early = opened.early;
         probe.decode(&mut early);
         probe
+    }
+
+    /// Waits for the server's first message, which answers the one that this client sent first, and takes it. Returns false if the
+    /// connection ends before; why is seen next.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is lost but Pings and Pongs.
+    pub(crate) async fn greeting(&mut self) -> bool {
+        poll_fn(|cx| self.poll_greeting(cx)).await
     }
 
     /// Returns when the opening handshake was done.
@@ -284,6 +297,26 @@ impl Probe {
                 return Poll::Pending;
             }
             ready!(self.poll_read(cx));
+        }
+    }
+
+    fn poll_greeting(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match self.seen.front() {
+                Some(Seen::Close { .. } | Seen::Ended(_)) => return Poll::Ready(false),
+                Some(seen) => {
+                    let is_message = matches!(seen, Seen::Message { .. });
+                    self.seen.pop_front();
+                    if is_message {
+                        return Poll::Ready(true);
+                    }
+                }
+                None if self.ended.is_some() => return Poll::Ready(false),
+                None => {
+                    let _ = self.poll_write(cx);
+                    ready!(self.poll_read(cx));
+                }
+            }
         }
     }
 
@@ -408,7 +441,7 @@ mod tests {
 
     /// A probe on a connection that holds so many bytes each way, and its server.
     fn connected(bytes: usize) -> (Probe, DuplexStream) {
-        let target = Target::new("ws://h/".parse().unwrap(), Vec::new(), Vec::new(), None).unwrap();
+        let target = Target::new("ws://h/".parse().unwrap(), Vec::new(), Vec::new(), None, None).unwrap();
         let (ours, theirs) = duplex(bytes);
         let handshake = HandshakeFacts::default();
         let opened = Opened { stream: Box::new(ours), early: Vec::new(), deflate: None, handshake };

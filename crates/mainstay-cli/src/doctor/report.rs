@@ -42,6 +42,8 @@ pub(crate) struct TargetFacts {
     /// The names of the header fields that the user added. Their values are never shown.
     pub(crate) added_fields: Vec<String>,
     pub(crate) subprotocols: Vec<String>,
+    /// Whether each connection sends a first message. It is never shown.
+    pub(crate) sends_first_message: bool,
     /// Whether the target is this machine or a private network.
     pub(crate) is_near: bool,
 }
@@ -61,6 +63,8 @@ pub(crate) struct Facts {
     pub(crate) tls: Option<TlsFacts>,
     pub(crate) handshake: Option<HandshakeFacts>,
     pub(crate) http2: Option<Http2Facts>,
+    /// `None`: no first message was given, or the connection ended before it was sent.
+    pub(crate) first_message: Option<FirstMessageFacts>,
     pub(crate) pings: Option<PingFacts>,
     /// How the first connection ended, if it ended by itself while the facts were gathered.
     pub(crate) ended: Option<EndFacts>,
@@ -225,6 +229,13 @@ pub(crate) struct Http2Facts {
     pub(crate) status: Option<u16>,
     /// Why there is no answer.
     pub(crate) error: Option<String>,
+}
+
+/// What became of the first message.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct FirstMessageFacts {
+    /// Until the server's first message. `None`: none came in time.
+    pub(crate) answered_ms: Option<f64>,
 }
 
 /// Answers to Pings.

@@ -2,7 +2,7 @@
 
 use super::measured::{ClosePassage, Crowd, CutHow, Idle, Largest, Limit, Measured, Reconnect};
 use super::progress::State;
-use super::report::{AnsweredBy, Facts, HandshakeFacts, PingFacts, Report, TlsFacts};
+use super::report::{AnsweredBy, Facts, FirstMessageFacts, HandshakeFacts, PingFacts, Report, TlsFacts};
 use super::words::{bounds, size, span};
 
 /// One row.
@@ -39,6 +39,7 @@ pub(super) fn of_facts(report: &Report) -> Vec<Row> {
         };
         rows.push(row("HTTP/2", State::Done, words));
     }
+    rows.extend(facts.first_message.as_ref().map(first_message));
     rows.extend(facts.pings.as_ref().map(pings));
     if let Some(error) = &facts.failed {
         rows.push(row("failed", State::Bad, error.to_string()));
@@ -93,6 +94,13 @@ fn of_handshake(handshake: &HandshakeFacts) -> Vec<Row> {
     let words = if products.is_empty() { "no field names one".to_owned() } else { products.join(", ") };
     rows.push(row("on the way", State::Done, words));
     rows
+}
+
+fn first_message(facts: &FirstMessageFacts) -> Row {
+    match facts.answered_ms {
+        Some(took) => row("first message", State::Good, format!("answered by a message in {}", millis(took))),
+        None => row("first message", State::Done, "sent; no message answers it"),
+    }
 }
 
 fn pings(pings: &PingFacts) -> Row {

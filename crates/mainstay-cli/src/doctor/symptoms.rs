@@ -22,7 +22,7 @@ pub(super) fn find(facts: &Facts, target: &TargetFacts) -> Vec<Finding> {
     }
     found.extend(http2(facts));
     found.extend(pings(facts));
-    found.extend(ended(facts));
+    found.extend(ended(facts, target));
     found.extend(proxies(facts));
     found
 }
@@ -334,7 +334,7 @@ fn pings(facts: &Facts) -> Vec<Finding> {
     found
 }
 
-fn ended(facts: &Facts) -> Option<Finding> {
+fn ended(facts: &Facts, target: &TargetFacts) -> Option<Finding> {
     let end = facts.ended.as_ref()?;
     let how = match (end.how, end.code, end.reason.as_deref().filter(|reason| !reason.is_empty())) {
         ("close", Some(code), Some(reason)) => format!("with close code {code} ({reason})"),
@@ -350,7 +350,14 @@ fn ended(facts: &Facts) -> Option<Finding> {
         id,
         Severity::Problem,
         format!("The connection ended {:.0} ms after it was opened, {how}.", end.after_ms),
-        &["Look into the server's log: it may expect a first message, a subprotocol or credentials."],
+        &[match target.sends_first_message {
+            true => {
+                "Look into the server's log: it may refuse the first message, or expect a subprotocol or credentials."
+            }
+            false => {
+                "Look into the server's log: it may expect a first message (--first-message), a subprotocol or credentials."
+            }
+        }],
     ))
 }
 

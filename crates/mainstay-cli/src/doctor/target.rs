@@ -12,6 +12,7 @@ use mainstay::client::rustls::client::{ClientConfig, Resumption};
 use mainstay::client::rustls::crypto::ring;
 use mainstay::client::rustls::pki_types::ServerName;
 
+use super::first_message::FirstMessage;
 use super::report::TargetFacts;
 use crate::observe::log_text;
 use crate::tls;
@@ -36,13 +37,14 @@ struct Shared {
     is_secure: bool,
     headers: HeaderMap,
     subprotocols: Vec<String>,
+    first_message: Option<FirstMessage>,
     verifier: Arc<dyn ServerCertVerifier>,
     config: Arc<ClientConfig>,
     secrets: Vec<String>,
 }
 
 impl Target {
-    /// Creates a target. `headers` are added to the request. `ca`: trust these certificates instead of the system's.
+    /// Creates a target. `headers` are added to the request. Each connection sends `first_message`. `ca`: trust these certificates instead of the system's.
     ///
     /// # Errors
     /// Begins with the flag or the field, and says what to do.
@@ -50,6 +52,7 @@ impl Target {
         place: Place,
         headers: Vec<(HeaderName, HeaderValue)>,
         subprotocols: Vec<String>,
+        first_message: Option<FirstMessage>,
         ca: Option<&Path>,
     ) -> Result<Self, String> {
         let verifier = tls::verifier(ca).map_err(|error| error.replacen("ca", "--cacert", 1))?;
@@ -57,14 +60,24 @@ impl Target {
         let is_secure = place.url.scheme_str() == Some("wss");
         let host = place.url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = place.url.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
-        let secrets = secrets(&place.url, &headers);
+        let secrets = secrets(&place.url, &headers, first_message.as_ref());
         let headers = headers.into_iter().fold(HeaderMap::new(), |mut map, (name, mut value)| {
             value.set_sensitive(true);
             map.append(name, value);
             map
         });
-        let shared =
-            Shared { place, host, port, is_secure, headers, subprotocols, verifier, config, secrets };
+        let shared = Shared {
+            place,
+            host,
+            port,
+            is_secure,
+            headers,
+            subprotocols,
+            first_message,
+            verifier,
+            config,
+            secrets,
+        };
         Ok(Self { shared: Arc::new(shared), address: None })
     }
 
@@ -104,6 +117,10 @@ impl Target {
 
     pub(crate) fn subprotocols(&self) -> &[String] {
         &self.shared.subprotocols
+    }
+
+    pub(super) fn first_message(&self) -> Option<&FirstMessage> {
+        self.shared.first_message.as_ref()
     }
 
     pub(super) fn config(&self) -> &Arc<ClientConfig> {
@@ -166,6 +183,7 @@ impl Target {
             secure: shared.is_secure,
             added_fields: shared.headers.keys().map(ToString::to_string).collect(),
             subprotocols: shared.subprotocols.clone(),
+            sends_first_message: shared.first_message.is_some(),
             is_near,
         }
     }
@@ -226,7 +244,11 @@ pub(crate) fn seed() -> [u8; 32] {
 }
 
 /// Returns everything that must not appear in the output, even if the server sends it back; the longest first.
-fn secrets(url: &Uri, headers: &[(HeaderName, HeaderValue)]) -> Vec<String> {
+fn secrets(
+    url: &Uri,
+    headers: &[(HeaderName, HeaderValue)],
+    first_message: Option<&FirstMessage>,
+) -> Vec<String> {
     let values = headers.iter().filter_map(|(_, value)| value.to_str().ok());
     // The server may send back a token without its scheme, or one cookie of several.
     let parts =
@@ -234,7 +256,9 @@ fn secrets(url: &Uri, headers: &[(HeaderName, HeaderValue)]) -> Vec<String> {
     let query = url.query().unwrap_or_default();
     let pairs = query.split('&').map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
     let decoded = form_urlencoded::parse(query.as_bytes()).map(|(_, value)| value.into_owned());
-    let mut all: Vec<String> = parts.chain(pairs).map(|text| text.trim().to_owned()).chain(decoded).collect();
+    let given = parts.chain(pairs).map(|text| text.trim().to_owned());
+    let sent = first_message.into_iter().flat_map(FirstMessage::secrets);
+    let mut all: Vec<String> = given.chain(decoded).chain(sent).collect();
     all.retain(|secret| !secret.is_empty());
     all.sort_unstable_by_key(|secret| std::cmp::Reverse(secret.len()));
     all.dedup();
@@ -247,7 +271,7 @@ mod tests {
 
     fn target(url: &str, header: Option<(&str, &str)>) -> Target {
         let headers = header.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-        Target::new(url.parse().unwrap(), headers.into_iter().collect(), Vec::new(), None).unwrap()
+        Target::new(url.parse().unwrap(), headers.into_iter().collect(), Vec::new(), None, None).unwrap()
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::cutters::Cut;
 use super::findings;
+use super::first_message::{self, Hint};
 use super::heartbeat::{self, Counts};
 use super::judgement::{Certainty, CutVerdict, Suspect, Verdict};
 use super::measured::{CutHow, Idle, Limit, Measured};
@@ -28,8 +29,10 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     let (mut findings, mut cuts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
     for cut in [silence(measured), age(measured)].into_iter().flatten() {
         let suspects = suspects::rank(&cut.sighting(report));
-        sentences.push(format!("{} {}", cut.sentence(), accusation(&suspects)));
-        findings.push(cut.finding(&suspects));
+        let hint = cut.hint(report);
+        let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
+        sentences.push(format!("{} {said}{}", cut.sentence(), accusation(&suspects)));
+        findings.push(cut.finding(&suspects, hint));
         cuts.push(CutVerdict { finding: cut.id(), suspects });
     }
     findings.extend(traffic(measured));
@@ -187,39 +190,43 @@ impl Seen<'_> {
                 format!("{what} {ends} connections after {after} of silence from the client.")
             }
             (Kind::Silence, _) => format!("{what} {ends} connections after {after} of silence."),
-            (Kind::Age, _) => format!(
-                "{what} {ends} each connection when it is {after} old, even a busy one.{}",
-                self.first_message()
-            ),
+            (Kind::Age, _) => {
+                format!("{what} {ends} each connection when it is {after} old, even a busy one.")
+            }
         }
     }
 
-    /// What else such a code may mean.
-    fn first_message(&self) -> String {
-        match self.how {
-            CutHow::Close { code: Some(code @ (1008 | 4000..=4999)), .. } => format!(
-                " With code {code} an application closes: it may have waited for a first message, such as a login, and the \
-                 doctor sends none; clients that send it may then be kept."
-            ),
-            _ => String::new(),
+    /// What to try if such an end may come because the doctor sent no first message.
+    fn hint(&self, report: &Report) -> Option<Hint> {
+        if self.kind != Kind::Age || report.target.sends_first_message {
+            return None;
         }
+        let code = match self.how {
+            CutHow::Close { code, .. } => *code,
+            _ => None,
+        };
+        let subprotocol = report.facts.handshake.as_ref()?.subprotocol.as_deref();
+        first_message::hint(subprotocol, code)
     }
 
-    fn finding(&self, suspects: &[Suspect]) -> Finding {
-        let mut advice = vec![match self.kind {
+    fn finding(&self, suspects: &[Suspect], hint: Option<Hint>) -> Finding {
+        let otherwise = if hint.is_some() { "If it is cut all the same, nothing" } else { "Nothing" };
+        let first = match self.kind {
             Kind::Silence => {
                 format!("Send more often: {}.", heartbeat::advise(Some(self.after), self.counts).server)
             }
             Kind::Age => format!(
-                "Nothing keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
+                "{otherwise} keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
                  --max-lifetime below {} moves them in time.",
                 span(self.after)
             ),
-        }];
+        };
+        let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
+        let mut advice: Vec<String> = hint.map(|hint| hint.advice).into_iter().chain([first]).collect();
         let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
         advice.extend(named.map(|suspect| format!("In {}: {}.", suspect.name, suspect.remedy)));
-        let words = format!("{} {}", self.sentence(), cut_words(self.how));
+        let words = format!("{} {said}{}", self.sentence(), cut_words(self.how));
         Finding { id: self.id(), severity: Severity::Problem, words, advice }
     }
 }
@@ -336,6 +343,7 @@ pub(super) mod tests {
                 secure: true,
                 added_fields: Vec::new(),
                 subprotocols: Vec::new(),
+                sends_first_message: false,
                 is_near: false,
             },
             facts: Facts {
@@ -482,6 +490,9 @@ pub(super) mod tests {
         };
         assert!(words(4008).contains("a first message") && words(1008).contains("a first message"));
         assert!(!words(1001).contains("a first message"));
+        let how = CutHow::Close { code: Some(4008), reason: String::new() };
+        let advice = judged(busy_for_13_seconds(as_old, how), &[]).0.remove(0).advice;
+        assert!(advice[0].contains("--first-message"), "{advice:?}");
     }
 
     #[test]

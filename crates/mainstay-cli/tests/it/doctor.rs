@@ -98,9 +98,15 @@ fn the_report_has_the_documented_fields() {
     let report = &diagnosis.report;
     assert_eq!(report["version"], 1);
     assert_eq!(fields(report), "complete facts findings measured target took_ms verdict version");
-    assert_eq!(fields(&report["target"]), "added_fields host is_near port secure subprotocols url");
+    assert_eq!(
+        fields(&report["target"]),
+        "added_fields host is_near port secure sends_first_message subprotocols url"
+    );
     let facts = &report["facts"];
-    assert_eq!(fields(facts), "addresses ended failed handshake http2 lookup pings proxy_variables tls used");
+    assert_eq!(
+        fields(facts),
+        "addresses ended failed first_message handshake http2 lookup pings proxy_variables tls used"
+    );
     assert_eq!(
         fields(&facts["handshake"]),
         "body compressed extensions fields http interim location more_fields offered_extensions \
@@ -236,6 +242,38 @@ async fn a_server_that_closes_at_once_is_a_finding_with_its_code() {
     let diagnosis = Diagnosis::of(&[&url(port)]);
     diagnosis.is(1, "closed-after-opening");
     assert_eq!(diagnosis.report["facts"]["ended"]["how"], "fin");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_message_comes_before_all_else_as_text_or_from_a_file_and_its_answer_is_in_the_facts() {
+    let file = std::env::temp_dir().join(format!("mainstay-doctor-first-{}", std::process::id()));
+    std::fs::write(&file, b"\x10\0planted\n").unwrap();
+    let port = serve(speak("", |mut connection| async move {
+        let first = frame(&mut connection).await.unwrap();
+        let answer: &[u8] = match first {
+            (1, text) if text == b"LOGIN planted" => b"\x81\x02ok",
+            (2, bytes) if bytes == b"\x10\0planted\n" => b"\x82\x02ok",
+            _ => b"\x88\x02\x11\x38",
+        };
+        connection.write_all(answer).await.unwrap();
+        echoing(connection).await;
+    }))
+    .await;
+    for (message, is_right) in [
+        ("LOGIN planted".to_owned(), true),
+        (format!("@{}", file.display()), true),
+        ("HELO".to_owned(), false),
+    ] {
+        let diagnosis = Diagnosis::of(&[&url(port), "--first-message", &message, "--echo"]);
+        let answered = &diagnosis.report["facts"]["first_message"]["answered_ms"];
+        assert_eq!(answered.as_f64().is_some(), is_right, "{message}: {}", diagnosis.report);
+        match is_right {
+            true => assert_eq!(diagnosis.report["facts"]["pings"]["echo"]["returned"], 5),
+            false => assert!(diagnosis.is(1, "closed-after-opening").contains("refuse the first message")),
+        }
+        assert!(!String::from_utf8_lossy(&diagnosis.output.stdout).contains("planted"));
+    }
+    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,7 +497,7 @@ async fn nothing_secret_is_printed_even_if_the_server_sends_it_back() {
     };
     let refusing = serve(answering(echoed)).await;
     let garbage = serve(answering(|head| format!("GARBAGE {head}"))).await;
-    let reason = "planted-in-query planted-in-header planted-in-file";
+    let reason = "planted-in-query planted-in-header planted-in-file planted-in-message";
     let ending = serve(speak("", move |connection| closing(connection, 4000, reason))).await;
     for port in [refusing, garbage, ending] {
         let url = format!("ws://127.0.0.1:{port}/a?token=planted-in-query&planted-alone");
@@ -472,6 +510,8 @@ async fn nothing_secret_is_printed_even_if_the_server_sends_it_back() {
                 "Cookie: a=planted-in-header",
                 "--bearer-file",
                 token,
+                "--first-message",
+                r#"{"type":"login","token":"planted-in-message"}"#,
             ];
             let output = run(&[&flags, json].concat(), b"");
             let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -578,6 +618,13 @@ fn a_wrong_argument_of_the_doctor_is_one_line() {
     }
     check(&["doctor", url, "--subprotocol", "a b"], &["--subprotocol", "letters, digits"]);
     check(&["doctor", url, "--cacert", "/dev/null"], &["--cacert", "no certificate found"]);
+    check(&["doctor", url, "--first-message", ""], &["--first-message", "is empty"]);
+    check(
+        &["doctor", url, "--first-message", "@/nowhere/x"],
+        &["--first-message @/nowhere/x", "readable file"],
+    );
+    check(&["doctor", url, "--first-message", "@/dev/zero"], &["--first-message", "at most 64 KiB"]);
+    check(&["doctor", url, "--bearer-file", "/dev/zero"], &["--bearer-file", "one token"]);
     check(&["doctor", url, "--bearer-file", "/nowhere/x"], &["--bearer-file", "readable file"]);
     check(&["doctor", url, "--bearer-file", "/dev/null"], &["--bearer-file", "one token"]);
     let both = ["doctor", url, "--bearer-file", "/dev/null", "--header", "Authorization: x"];

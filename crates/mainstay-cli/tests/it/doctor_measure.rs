@@ -19,6 +19,9 @@ const LIMIT: Duration = Duration::from_millis(1500);
 /// A limit that is shorter than the interval of the doctor's Pings at first.
 const SHORT: Duration = Duration::from_millis(700);
 
+/// What a server wants to have first.
+const LOGIN: &str = r#"{"login":"ann"}"#;
+
 /// So many bytes of a client pass on one connection.
 const TOTAL: u64 = 100_000;
 
@@ -42,6 +45,10 @@ enum Case {
     Heartbeat,
     /// It echoes messages, up to a size.
     Echo,
+    /// It echoes messages, and closes a client that does not send the right one first.
+    Login,
+    /// The same, and the doctor does.
+    LoggedIn,
     /// It echoes messages, and the path cuts each connection after so many bytes.
     Total,
     /// The path is so long that several Pings are on the way at once.
@@ -53,7 +60,7 @@ enum Case {
     Rate,
 }
 
-const CASES: [(Case, &[&str]); 17] = [
+const CASES: [(Case, &[&str]); 19] = [
     (Case::Idle, &[]),
     (Case::IdleShort, &[]),
     (Case::IdleDown, &[]),
@@ -66,6 +73,8 @@ const CASES: [(Case, &[&str]); 17] = [
     (Case::Restart, &[]),
     (Case::Heartbeat, &[]),
     (Case::Echo, &["--echo"]),
+    (Case::Login, &[]),
+    (Case::LoggedIn, &["--echo", "--first-message", LOGIN]),
     (Case::Total, &["--echo"]),
     (Case::Far, &[]),
     (Case::Bound, &["--connections", "60"]),
@@ -86,6 +95,11 @@ impl Case {
                 close_code: Some(1000),
                 ..plain
             },
+            Self::Login => Behaviour { login: Some((LOGIN, LIMIT)), ..plain },
+            Self::LoggedIn => {
+                let idle = Some((LIMIT, Cut::Fin));
+                Behaviour { login: Some((LOGIN, SHORT)), idle, max_message: Some(1 << 16), ..plain }
+            }
             Self::Bound => Behaviour { max_open: Some(40), ..plain },
             Self::Rate => Behaviour { max_short: Some(8), ..plain },
             _ => plain,
@@ -277,6 +291,24 @@ fn the_largest_message_the_most_fragments_and_replaced_close_codes_are_found() {
     assert_eq!(codes.iter().map(|code| &code["sent"]).collect::<Vec<_>>(), [1000, 1001, 3000, 4001]);
     assert!(codes.iter().all(|code| code["returned"] == 1000 && code["end"]["kind"] == "fin"), "{measured}");
     assert_eq!(measured["compression"]["accepted"], false);
+}
+
+#[test]
+fn a_server_that_waits_for_a_first_message_ends_all_connections_at_one_age() {
+    let measured = measured(Case::Login);
+    is_cut(&measured["lifetime"]["limit"], LIMIT, "close");
+    assert_eq!(measured["lifetime"]["limit"]["how"]["code"], 4408);
+}
+
+#[test]
+fn with_its_first_message_a_server_shows_its_limits_and_its_answer_is_no_echo_and_no_heartbeat() {
+    let measured = measured(Case::LoggedIn);
+    is_cut(&measured["idle"]["silent"], LIMIT, "fin");
+    holds(&measured["idle"]["our_pings"]);
+    holds(&measured["lifetime"]["limit"]);
+    assert_eq!(measured["idle"]["server"]["messages"], 0, "{measured}");
+    let message = &measured["largest_message"];
+    assert_eq!((&message["accepted"], &message["refused"]), (&(1 << 16).into(), &((1 << 16) + 1).into()));
 }
 
 #[test]

@@ -25,6 +25,8 @@ const FRAGMENTS: (u64, u64) = (2, 1 << 14);
 const REFUSALS: u32 = 8;
 /// What a connection carries in total is found in steps of this part of the size that passed alone.
 const STEPS: u64 = 16;
+/// How long the answer to a first message may take.
+const GREETING: Duration = Duration::from_secs(1);
 /// The text that is compressed, so many times.
 const TEXT: &str = "mainstay doctor sends this to see whether it comes back. ";
 const TIMES: usize = 200;
@@ -88,6 +90,7 @@ async fn compression(target: &Target, mut probe: Probe, may_send: bool, longest:
     };
     if may_send && compression.accepted {
         let text = TEXT.repeat(TIMES);
+        greet(target, &mut probe).await;
         let returned = async {
             let _ = probe.send_text(&text).await;
             returned(target, &mut probe, text.as_bytes()).await
@@ -143,7 +146,9 @@ impl Search<'_> {
     async fn open(&self) -> Result<Used, OpenError> {
         let max_message = usize::try_from(SIZES.1).unwrap_or(usize::MAX);
         let options = Options { compression: false, max_message, ..Options::default() };
-        Ok(Used { probe: self.target.open_with(options).await?, carried: 0 })
+        let mut probe = self.target.open_with(options).await?;
+        greet(self.target, &mut probe).await;
+        Ok(Used { probe, carried: 0 })
     }
 
     /// Returns the connection if it can be used again.
@@ -240,6 +245,13 @@ async fn send(probe: &mut Probe, what: What, text: &str) -> Result<(), Ended> {
         probe.send_frame(u8::from(index == 0), index == last, &[byte]).await?;
     }
     Ok(())
+}
+
+/// Waits for the answer to a first message: a server may take no others before it. One that answers none is not waited for longer.
+async fn greet(target: &Target, probe: &mut Probe) {
+    if target.first_message().is_some() {
+        let _ = timeout(GREETING, probe.greeting()).await;
+    }
 }
 
 /// Waits for this message; others are not answers.

@@ -31,6 +31,8 @@ pub(super) enum Event {
     Pong,
     /// A Ping of the server.
     Ping,
+    /// The answer to the first message.
+    Greeting,
     /// Anything else that the server sent.
     Data,
     /// It ended, not by this client.
@@ -56,6 +58,7 @@ pub(super) async fn hold<N: Copy>(
     if events.send((name, Instant::now(), Event::Opened)).await.is_err() {
         return;
     }
+    let mut is_greeted = target.first_message().is_none();
     // Over a slow path several Pings are on the way at once.
     let mut asked = 0_u32;
     loop {
@@ -63,6 +66,7 @@ pub(super) async fn hold<N: Copy>(
             seen = probe.next() => match seen {
                 Seen::Pong(_) if asked > 0 => (asked -= 1, Event::Pong).1,
                 Seen::Ping(_) => Event::Ping,
+                Seen::Message { .. } if !is_greeted => (is_greeted = true, Event::Greeting).1,
                 Seen::Pong(_) | Seen::Message { .. } => Event::Data,
                 Seen::Close { code, reason } => {
                     let reason = target.shown(&reason);

@@ -315,7 +315,7 @@ impl<'a> Waits<'a> {
         let Some(machine) = &mut slot.machine else { return };
         match event {
             Event::Pong => machine.handle_pong(now),
-            Event::Ping | Event::Data => machine.handle_bytes(now),
+            Event::Ping | Event::Data | Event::Greeting => machine.handle_bytes(now),
             Event::Ended(how) => machine.handle_end(now, how.clone()),
             Event::Opened | Event::Failed(_) => {}
         }
@@ -474,7 +474,7 @@ fn pass(search: &mut Search, now: Duration, number: usize, event: &Event) {
         Event::Opened => search.handle_open(now, number),
         Event::Failed(_) => search.handle_failure(now, number),
         Event::Pong => search.handle_pong(now, number),
-        Event::Ping | Event::Data => search.handle_bytes(now, number),
+        Event::Ping | Event::Data | Event::Greeting => search.handle_bytes(now, number),
         Event::Ended(how) => search.handle_end(now, number, how.clone()),
     }
 }

@@ -10,7 +10,10 @@ use mainstay_proto::ws::handshake::accept_key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// How long a server takes to answer a first message: longer than what any server sends at once, as a greeting.
+const LOGIN_TAKES: Duration = Duration::from_millis(400);
 
 /// How a server ends an idle connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +39,9 @@ pub(super) struct Behaviour {
     pub(super) max_fragments: Option<usize>,
     /// It answers each Close by this code.
     pub(super) close_code: Option<u16>,
+    /// A client whose first message is another, or does not come in time, is closed by 4408. The first message is answered, and not
+    /// echoed; a message before that answer is refused.
+    pub(super) login: Option<(&'static str, Duration)>,
     /// More connections at once are refused by 503.
     pub(super) max_open: Option<usize>,
     /// After so many connections that lived less than 50 ms each, openings are refused by 429 for half a second.
@@ -167,12 +173,14 @@ impl Connection<'_> {
     /// Serves frames until a limit or the client ends it.
     async fn serve(mut self) {
         let behaviour = self.shared.behaviour.clone();
+        let mut login = behaviour.login;
         let (mut last, mut next_ping, mut answered) = (Instant::now(), behaviour.pings, true);
         let (mut message, mut fragments) = (Vec::new(), 0);
         let far = Duration::from_secs(3600);
         loop {
             let idle = last + behaviour.idle.map_or(far, |(limit, _)| limit);
             let ping = self.opened + next_ping.unwrap_or(far);
+            let logged_in = self.opened + login.map_or(far, |(_, within)| within);
             let frame = tokio::select! {
                 biased;
                 frame = self.frame() => frame,
@@ -185,6 +193,7 @@ impl Connection<'_> {
                     last = Instant::now();
                     continue;
                 }
+                () = sleep_until(logged_in) => return self.end(bytes(4408)).await,
                 () = sleep_until(idle) => return self.cut(behaviour.idle.unwrap().1).await,
             };
             let Some((fin, opcode, payload)) = frame else { return };
@@ -202,12 +211,36 @@ impl Connection<'_> {
                         return self.end(bytes(1009)).await;
                     }
                     if fin {
-                        self.send(1, &std::mem::take(&mut message)).await;
+                        let message = std::mem::take(&mut message);
+                        let answer = match login.take() {
+                            Some((expected, _)) if message != expected.as_bytes() => {
+                                return self.end(bytes(4408)).await;
+                            }
+                            Some(_) => match self.log_in().await {
+                                Some(()) => b"welcome".to_vec(),
+                                None => return self.end(bytes(4408)).await,
+                            },
+                            None => message,
+                        };
+                        self.send(1, &answer).await;
                         fragments = 0;
                     }
                 }
             }
         }
+    }
+
+    /// Takes its time for a login. `None`: a message came before it was over, or the client left.
+    async fn log_in(&mut self) -> Option<()> {
+        let over = Instant::now() + LOGIN_TAKES;
+        while let Ok(frame) = timeout_at(over, self.frame()).await {
+            match frame? {
+                (_, 9, payload) => self.send(10, &payload).await,
+                (_, 10, _) => {}
+                _ => return None,
+            }
+        }
+        Some(())
     }
 
     async fn cut(mut self, how: Cut) {
