@@ -31,7 +31,7 @@ pub(crate) struct Explained {
     /// The age at which busy connections end.
     pub(crate) lifetime: Option<Duration>,
     /// When connections of different age ended at once.
-    pub(crate) restarts: Vec<Duration>,
+    pub(crate) moments: Vec<Duration>,
 }
 
 impl Explained {
@@ -40,7 +40,7 @@ impl Explained {
     pub(crate) fn covers(&self, opened: Duration, from: Duration, to: Duration) -> bool {
         let between =
             |moment: Duration, tolerance: Duration| moment + tolerance >= from && moment <= to + tolerance;
-        self.restarts.iter().any(|&moment| between(moment, ONE_MOMENT))
+        self.moments.iter().any(|&moment| between(moment, ONE_MOMENT))
             || self.lifetime.is_some_and(|age| between(opened + age, ONE_MOMENT + age / 100))
     }
 }
@@ -65,9 +65,8 @@ impl Life {
 
 /// Returns what the lives explain so far.
 pub(crate) fn explain(lives: &[Life]) -> Explained {
-    let restarts = restarts(lives);
-    let ages = ages(lives, &restarts);
-    Explained { lifetime: one_limit(&ages).then(|| median(&ages)), restarts }
+    let ages = ages(lives, &restarts(lives));
+    Explained { lifetime: one_limit(&ages).then(|| median(&ages)), moments: moments(lives) }
 }
 
 /// Returns the result at `now`.
@@ -112,8 +111,29 @@ fn limit(lives: &[Life], ages: &[Duration], restarts: &[Duration], oldest: Optio
     Limit::Cut { after: median(ages), between: (alive.min(least), most), how, seen: cuts.len() as u32 }
 }
 
-/// The moments at which a busy connection was cut, and with it one of another age.
+/// The moments at which connections were cut whatever their age. Where those that lived on are all younger than those that were cut, it
+/// is their age: something looks for old ones from time to time.
 fn restarts(lives: &[Life]) -> Vec<Duration> {
+    let spares_the_young = |moment: &Duration| {
+        let youngest = lives.iter().filter(|life| is_cut_at(life, *moment)).map(|life| life.opened).max();
+        let mut spared =
+            lives.iter().filter(|life| lives_on(life, *moment)).map(|life| life.opened).peekable();
+        spared.peek().is_some() && spared.all(|opened| Some(opened) > youngest)
+    };
+    moments(lives).into_iter().filter(|moment| !spares_the_young(moment)).collect()
+}
+
+fn is_cut_at(life: &Life, moment: Duration) -> bool {
+    life.cut.as_ref().is_some_and(|(at, _)| at.abs_diff(moment) <= ONE_MOMENT)
+}
+
+/// Whether a connection was open before this moment and after it.
+fn lives_on(life: &Life, moment: Duration) -> bool {
+    life.opened < moment && !is_cut_at(life, moment) && life.last > moment
+}
+
+/// The moments at which a busy connection was cut, and with it one of another age.
+fn moments(lives: &[Life]) -> Vec<Duration> {
     let cut: Vec<_> = lives
         .iter()
         .filter(|life| !life.is_silent())
@@ -132,7 +152,7 @@ fn restarts(lives: &[Life]) -> Vec<Duration> {
 }
 
 fn struck(life: &Life, restarts: &[Duration]) -> bool {
-    life.cut.as_ref().is_some_and(|(at, _)| restarts.iter().any(|moment| moment.abs_diff(*at) <= ONE_MOMENT))
+    restarts.iter().any(|moment| is_cut_at(life, *moment))
 }
 
 /// The ages, in order, at which busy connections were cut by no restart.
@@ -194,6 +214,21 @@ mod tests {
         );
         assert!(explain(&lives).covers(seconds(3.0), seconds(3.0), seconds(30.1)));
         assert!(!explain(&lives).covers(seconds(31.0), seconds(31.0), seconds(40.0)));
+    }
+
+    #[test]
+    fn a_server_that_ends_all_that_are_old_enough_at_once_has_a_limit_of_age_and_no_restart() {
+        let quiet = |opened, cut| Life { is_busy: false, ..busy(opened, Some(cut)) };
+        let lives = [busy(0.0, Some(32.0)), quiet(0.2, 32.0), quiet(1.6, 32.0), busy(13.0, Some(44.0))];
+        let lifetime = judge(&lives, seconds(60.0));
+        assert!(
+            matches!(lifetime.limit, Limit::Cut { after, seen: 2, .. } if after == seconds(31.0)),
+            "{lifetime:?}"
+        );
+        assert!(lifetime.restarts.is_empty());
+        assert!(explain(&lives).covers(seconds(3.0), seconds(32.0), seconds(32.0)), "by the same look");
+        let with_an_old_survivor = [&lives[..], &[busy(0.1, None)]].concat();
+        assert_eq!(judge(&with_an_old_survivor, seconds(60.0)).restarts, [seconds(32.0)]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl World {
         } else if self.cut_at(wire).is_some_and(|at| at <= now) {
             wire.is_open = false;
             if self.is_explained {
-                search.explain(&Explained { lifetime: self.lifetime, restarts: Vec::new() });
+                search.explain(&Explained { lifetime: self.lifetime, moments: Vec::new() });
             }
             search.handle_end(now, number, CutHow::Fin);
         } else if self.speaks_at(wire).is_some_and(|at| at <= now) {
