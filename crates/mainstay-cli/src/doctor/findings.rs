@@ -135,7 +135,9 @@ fn compression(compression: &Compression) -> Option<Finding> {
         return None;
     }
     let words =
-        "A compressed message came back changed: something on the way breaks permessage-deflate.".to_owned();
+        "A compressed message did not come back, and one of that size without compression did: the server or something on the \
+         way breaks permessage-deflate."
+            .to_owned();
     let advice =
         ["Turn compression off at the server until that is found, and look for a proxy that changes frames."];
     Some(finding("compression-broken", Severity::Problem, words, advice))

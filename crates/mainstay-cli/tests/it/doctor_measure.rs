@@ -11,7 +11,7 @@ use mainstay_chaos::{ChaosProxy, Direction, Fault, Rule, Scenario, When};
 use serde_json::Value;
 
 use self::server::{Behaviour, Cut, Server};
-use crate::support::{mainstay, signal};
+use crate::support::{Gateway, mainstay, run, signal};
 
 /// The limit of most of these servers. A run of 6 s finds limits of up to 4 s.
 const LIMIT: Duration = Duration::from_millis(1500);
@@ -309,6 +309,16 @@ fn with_its_first_message_a_server_shows_its_limits_and_its_answer_is_no_echo_an
     assert_eq!(measured["idle"]["server"]["messages"], 0, "{measured}");
     let message = &measured["largest_message"];
     assert_eq!((&message["accepted"], &message["refused"]), (&(1 << 16).into(), &((1 << 16) + 1).into()));
+    assert!(measured["close_codes"].as_array().unwrap().iter().all(|code| code["returned"] == code["sent"]));
+}
+
+#[test]
+fn a_compressed_message_is_no_longer_than_one_that_passes_without_compression() {
+    let gateway = Gateway::start(&["--deflate", "--max-message", "4KiB"]);
+    let output = run(&["doctor", &format!("{}/echo", gateway.url), "--echo", "--for", "3s", "--json"], b"");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(report["measured"]["largest_message"]["accepted"], 4096, "{report}");
+    assert_eq!(report["measured"]["compression"]["returned_same"], true, "{report}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::super::probe::{Probe, Seen};
 use super::super::progress::Progress;
 use super::super::target::Target;
 use super::LeftOut;
-use super::hold::cut;
+use super::hold::{cut, greet};
 use super::schedule::Schedule;
 
 /// A normal end, a page that is left, and two codes of applications.
@@ -28,7 +28,10 @@ pub(super) async fn run(
     let longest = LONGEST.min(schedule.waiting / 8);
     for code in CODES.into_iter().filter_map(CloseCode::new) {
         match target.open().await {
-            Ok(probe) => passages.push(close(probe, code, longest).await),
+            Ok(mut probe) => {
+                greet(target, &mut probe).await;
+                passages.push(close(probe, code, longest).await);
+            }
             Err(error) => left_out.note(format!("the close code {}: {error}", code.get())),
         }
         super::show(progress, &Measured { close_codes: passages.clone(), ..Measured::default() }, false);

@@ -13,7 +13,7 @@ use super::super::report::OpenError;
 use super::super::target::Target;
 use super::super::words::span;
 use super::LeftOut;
-use super::hold::{close, cut};
+use super::hold::{close, cut, greet};
 use super::schedule::Schedule;
 use super::sizes::Sizes;
 
@@ -25,8 +25,6 @@ const FRAGMENTS: (u64, u64) = (2, 1 << 14);
 const REFUSALS: u32 = 8;
 /// What a connection carries in total is found in steps of this part of the size that passed alone.
 const STEPS: u64 = 16;
-/// How long the answer to a first message may take.
-const GREETING: Duration = Duration::from_secs(1);
 /// The text that is compressed, so many times.
 const TEXT: &str = "mainstay doctor sends this to see whether it comes back. ";
 const TIMES: usize = 200;
@@ -56,13 +54,12 @@ pub(super) async fn run(
 ) {
     let longest = schedule.longest_echo();
     match target.open().await {
-        Ok(probe) => {
-            let compression = results.compression.insert(compression(target, probe, may_send, longest).await);
-            super::show(
-                progress,
-                &Measured { compression: Some(compression.clone()), ..Measured::default() },
-                true,
-            );
+        Ok(mut probe) => {
+            let handshake = probe.handshake();
+            let (accepted, parameters) = (handshake.compressed, handshake.extensions.clone());
+            *results.compression = Some(Compression { accepted, parameters, returned_same: None });
+            show_compression(results.compression, progress);
+            close(&mut probe).await;
         }
         Err(error) => results.left_out.note(format!("compression: {error}")),
     }
@@ -79,26 +76,31 @@ pub(super) async fn run(
         let sizes = Sizes::new(FRAGMENTS.0, most, REFUSALS);
         Search { target, longest, what: What::Fragments, sizes }.run(results.fragments, progress).await;
     }
+    // A size that comes back without compression: what becomes of it is then due to compression.
+    let passes = results.largest_message.as_ref().map_or(0, |largest| largest.accepted);
+    if let Some(compression) = results.compression.as_mut().filter(|it| it.accepted && passes > 0) {
+        let text = TEXT.repeat(TIMES);
+        let text = text.get(..usize::try_from(passes).unwrap_or(usize::MAX)).unwrap_or(&text);
+        compression.returned_same = returns_compressed(target, text, longest).await;
+        show_compression(results.compression, progress);
+    }
 }
 
-async fn compression(target: &Target, mut probe: Probe, may_send: bool, longest: Duration) -> Compression {
-    let handshake = probe.handshake();
-    let mut compression = Compression {
-        accepted: handshake.compressed,
-        parameters: handshake.extensions.clone(),
-        returned_same: None,
+/// Returns whether a compressed message comes back the same. `None`: no connection could be opened.
+async fn returns_compressed(target: &Target, text: &str, longest: Duration) -> Option<bool> {
+    let mut probe = target.open().await.ok()?;
+    greet(target, &mut probe).await;
+    let returned = async {
+        let _ = probe.send_text(text).await;
+        returned(target, &mut probe, text.as_bytes()).await
     };
-    if may_send && compression.accepted {
-        let text = TEXT.repeat(TIMES);
-        greet(target, &mut probe).await;
-        let returned = async {
-            let _ = probe.send_text(&text).await;
-            returned(target, &mut probe, text.as_bytes()).await
-        };
-        compression.returned_same = Some(matches!(timeout(longest, returned).await, Ok(Fate::Returned)));
-    }
+    let is_same = matches!(timeout(longest, returned).await, Ok(Fate::Returned));
     close(&mut probe).await;
-    compression
+    Some(is_same)
+}
+
+fn show_compression(compression: &Option<Compression>, progress: &Progress) {
+    super::show(progress, &Measured { compression: compression.clone(), ..Measured::default() }, true);
 }
 
 /// What is counted.
@@ -245,13 +247,6 @@ async fn send(probe: &mut Probe, what: What, text: &str) -> Result<(), Ended> {
         probe.send_frame(u8::from(index == 0), index == last, &[byte]).await?;
     }
     Ok(())
-}
-
-/// Waits for the answer to a first message: a server may take no others before it. One that answers none is not waited for longer.
-async fn greet(target: &Target, probe: &mut Probe) {
-    if target.first_message().is_some() {
-        let _ = timeout(GREETING, probe.greeting()).await;
-    }
 }
 
 /// Waits for this message; others are not answers.

@@ -14,6 +14,9 @@ use super::super::target::Target;
 /// How long the end of a connection may take after the closing handshake began.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How long the answer to a first message may take.
+const GREETING: Duration = Duration::from_secs(1);
+
 /// What a connection is to send. When the sender is dropped, the connection is closed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Command {
@@ -92,6 +95,13 @@ pub(super) async fn hold<N: Copy>(
         if events.send((name, Instant::now(), event)).await.is_err() {
             return;
         }
+    }
+}
+
+/// Waits for the answer to a first message: a server may take nothing else before it. One that answers none is not waited for longer.
+pub(super) async fn greet(target: &Target, probe: &mut Probe) {
+    if target.first_message().is_some() {
+        let _ = timeout(GREETING, probe.greeting()).await;
     }
 }
 
