@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use super::judgement::Heartbeat;
+use super::measured::ServerSends;
 use super::report::ms;
 use super::words::span;
 
 /// The default of Mainstay's `--heartbeat`.
 pub(crate) const DEFAULT: Duration = Duration::from_secs(25);
+/// What is measured may be this much longer than what is set.
+const ABOUT: f64 = 1.1;
 /// Intervals that people write, in milliseconds.
 const STEPS: [u64; 9] = [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000];
 
@@ -22,11 +25,24 @@ pub(crate) enum Counts {
     Unknown,
 }
 
-/// Returns the advice for a path that ends connections after this silence; without a limit the default holds.
-pub(crate) fn advise(limit: Option<Duration>, counts: Counts) -> Heartbeat {
+/// Returns the advice for a path that ends connections after this silence; without a limit the default holds, and what the server sends
+/// by itself may do.
+pub(crate) fn advise(limit: Option<Duration>, counts: Counts, sends: Option<&ServerSends>) -> Heartbeat {
     let interval = limit.map_or(DEFAULT, interval_below);
     let every = span(interval);
+    let pings = sends.and_then(|sends| sends.ping_interval).filter(|_| limit.is_none());
+    let messages = sends.and_then(|sends| sends.message_interval).filter(|_| limit.is_none());
+    let is_enough = |interval: Duration| interval <= DEFAULT.mul_f64(ABOUT);
     let server = match counts {
+        _ if let Some(now) = pings.filter(|now| is_enough(*now)) => {
+            format!("nothing to set: it sends a Ping every {}", span(now))
+        }
+        _ if let Some(now) = messages.filter(|now| is_enough(*now)) => {
+            format!("nothing to set: it sends a message every {}", span(now))
+        }
+        _ if let Some(now) = pings.or(messages) => {
+            format!("a Ping (RFC 6455) to each client every {every}, and not only every {}", span(now))
+        }
         Counts::Client => format!(
             "a Ping (RFC 6455) to each client every {every}: the client's Pong counts, the Ping does not"
         ),
@@ -35,6 +51,9 @@ pub(crate) fn advise(limit: Option<Duration>, counts: Counts) -> Heartbeat {
         }
     };
     let client = match counts {
+        _ if pings.is_some() => {
+            "nothing to set: browsers and libraries answer the server's Pings by themselves".to_owned()
+        }
         Counts::Server => format!(
             "bytes from the client do not count on this path: a client keeps a connection only by what the server answers, so by a \
              Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
@@ -79,7 +98,7 @@ mod tests {
     use super::*;
 
     fn check(limit: u64, interval: u64) {
-        let advice = advise(Some(Duration::from_millis(limit)), Counts::Either);
+        let advice = advise(Some(Duration::from_millis(limit)), Counts::Either, None);
         assert_eq!(advice.interval_ms, interval as f64, "{limit}");
     }
 
@@ -102,14 +121,31 @@ mod tests {
 
     #[test]
     fn the_default_needs_nothing_to_be_set() {
-        assert!(advise(None, Counts::Unknown).mainstay.starts_with("nothing to set"));
-        assert!(advise(Some(Duration::from_secs(60)), Counts::Either).mainstay.starts_with("nothing to set"));
-        assert!(advise(Some(Duration::from_secs(3)), Counts::Either).mainstay.contains("--heartbeat 1s"));
+        let mainstay =
+            |limit: Option<u64>| advise(limit.map(Duration::from_secs), Counts::Unknown, None).mainstay;
+        assert!(
+            mainstay(None).starts_with("nothing to set") && mainstay(Some(60)).starts_with("nothing to set")
+        );
+        assert!(mainstay(Some(3)).contains("--heartbeat 1s"));
+    }
+
+    #[test]
+    fn a_server_that_sends_often_enough_needs_nothing_to_be_set() {
+        let every = |seconds| Some(Duration::from_secs(seconds));
+        let words = |limit: Option<Duration>, pings, messages| {
+            let sends =
+                ServerSends { ping_interval: pings, message_interval: messages, ..ServerSends::default() };
+            advise(limit, Counts::Unknown, Some(&sends)).server
+        };
+        assert_eq!(words(None, every(12), None), "nothing to set: it sends a Ping every 12 s");
+        assert_eq!(words(None, None, every(3)), "nothing to set: it sends a message every 3 s");
+        assert!(words(None, every(54), None).ends_with("every 25 s, and not only every 54 s"));
+        assert!(!words(every(60), every(12), None).contains("nothing to set"), "it did not keep them");
     }
 
     #[test]
     fn a_client_learns_that_its_bytes_do_not_count() {
-        let words = |counts| advise(Some(Duration::from_secs(60)), counts).client;
+        let words = |counts| advise(Some(Duration::from_secs(60)), counts, None).client;
         assert!(words(Counts::Server).contains("do not count"));
         assert!(!words(Counts::Either).contains("do not count"));
     }

@@ -71,7 +71,7 @@ pub(crate) async fn measure(
 ) {
     let schedule = Schedule::new(plan);
     let Measured { waited, idle, lifetime, largest_message, fragments, .. } = measured;
-    let Measured { close_codes, compression, crowd, reconnect, left_out, .. } = measured;
+    let Measured { close_codes, compression, left_out, .. } = measured;
     let left_out = LeftOut(RefCell::new(left_out));
     if !plan.echo {
         left_out.note("the largest message, the most fragments, compressed messages: only with --echo");
@@ -101,8 +101,9 @@ pub(crate) async fn measure(
         short.await;
         waiting.await;
     }
-    crowds::crowd(target, &schedule, opening_takes, crowd, progress).await;
-    crowds::reconnect(target, &schedule, reconnect, progress).await;
+    let limit = measured.waiting_limit();
+    crowds::crowd(target, &schedule, opening_takes, limit, &mut measured.crowd, progress).await;
+    crowds::reconnect(target, &schedule, &mut measured.reconnect, progress).await;
 }
 
 /// What was left out. The experiments that run side by side share it.

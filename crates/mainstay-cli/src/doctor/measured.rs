@@ -108,6 +108,11 @@ impl Limit {
     pub(crate) fn unknown(why: impl Into<String>) -> Self {
         Self::Unknown { why: why.into() }
     }
+
+    /// Returns whether this one holds for longer than the other cuts.
+    pub(crate) fn outlives(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Holds { for_at_least }, Self::Cut { after, .. }) if for_at_least >= after)
+    }
 }
 
 /// How a connection was cut.
@@ -130,6 +135,19 @@ pub(crate) enum CutHow {
     Silent,
     /// By another error.
     Error { words: String },
+}
+
+impl Measured {
+    /// Returns the time after which a connection that only waits is cut, if one was found.
+    pub(crate) fn waiting_limit(&self) -> Option<Duration> {
+        let silent = self.idle.as_ref().map(|idle| &idle.silent);
+        let limits = [silent, self.lifetime.as_ref().map(|lifetime| &lifetime.limit)];
+        let earliest = |limit: &Limit| match limit {
+            Limit::Cut { between, .. } => Some(between.0),
+            Limit::Holds { .. } | Limit::Unknown { .. } => None,
+        };
+        limits.into_iter().flatten().filter_map(earliest).min()
+    }
 }
 
 /// The largest size of something that comes back whole.
@@ -182,6 +200,8 @@ pub(crate) struct Crowd {
     pub(crate) most_open: u32,
     /// How many of those ended by themselves while the others were opened.
     pub(crate) lost: u32,
+    /// How many ended as old as the limit of silence or age that was found before: connections of a crowd only wait.
+    pub(crate) expired: u32,
     /// The first refusal. No more were tried after three of them in a row.
     pub(crate) refused: Option<Refused>,
     pub(crate) refusals: u32,

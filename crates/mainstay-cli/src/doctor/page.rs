@@ -18,6 +18,8 @@ const WIDTH: usize = 100;
 /// The widest page that is read with ease.
 const WIDEST: usize = 110;
 const NARROWEST: usize = 40;
+/// What may follow a number.
+const UNITS: [&str; 9] = ["ms", "s", "min", "h", "day", "days", "bytes", "KiB", "MiB"];
 
 /// Returns the report as text for standard output.
 pub(crate) fn text(report: &Report, plan: &Plan) -> String {
@@ -44,6 +46,19 @@ fn render(report: &Report, plan: &Plan, width: usize, colours: bool) -> String {
     }
     page.notes(report, plan);
     page.text
+}
+
+/// Returns the words of a text. A number stays with its unit.
+fn unbroken(text: &str) -> Vec<String> {
+    let is_number = |word: &String| word.chars().all(|letter| letter.is_ascii_digit() || letter == '.');
+    text.split_whitespace().fold(Vec::new(), |mut words, word| {
+        let unit = word.trim_end_matches(['.', ',', ';', ':', ')']);
+        match words.last_mut().filter(|last| is_number(last) && UNITS.contains(&unit)) {
+            Some(number) => *number = format!("{number} {word}"),
+            None => words.push(word.to_owned()),
+        }
+        words
+    })
 }
 
 /// A page that grows.
@@ -73,7 +88,7 @@ impl Page {
         let indent = first.chars().count();
         let mut line = first.to_owned();
         let mut is_empty = true;
-        for word in words.split_whitespace() {
+        for word in unbroken(words) {
             let width = line.chars().count() + usize::from(!is_empty) + word.chars().count();
             if !is_empty && width > self.width {
                 self.line(&line);
@@ -83,7 +98,7 @@ impl Page {
             if !is_empty {
                 line.push(' ');
             }
-            line.push_str(word);
+            line.push_str(&word);
             is_empty = false;
         }
         self.line(&line);
@@ -199,6 +214,14 @@ mod tests {
         .map(|part| page.find(part));
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}\n{page}");
         assert!(page.ends_with("as here.\n"), "{page}");
+    }
+
+    #[test]
+    fn a_number_stays_with_its_unit() {
+        assert_eq!(
+            unbroken("after 3 s, or 64 KiB; 10 of 10"),
+            ["after", "3 s,", "or", "64 KiB;", "10", "of", "10"]
+        );
     }
 
     #[test]

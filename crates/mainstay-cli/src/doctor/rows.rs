@@ -149,7 +149,7 @@ pub(super) fn of_measured(measured: &Measured) -> Vec<Row> {
     if let Some(compression) = &measured.compression {
         let words = match (compression.accepted, compression.returned_same) {
             (false, _) => "not accepted",
-            (true, Some(false)) => "accepted, but a message came back changed",
+            (true, Some(false)) => "accepted, but a compressed message does not come back",
             (true, _) => "accepted",
         };
         let is_broken = compression.returned_same == Some(false);
@@ -168,7 +168,10 @@ fn of_idle(idle: &Idle) -> Vec<Row> {
     ];
     if idle.server.is_regular() {
         rows.push(limit("idle, server sends", &idle.server_sends));
-        rows.push(limit("its Pings unanswered", &idle.unanswered_pings));
+        // That is what a heartbeat is for, and no fault.
+        let unanswered = limit("its Pings unanswered", &idle.unanswered_pings);
+        let is_cut = unanswered.state == State::Bad;
+        rows.push(Row { state: if is_cut { State::Done } else { unanswered.state }, ..unanswered });
     }
     rows
 }
@@ -240,7 +243,12 @@ fn closes(closes: &[ClosePassage]) -> Option<Row> {
 }
 
 fn crowd(crowd: &Crowd) -> Row {
-    let words = format!("{} of {} open at once, {:.0} each second", crowd.most_open, crowd.asked, crowd.rate);
+    let mut words =
+        format!("{} of {} open at once, {:.0} each second", crowd.most_open, crowd.asked, crowd.rate);
+    if crowd.expired > 0 {
+        words = format!("{} of {} opened, {:.0} each second", crowd.opened, crowd.asked, crowd.rate);
+        words += &format!("; {} of them were cut at the limit above", crowd.expired);
+    }
     let is_good = crowd.refused.is_none() && crowd.lost == 0;
     let refused =
         crowd.refused.as_ref().map_or_else(String::new, |refused| format!("; refused: {}", refused.words));

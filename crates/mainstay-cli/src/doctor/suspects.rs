@@ -209,13 +209,13 @@ fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
     let after = span(seen.after);
     let (certainty, reason) = match seen.cut {
         Cut::Close => {
-            (Certainty::Probable, "a Close came first: proxies that only forward bytes send none".into())
+            (Certainty::Probable, "a Close came, and proxies that only forward bytes send none".into())
         }
         Cut::Silent => return is_alone.then(|| the_network(seen.kind)),
         _ if is_alone => (
             Certainty::Possible,
             format!(
-                "nothing that is known has a limit of {after}, so that someone set it: there or in a proxy"
+                "no product that is known has a limit of {after}, so someone set it, there or in a proxy"
             ),
         ),
         _ => return None,
@@ -226,8 +226,8 @@ fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
         certainty,
         reasons: vec![reason],
         remedy: match seen.kind {
-            Kind::Silence => "the server's own idle limit",
-            Kind::Age => "the server's own limit of age",
+            Kind::Silence => "an idle timeout, in its code or in the settings of its framework",
+            Kind::Age => "a limit of age or of a login, in its code or in the settings of its framework",
         },
         lines: Vec::new(),
         source: None,

@@ -46,7 +46,8 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     }
     let silence = silence(measured);
     let counts = silence.map_or(Counts::Unknown, |cut| cut.counts);
-    let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.after), counts));
+    let server = measured.idle.as_ref().map(|idle| &idle.server);
+    let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.between.0), counts, server));
     (findings, Some(Verdict { summary: sentences.join(" "), cuts, heartbeat }))
 }
 
@@ -60,6 +61,7 @@ fn gravest<'a>(findings: impl DoubleEndedIterator<Item = &'a Finding>) -> Option
 struct Seen<'a> {
     kind: Kind,
     after: Duration,
+    between: (Duration, Duration),
     how: &'a CutHow,
     counts: Counts,
 }
@@ -67,12 +69,12 @@ struct Seen<'a> {
 /// Returns the idle limit, if one cuts. A cut that Pings do not prevent is one by age.
 fn silence(measured: &Measured) -> Option<Seen<'_>> {
     let idle = measured.idle.as_ref()?;
-    let (Limit::Cut { after, how, .. }, counts) = longest_silence(idle) else { return None };
+    let (Limit::Cut { after, between, how, .. }, counts) = longest_silence(idle) else { return None };
     let is_age = [Some(&idle.our_pings), measured.lifetime.as_ref().map(|lifetime| &lifetime.limit)]
         .into_iter()
         .flatten()
         .any(|limit| matches!(limit, Limit::Cut { after: age, .. } if is_about(*age, *after)));
-    (!is_age).then_some(Seen { kind: Kind::Silence, after: *after, how, counts })
+    (!is_age).then_some(Seen { kind: Kind::Silence, after: *after, between: *between, how, counts })
 }
 
 /// The longest silence that can be had: of both ends, or of the client alone if the server sends messages by itself.
@@ -91,13 +93,14 @@ fn age(measured: &Measured) -> Option<Seen<'_>> {
     let limits =
         [lifetime.map(|lifetime| &lifetime.limit), measured.idle.as_ref().map(|idle| &idle.our_pings)];
     let cut = limits.into_iter().flatten().find_map(|limit| match limit {
-        Limit::Cut { after, how, .. } => Some((*after, how)),
+        Limit::Cut { after, between, how, .. } => Some((*after, *between, how)),
         _ => None,
     });
-    let (after, how) = cut.filter(|(after, _)| !from_restart && *after >= AT_ONCE)?;
+    let (after, between, how) = cut.filter(|(after, ..)| !from_restart && *after >= AT_ONCE)?;
     quiet_for_longer(measured, after).is_none().then_some(Seen {
         kind: Kind::Age,
         after,
+        between,
         how,
         counts: Counts::Unknown,
     })
@@ -172,9 +175,15 @@ impl Seen<'_> {
         Sighting { kind: self.kind, after: self.after, cut, client_keeps, server_keeps, products, is_near }
     }
 
+    /// The limit, or its bounds: what looks for idle connections only now and then ends them late.
+    fn time(&self) -> String {
+        let (from, to) = self.between;
+        if is_about(from, to) { span(self.after) } else { format!("{} to {}", span(from), span(to)) }
+    }
+
     /// What happens, in one sentence.
     fn sentence(&self) -> String {
-        let after = span(self.after);
+        let after = self.time();
         let (what, ends) = match self.how {
             CutHow::Close { .. } => {
                 ("The server, or something in front of it that speaks WebSocket,", "closes")
@@ -213,7 +222,10 @@ impl Seen<'_> {
         let otherwise = if hint.is_some() { "If it is cut all the same, nothing" } else { "Nothing" };
         let first = match self.kind {
             Kind::Silence => {
-                format!("Send more often: {}.", heartbeat::advise(Some(self.after), self.counts).server)
+                format!(
+                    "Send more often: {}.",
+                    heartbeat::advise(Some(self.between.0), self.counts, None).server
+                )
             }
             Kind::Age => format!(
                 "{otherwise} keeps a connection beyond it: let clients reconnect. With Mainstay their sessions go on: \
@@ -258,9 +270,9 @@ fn accusation(suspects: &[Suspect]) -> String {
     }
     let names: Vec<&str> = suspects.iter().map(|suspect| suspect.name).collect();
     match names.as_slice() {
-        [name] => format!("Nothing names it; {name} comes into question: {because}."),
+        [name] => format!("It may be {name}, although nothing names it: {because}."),
         [others @ .., last] => {
-            format!("Nothing names it; {} and {last} come into question.", others.join(", "))
+            format!("No field of the response names it; possible are {} and {last}.", others.join(", "))
         }
         [] => String::new(),
     }
@@ -397,9 +409,7 @@ pub(super) mod tests {
             let (_, verdict) = judged(silent_for(limit.as_secs(), how), cutter.families);
             let words = &verdict.summary;
             assert!(
-                words.contains("probably")
-                    || words.contains("comes into question")
-                    || words.contains("come into question"),
+                words.contains("probably") || words.contains("It may be") || words.contains("possible are"),
                 "{words}"
             );
         }
@@ -408,7 +418,7 @@ pub(super) mod tests {
     #[test]
     fn a_limit_of_many_names_them_all_as_questions() {
         let (findings, verdict) = judged(silent_for(60, CutHow::Fin), &[]);
-        assert!(verdict.summary.contains("Nothing names it;"), "{}", verdict.summary);
+        assert!(verdict.summary.contains("No field of the response names it;"), "{}", verdict.summary);
         for name in ["nginx", "AWS Application Load Balancer"] {
             assert!(verdict.summary.contains(name), "{}", verdict.summary);
         }

@@ -11,6 +11,9 @@ const ENOUGH: u32 = 3;
 /// The highest rate of openings, each second.
 const FASTEST: f64 = 200.0;
 
+/// A connection that is this part of a limit old may have ended by it: a limit is measured on few connections.
+const EARLIER: f64 = 0.9;
+
 /// Opens connections at a rate until all are open, or too many are refused.
 #[derive(Debug)]
 pub(crate) struct Crowd {
@@ -61,10 +64,11 @@ impl Crowd {
         }
     }
 
-    /// An open one ended by itself.
-    pub(crate) fn handle_loss(&mut self) {
+    /// An open one ended by itself at this age. `limit`: the age at which one that only waits is cut.
+    pub(crate) fn handle_end(&mut self, age: Duration, limit: Option<Duration>) {
         self.open = self.open.saturating_sub(1);
-        self.result.lost += 1;
+        let is_expired = limit.is_some_and(|limit| age >= limit.mul_f64(EARLIER));
+        *if is_expired { &mut self.result.expired } else { &mut self.result.lost } += 1;
     }
 
     /// The last ones, so many, are neither open nor refused after this time.
@@ -192,10 +196,21 @@ mod tests {
                 _ => crowd.handle_open(),
             }
         }
-        crowd.handle_loss();
+        crowd.handle_end(Duration::from_secs(1), None);
         let result = crowd.result();
         assert_eq!((result.opened, result.refusals, result.lost, result.most_open), (19, 4, 1, 19));
         assert_eq!(result.refused.as_ref().unwrap().number, 10);
+    }
+
+    #[test]
+    fn what_ends_at_a_limit_that_is_known_is_not_lost_in_the_crowd() {
+        let mut crowd = Crowd::new(3, Duration::from_secs(4));
+        for age in [2900, 3000, 1000] {
+            crowd.start();
+            crowd.handle_open();
+            crowd.handle_end(Duration::from_millis(age), Some(Duration::from_secs(3)));
+        }
+        assert_eq!((crowd.result().expired, crowd.result().lost), (2, 1));
     }
 
     #[test]

@@ -26,14 +26,16 @@ const LAST_OPENINGS: Duration = Duration::from_secs(2);
 enum Event {
     Opened,
     Refused(Refused),
-    Lost,
+    /// It ended by itself, at this age.
+    Ended(Duration),
 }
 
-/// Opens the crowd, and closes it in order.
+/// Opens the crowd, and closes it in order. `limit`: the age at which a connection that only waits is cut.
 pub(super) async fn crowd(
     target: &Target,
     schedule: &Schedule,
     opening_takes: Duration,
+    limit: Option<Duration>,
     result: &mut Option<Crowd>,
     progress: &Progress,
 ) {
@@ -51,11 +53,11 @@ pub(super) async fn crowd(
         }
         tokio::select! {
             Some(event) = events.recv() => {
-                opening = opening.saturating_sub(u32::from(!matches!(event, Event::Lost)));
+                opening = opening.saturating_sub(u32::from(!matches!(event, Event::Ended(_))));
                 match event {
                     Event::Opened => machine.handle_open(),
                     Event::Refused(refused) => machine.handle_refusal(refused),
-                    Event::Lost => machine.handle_loss(),
+                    Event::Ended(age) => machine.handle_end(age, limit),
                 }
             }
             () = sleep_until(due.unwrap_or(last + grace)) => match due {
@@ -92,7 +94,7 @@ async fn member(target: Target, number: u32, events: mpsc::Sender<Event>, mut re
     tokio::select! {
         biased;
         _ = released.changed() => close(&mut probe).await,
-        () = lost(&mut probe) => drop(events.send(Event::Lost).await),
+        () = lost(&mut probe) => drop(events.send(Event::Ended(probe.opened_at().elapsed())).await),
     }
 }
 

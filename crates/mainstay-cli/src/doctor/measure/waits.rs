@@ -51,6 +51,9 @@ enum Name {
 const TOO_LATE: &str =
     "the idle limit is shorter than the time between two of them, and was found too late to send more often";
 
+const OTHERWISE: &str =
+    "connections were cut after a shorter time than silent ones live, so it was not for the server's silence";
+
 /// Where the results go.
 pub(super) struct Results<'a> {
     pub(super) waited: &'a mut Duration,
@@ -389,15 +392,9 @@ impl<'a> Waits<'a> {
             limit => limit,
         };
         let (our_pings, up_only) = (in_time(self.habit_limit(Habit::Pings, now)), in_time(self.up.limit()));
-        Idle {
-            silent: self.silent.limit(),
-            our_pings,
-            up_only,
-            server_sends,
-            unanswered_pings,
-            every: self.every,
-            server,
-        }
+        let silent = self.silent.limit();
+        let up_only = if silent.outlives(&up_only) { Limit::unknown(OTHERWISE) } else { up_only };
+        Idle { silent, our_pings, up_only, server_sends, unanswered_pings, every: self.every, server }
     }
 
     /// How long a watched connection lived, where nothing else explains its end.
