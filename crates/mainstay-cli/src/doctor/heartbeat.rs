@@ -22,6 +22,8 @@ pub(crate) enum Counts {
     Server,
     /// Bytes from the server alone do not.
     Client,
+    /// Only messages of the client do, and its Pings do not.
+    Messages,
     Unknown,
 }
 
@@ -46,6 +48,9 @@ pub(crate) fn advise(limit: Option<Duration>, counts: Counts, sends: Option<&Ser
         Counts::Client => format!(
             "a Ping (RFC 6455) to each client every {every}: the client's Pong counts, the Ping does not"
         ),
+        Counts::Messages => {
+            "let it take Pings and Pongs for signs of life, too: now only messages renew its limit".to_owned()
+        }
         Counts::Either | Counts::Server | Counts::Unknown => {
             format!("a Ping (RFC 6455) to each client every {every}")
         }
@@ -58,11 +63,17 @@ pub(crate) fn advise(limit: Option<Duration>, counts: Counts, sends: Option<&Ser
             "bytes from the client do not count on this path: a client keeps a connection only by what the server answers, so by a \
              Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
+        Counts::Messages => {
+            format!("a message that the server takes, every {every}: its Pings do not count")
+        }
         Counts::Either | Counts::Client | Counts::Unknown => format!(
             "or, if the server sends none: a Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
     };
     let mainstay = match interval {
+        _ if counts == Counts::Messages => {
+            "its heartbeats are Pings, which do not count here: change the server's limit".to_owned()
+        }
         DEFAULT => {
             "nothing to set: its heartbeat is 25 s by default (--heartbeat, heartbeatMs, Config::heartbeat)"
                 .to_owned()

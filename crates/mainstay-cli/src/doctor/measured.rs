@@ -33,6 +33,8 @@ pub(crate) struct Idle {
     /// Only this client sends: a Pong that nothing answers each `every_ms` (RFC 6455 section 5.5.3). The time is that without a byte
     /// from the server. A cut here shows a path that counts only the server's bytes, as AWS CloudFront does.
     pub(crate) up_only: Limit,
+    /// This client sends a small message again and again, and the server returns it. `None`: not tried, it needs `--echo`.
+    pub(crate) our_messages: Option<Limit>,
     /// This client sends nothing by itself; it answers the server's Pings. Unknown if the server sends nothing.
     pub(crate) server_sends: Limit,
     /// This client does not answer the server's Pings. Unknown if the server sends none.
@@ -140,13 +142,15 @@ pub(crate) enum CutHow {
 impl Measured {
     /// Returns the time after which a connection that only waits is cut, if one was found.
     pub(crate) fn waiting_limit(&self) -> Option<Duration> {
-        let silent = self.idle.as_ref().map(|idle| &idle.silent);
-        let limits = [silent, self.lifetime.as_ref().map(|lifetime| &lifetime.limit)];
-        let earliest = |limit: &Limit| match limit {
+        let silent = self.idle.as_ref().and_then(|idle| match idle.silent {
             Limit::Cut { between, .. } => Some(between.0),
             Limit::Holds { .. } | Limit::Unknown { .. } => None,
-        };
-        limits.into_iter().flatten().filter_map(earliest).min()
+        });
+        let age = self.lifetime.as_ref().and_then(|lifetime| match lifetime.limit {
+            Limit::Cut { after, .. } => Some(after),
+            Limit::Holds { .. } | Limit::Unknown { .. } => None,
+        });
+        silent.into_iter().chain(age).min()
     }
 }
 

@@ -166,6 +166,7 @@ fn of_idle(idle: &Idle) -> Vec<Row> {
         limit("idle, our Pings", &idle.our_pings),
         limit("idle, only we send", &idle.up_only),
     ];
+    rows.extend(idle.our_messages.as_ref().map(|messages| limit("idle, our messages", messages)));
     if idle.server.is_regular() {
         rows.push(limit("idle, server sends", &idle.server_sends));
         // That is what a heartbeat is for, and no fault.

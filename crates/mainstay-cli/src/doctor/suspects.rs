@@ -234,6 +234,21 @@ fn the_server(seen: &Sighting, is_alone: bool) -> Option<Suspect> {
     })
 }
 
+/// What ends connections for want of messages: only an end that reads frames knows a message from a Ping.
+pub(crate) fn that_reads_messages() -> Suspect {
+    Suspect {
+        id: "server",
+        name: "the server itself",
+        certainty: Certainty::Probable,
+        reasons: vec![
+            "it counts messages and not Pings, and what only forwards bytes cannot tell them apart".into(),
+        ],
+        remedy: "a read deadline or idle timeout that only messages renew: let Pings and Pongs renew it, too",
+        lines: Vec::new(),
+        source: None,
+    }
+}
+
 fn the_network(kind: Kind) -> Suspect {
     Suspect {
         id: "network",

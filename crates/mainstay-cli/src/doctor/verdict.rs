@@ -27,12 +27,20 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
         );
     };
     let (mut findings, mut cuts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
-    for cut in [silence(measured), age(measured)].into_iter().flatten() {
-        let suspects = suspects::rank(&cut.sighting(report));
+    let has_talked = measured.idle.as_ref().is_some_and(|idle| idle.our_messages.is_some());
+    let silence = silence(measured).or_else(|| speechlessness(measured));
+    for cut in [silence, age(measured)].into_iter().flatten() {
+        let suspects = match cut.counts {
+            Counts::Messages => vec![suspects::that_reads_messages()],
+            _ => suspects::rank(&cut.sighting(report)),
+        };
         let hint = cut.hint(report);
-        let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
-        sentences.push(format!("{} {said}{}", cut.sentence(), accusation(&suspects)));
-        findings.push(cut.finding(&suspects, hint));
+        sentences.push(cut.sentence(report));
+        sentences.push(match &hint {
+            Some(hint) => format!("{} {}", hint.words, hint.advice),
+            None => accusation(&suspects),
+        });
+        findings.push(cut.finding(report, &suspects, hint, has_talked));
         cuts.push(CutVerdict { finding: cut.id(), suspects });
     }
     findings.extend(traffic(measured));
@@ -44,7 +52,6 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
             _ => healthy(measured),
         });
     }
-    let silence = silence(measured);
     let counts = silence.map_or(Counts::Unknown, |cut| cut.counts);
     let server = measured.idle.as_ref().map(|idle| &idle.server);
     let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.between.0), counts, server));
@@ -86,8 +93,25 @@ fn longest_silence(idle: &Idle) -> (&Limit, Counts) {
     }
 }
 
-/// Returns the limit of age, if one cuts.
+/// Returns the limit of age, if one cuts. One that messages of the client keep a connection from is none.
 fn age(measured: &Measured) -> Option<Seen<'_>> {
+    end_of_busy(measured).filter(|cut| !messages_keep(measured, cut.after))
+}
+
+/// Returns the time without a message of the client after which something cuts that does not count Pings.
+fn speechlessness(measured: &Measured) -> Option<Seen<'_>> {
+    let cut = end_of_busy(measured).filter(|cut| messages_keep(measured, cut.after))?;
+    Some(Seen { kind: Kind::Silence, counts: Counts::Messages, ..cut })
+}
+
+/// Whether a connection on which this client sends messages outlives this age.
+fn messages_keep(measured: &Measured, age: Duration) -> bool {
+    let held = measured.idle.as_ref().and_then(|idle| idle.our_messages.as_ref());
+    matches!(held, Some(Limit::Holds { for_at_least }) if *for_at_least > age && !is_about(*for_at_least, age))
+}
+
+/// Returns the age at which connections end whose Pings are answered all the time.
+fn end_of_busy(measured: &Measured) -> Option<Seen<'_>> {
     let lifetime = measured.lifetime.as_ref();
     let from_restart = lifetime.is_some_and(|lifetime| !lifetime.restarts.is_empty());
     let limits =
@@ -165,7 +189,7 @@ impl Seen<'_> {
             CutHow::Error { .. } => Cut::Unknown,
         };
         let (client_keeps, server_keeps) = match self.counts {
-            Counts::Either => (Some(true), None),
+            Counts::Either | Counts::Messages => (Some(true), None),
             Counts::Server => (Some(false), None),
             Counts::Client => (None, Some(false)),
             Counts::Unknown => (None, None),
@@ -178,17 +202,23 @@ impl Seen<'_> {
     /// The limit, or its bounds: what looks for idle connections only now and then ends them late.
     fn time(&self) -> String {
         let (from, to) = self.between;
-        if is_about(from, to) { span(self.after) } else { format!("{} to {}", span(from), span(to)) }
+        match self.kind {
+            Kind::Silence if !is_about(from, to) => format!("{} to {}", span(from), span(to)),
+            _ => span(self.after),
+        }
     }
 
     /// What happens, in one sentence.
-    fn sentence(&self) -> String {
+    fn sentence(&self, report: &Report) -> String {
         let after = self.time();
         let (what, ends) = match self.how {
             CutHow::Close { .. } => {
                 ("The server, or something in front of it that speaks WebSocket,", "closes")
             }
             CutHow::Silent | CutHow::ResetOnSend => ("Something between you and the server", "forgets"),
+            _ if self.sighting(report).products.is_empty() => {
+                ("The server, or something between you and it,", "ends")
+            }
             _ => ("Something between you and the server", "ends"),
         };
         match (self.kind, self.counts) {
@@ -198,9 +228,16 @@ impl Seen<'_> {
             (Kind::Silence, Counts::Client) => {
                 format!("{what} {ends} connections after {after} of silence from the client.")
             }
+            (Kind::Silence, Counts::Messages) => {
+                format!(
+                    "{what} {ends} connections after {after} without a message from the client; Pings do not count."
+                )
+            }
             (Kind::Silence, _) => format!("{what} {ends} connections after {after} of silence."),
             (Kind::Age, _) => {
-                format!("{what} {ends} each connection when it is {after} old, even a busy one.")
+                format!(
+                    "{what} {ends} each connection when it is {after} old, even one on which Pings are answered."
+                )
             }
         }
     }
@@ -218,9 +255,20 @@ impl Seen<'_> {
         first_message::hint(subprotocol, code)
     }
 
-    fn finding(&self, suspects: &[Suspect], hint: Option<Hint>) -> Finding {
+    /// `has_talked`: a connection with messages was watched.
+    fn finding(
+        &self,
+        report: &Report,
+        suspects: &[Suspect],
+        hint: Option<Hint>,
+        has_talked: bool,
+    ) -> Finding {
         let otherwise = if hint.is_some() { "If it is cut all the same, nothing" } else { "Nothing" };
         let first = match self.kind {
+            Kind::Silence if self.counts == Counts::Messages => {
+                "Let the server take Pings and Pongs for signs of life, or let clients send it messages."
+                    .to_owned()
+            }
             Kind::Silence => {
                 format!(
                     "Send more often: {}.",
@@ -235,10 +283,13 @@ impl Seen<'_> {
         };
         let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
         let mut advice: Vec<String> = hint.map(|hint| hint.advice).into_iter().chain([first]).collect();
+        if self.kind == Kind::Age && !has_talked {
+            advice.push("A server that counts only messages, and not Pings, looks the same: if it echoes, --echo tells them apart.".into());
+        }
         let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
         advice.extend(named.map(|suspect| format!("In {}: {}.", suspect.name, suspect.remedy)));
-        let words = format!("{} {said}{}", self.sentence(), cut_words(self.how));
+        let words = format!("{} {said}{}", self.sentence(report), cut_words(self.how));
         Finding { id: self.id(), severity: Severity::Problem, words, advice }
     }
 }
@@ -334,6 +385,7 @@ pub(super) mod tests {
             silent: cut(Duration::from_secs(seconds), how),
             our_pings: held(),
             up_only: held(),
+            our_messages: None,
             server_sends: Limit::unknown("the server sends nothing"),
             unanswered_pings: Limit::unknown("the server sends no Pings"),
             every: Duration::from_secs(5),
@@ -462,7 +514,11 @@ pub(super) mod tests {
         end_at(&mut measured, 30);
         let (findings, verdict) = judged(measured, &["google-load-balancer"]);
         assert_eq!(ids(&findings), ["age-limit"]);
-        assert!(verdict.summary.contains("when it is 30 s old, even a busy one."), "{}", verdict.summary);
+        assert!(
+            verdict.summary.contains("when it is 30 s old, even one on which Pings are answered."),
+            "{}",
+            verdict.summary
+        );
         assert_eq!(verdict.cuts[0].suspects[0].id, "google-cloud-load-balancer");
     }
 
@@ -503,6 +559,20 @@ pub(super) mod tests {
         let how = CutHow::Close { code: Some(4008), reason: String::new() };
         let advice = judged(busy_for_13_seconds(as_old, how), &[]).0.remove(0).advice;
         assert!(advice[0].contains("--first-message"), "{advice:?}");
+    }
+
+    #[test]
+    fn where_messages_keep_a_connection_that_pings_do_not_it_is_no_limit_of_age() {
+        let as_old = Limit::Holds { for_at_least: Duration::from_secs(12) };
+        let mut measured = busy_for_13_seconds(as_old, CutHow::Fin);
+        let advice = judged(measured.clone(), &[]).0.remove(0).advice;
+        assert!(advice.iter().any(|advice| advice.contains("--echo tells")), "{advice:?}");
+        measured.idle = measured.idle.map(|idle| Idle { our_messages: Some(held()), ..idle });
+        let (findings, verdict) = judged(measured, &["nginx"]);
+        assert_eq!(ids(&findings), ["idle-limit"]);
+        assert!(verdict.summary.contains("after 13 s without a message"), "{}", verdict.summary);
+        assert_eq!(verdict.cuts[0].suspects.iter().map(|suspect| suspect.id).collect::<Vec<_>>(), ["server"]);
+        assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.client.contains("Pings do not count")));
     }
 
     #[test]

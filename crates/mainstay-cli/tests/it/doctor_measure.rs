@@ -49,6 +49,8 @@ enum Case {
     Login,
     /// The same, and the doctor does.
     LoggedIn,
+    /// It echoes messages, and only those renew its idle limit.
+    Messages,
     /// It echoes messages, and the path cuts each connection after so many bytes.
     Total,
     /// The path is so long that several Pings are on the way at once.
@@ -60,7 +62,7 @@ enum Case {
     Rate,
 }
 
-const CASES: [(Case, &[&str]); 19] = [
+const CASES: [(Case, &[&str]); 20] = [
     (Case::Idle, &[]),
     (Case::IdleShort, &[]),
     (Case::IdleDown, &[]),
@@ -75,6 +77,7 @@ const CASES: [(Case, &[&str]); 19] = [
     (Case::Echo, &["--echo"]),
     (Case::Login, &[]),
     (Case::LoggedIn, &["--echo", "--first-message", LOGIN]),
+    (Case::Messages, &["--echo"]),
     (Case::Total, &["--echo"]),
     (Case::Far, &[]),
     (Case::Bound, &["--connections", "60"]),
@@ -100,6 +103,7 @@ impl Case {
                 let idle = Some((LIMIT, Cut::Fin));
                 Behaviour { login: Some((LOGIN, SHORT)), idle, max_message: Some(1 << 16), ..plain }
             }
+            Self::Messages => Behaviour { idle: Some((LIMIT, Cut::Fin)), counts_messages: true, ..plain },
             Self::Bound => Behaviour { max_open: Some(40), ..plain },
             Self::Rate => Behaviour { max_short: Some(8), ..plain },
             _ => plain,
@@ -310,6 +314,13 @@ fn with_its_first_message_a_server_shows_its_limits_and_its_answer_is_no_echo_an
     let message = &measured["largest_message"];
     assert_eq!((&message["accepted"], &message["refused"]), (&(1 << 16).into(), &((1 << 16) + 1).into()));
     assert!(measured["close_codes"].as_array().unwrap().iter().all(|code| code["returned"] == code["sent"]));
+}
+
+#[test]
+fn messages_keep_a_connection_where_pings_do_not_count() {
+    let measured = measured(Case::Messages);
+    is_cut(&measured["lifetime"]["limit"], LIMIT, "fin");
+    assert!(holds(&measured["idle"]["our_messages"]) > 2500.0);
 }
 
 #[test]

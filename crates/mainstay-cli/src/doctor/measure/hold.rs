@@ -17,12 +17,17 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// How long the answer to a first message may take.
 const GREETING: Duration = Duration::from_secs(1);
 
+/// A message that the server returns.
+const TEXT: &str = "mainstay doctor";
+
 /// What a connection is to send. When the sender is dropped, the connection is closed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Command {
     Ping,
     /// A Pong that nothing asked for.
     Pong,
+    /// A message that the server returns.
+    Message,
 }
 
 /// What happened to a connection.
@@ -30,8 +35,8 @@ pub(super) enum Command {
 pub(super) enum Event {
     Opened,
     Failed(OpenError),
-    /// The answer to a Ping.
-    Pong,
+    /// The answer to a Ping, or a message that came back.
+    Answer,
     /// A Ping of the server.
     Ping,
     /// The answer to the first message.
@@ -63,11 +68,12 @@ pub(super) async fn hold<N: Copy>(
     }
     let mut is_greeted = target.first_message().is_none();
     // Over a slow path several Pings are on the way at once.
-    let mut asked = 0_u32;
+    let (mut asked, mut sent) = (0_u32, 0_u32);
     loop {
         let event = tokio::select! {
             seen = probe.next() => match seen {
-                Seen::Pong(_) if asked > 0 => (asked -= 1, Event::Pong).1,
+                Seen::Pong(_) if asked > 0 => (asked -= 1, Event::Answer).1,
+                Seen::Message { data, .. } if sent > 0 && data == TEXT => (sent -= 1, Event::Answer).1,
                 Seen::Ping(_) => Event::Ping,
                 Seen::Message { .. } if !is_greeted => (is_greeted = true, Event::Greeting).1,
                 Seen::Pong(_) | Seen::Message { .. } => Event::Data,
@@ -88,6 +94,13 @@ pub(super) async fn hold<N: Copy>(
                     None => return close(&mut probe).await,
                     Some(Command::Ping) => (asked += 1, probe.send_ping(b"doctor").await).1,
                     Some(Command::Pong) => probe.send_pong(b"doctor").await,
+                    Some(Command::Message) => {
+                        if !std::mem::replace(&mut is_greeted, true) {
+                            greet(&target, &mut probe).await;
+                        }
+                        sent += 1;
+                        probe.send_text(TEXT).await
+                    }
                 };
                 continue;
             }

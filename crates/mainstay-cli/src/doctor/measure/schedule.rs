@@ -60,10 +60,13 @@ pub(crate) enum Habit {
     Answers,
     /// It does not even answer.
     Mute,
+    /// It sends messages, which the server returns, as often as a busy one sends Pings. Only with `--echo`.
+    Talks,
 }
 
 /// In the order in which a bound on connections leaves them in.
-const HABITS: [Habit; 5] = [Habit::Busy, Habit::Pings, Habit::Mute, Habit::SecondBusy, Habit::Answers];
+const HABITS: [Habit; 6] =
+    [Habit::Busy, Habit::Pings, Habit::Mute, Habit::SecondBusy, Habit::Answers, Habit::Talks];
 
 impl Schedule {
     pub(crate) fn new(plan: &Plan) -> Self {
@@ -77,7 +80,9 @@ impl Schedule {
             taken
         };
         let one_silent = take(1);
-        let habits = HABITS[..take(HABITS.len())].to_vec();
+        let mut habits = HABITS.to_vec();
+        habits.retain(|habit| plan.echo || *habit != Habit::Talks);
+        habits.truncate(take(habits.len()));
         let (one_up, beside) = (take(1), take(1));
         let (up, silent) = (one_up + take(UP - 1), one_silent + take(SILENT - 1));
         Self {
@@ -167,8 +172,9 @@ mod tests {
 
     #[test]
     fn the_connections_that_wait_are_within_the_bound() {
-        for connections in 1..300 {
-            let schedule = schedule(130, connections);
+        for (connections, echo) in (1..300).zip([false, true].into_iter().cycle()) {
+            let plan = Plan { lasts: Duration::from_secs(130), connections, echo, quick: false };
+            let schedule = Schedule::new(&plan);
             assert!(
                 schedule.waiting_at_once() <= connections.saturating_sub(1).max(1) && schedule.silent >= 1,
                 "{schedule:?}"

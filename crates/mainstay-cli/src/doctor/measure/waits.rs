@@ -221,7 +221,8 @@ impl<'a> Waits<'a> {
                 let options = Options { answer_pings: slot.habit != Habit::Mute, ..quiet() };
                 self.open(name, options);
             } else if slot.machine.as_mut().is_some_and(|machine| machine.poll(now)) {
-                self.command(name, Command::Ping);
+                let what = if slot.habit == Habit::Talks { Command::Message } else { Command::Ping };
+                self.command(name, what);
             }
         }
         let answers = self.busy().find_map(|machine| machine.answers(now));
@@ -317,7 +318,7 @@ impl<'a> Waits<'a> {
         }
         let Some(machine) = &mut slot.machine else { return };
         match event {
-            Event::Pong => machine.handle_pong(now),
+            Event::Answer => machine.handle_pong(now),
             Event::Ping | Event::Data | Event::Greeting => machine.handle_bytes(now),
             Event::Ended(how) => machine.handle_end(now, how.clone()),
             Event::Opened | Event::Failed(_) => {}
@@ -351,7 +352,9 @@ impl<'a> Waits<'a> {
     fn lives(&self, now: Duration) -> Vec<Life> {
         let watched = self.habits.iter().filter_map(|slot| {
             let is_busy = matches!(slot.habit, Habit::Busy | Habit::SecondBusy);
-            slot.machine.as_ref().map(|machine| machine.life(now, is_busy))
+            // Messages may keep a connection that Pings do not.
+            let machine = slot.machine.as_ref().filter(|_| slot.habit != Habit::Talks);
+            machine.map(|machine| machine.life(now, is_busy))
         });
         watched.chain(self.lives.iter().cloned()).collect()
     }
@@ -394,7 +397,18 @@ impl<'a> Waits<'a> {
         let (our_pings, up_only) = (in_time(self.habit_limit(Habit::Pings, now)), in_time(self.up.limit()));
         let silent = self.silent.limit();
         let up_only = if silent.outlives(&up_only) { Limit::unknown(OTHERWISE) } else { up_only };
-        Idle { silent, our_pings, up_only, server_sends, unanswered_pings, every: self.every, server }
+        let talks = self.habits.iter().any(|slot| slot.habit == Habit::Talks);
+        let our_messages = talks.then(|| self.habit_limit(Habit::Talks, now));
+        Idle {
+            silent,
+            our_pings,
+            up_only,
+            our_messages,
+            server_sends,
+            unanswered_pings,
+            every: self.every,
+            server,
+        }
     }
 
     /// How long a watched connection lived, where nothing else explains its end.
@@ -416,6 +430,9 @@ impl<'a> Waits<'a> {
             }
             _ if machine.answers(now) == Some(false) && habit == Habit::Pings => {
                 Limit::unknown("the server answers no Ping")
+            }
+            _ if machine.answers(now) == Some(false) && habit == Habit::Talks => {
+                Limit::unknown("the server returns no message")
             }
             _ if alive.is_zero() => Limit::unknown("it is too early"),
             _ => Limit::Holds { for_at_least: alive },
@@ -457,7 +474,7 @@ fn quiet() -> Options {
 fn machine(habit: Habit, now: Duration, every: Duration, schedule: &Schedule) -> Steady {
     let last_ping = schedule.waiting.saturating_sub(schedule.patience);
     match habit {
-        Habit::Busy | Habit::SecondBusy => {
+        Habit::Busy | Habit::SecondBusy | Habit::Talks => {
             Steady::new(now, Some(schedule.busy_every), last_ping, schedule.patience)
         }
         Habit::Pings => Steady::new(now, Some(every), last_ping, schedule.patience),
@@ -470,7 +487,7 @@ fn pass(search: &mut Search, now: Duration, number: usize, event: &Event) {
     match event {
         Event::Opened => search.handle_open(now, number),
         Event::Failed(_) => search.handle_failure(now, number),
-        Event::Pong => search.handle_pong(now, number),
+        Event::Answer => search.handle_pong(now, number),
         Event::Ping | Event::Data | Event::Greeting => search.handle_bytes(now, number),
         Event::Ended(how) => search.handle_end(now, number, how.clone()),
     }

@@ -30,6 +30,8 @@ pub(super) enum Cut {
 #[derive(Clone, Default)]
 pub(super) struct Behaviour {
     pub(super) idle: Option<(Duration, Cut)>,
+    /// Only messages renew the idle limit: so does a server that sets a deadline before it reads each message.
+    pub(super) counts_messages: bool,
     /// It sends Pings, and cuts a client that did not answer the one before.
     pub(super) pings: Option<Duration>,
     pub(super) answers_no_ping: bool,
@@ -197,7 +199,9 @@ impl Connection<'_> {
                 () = sleep_until(idle) => return self.cut(behaviour.idle.unwrap().1).await,
             };
             let Some((fin, opcode, payload)) = frame else { return };
-            last = Instant::now();
+            if opcode < 8 || !behaviour.counts_messages {
+                last = Instant::now();
+            }
             match opcode {
                 8 => return self.end(behaviour.close_code.map_or(payload, bytes)).await,
                 9 if behaviour.answers_no_ping => {}
