@@ -558,7 +558,8 @@ const PRODUCT: Cutter = Cutter {
     source: "",
 };
 const NETWORK: Cutter = Cutter { place: Place::Network, cut: Cut::Silent, signs: Signs::None, ..PRODUCT };
-const SERVER: Cutter = Cutter { place: Place::Server, cut: Cut::Close, signs: Signs::None, ..PRODUCT };
+// A proxy in front of it may replace its field by the proxy's own.
+const SERVER: Cutter = Cutter { place: Place::Server, cut: Cut::Close, ..PRODUCT };
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -576,6 +577,12 @@ pub(crate) fn of_message_limit(accepted: u64, refused: u64) -> Option<&'static C
 /// Returns the field that gives the cutter away in a response.
 pub(crate) fn sign_of<'a>(cutter: &Cutter, products: &'a [Product]) -> Option<&'a Product> {
     products.iter().find(|product| cutter.families.contains(&product.name))
+}
+
+/// Returns whether a product is the end of a path, and not on the way.
+pub(crate) fn is_the_end(product: &Product) -> bool {
+    let mut known = CUTTERS.iter().filter(|cutter| cutter.families.contains(&product.name)).peekable();
+    known.peek().is_some() && known.all(|cutter| cutter.place == Place::Server)
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ pub(super) async fn gather(
             let words = pings.and_then(|pings| Some(format!("{:.1} ms", pings.rtt?.median_ms)));
             match words {
                 Some(words) => progress.report("Pings", State::Good, words),
-                None => progress.report("Pings", State::Bad, "not answered"),
+                None => progress.report("Pings", State::Bad, "not answered as they should be"),
             }
             // Another connection: this one must not wait for it with what it has to send.
             facts.http2 = http2::facts(&target).await;

@@ -59,6 +59,8 @@ const SIGNS: &[(&str, Sign)] = &[
     ("varnish", Value("via", "varnish")),
     ("squid", Value("via", "squid")),
     ("litespeed", Value("server", "litespeed")),
+    ("cowboy", Value("server", "cowboy")),
+    ("jetty", Value("server", "jetty")),
     ("mainstay", Value("server", "mainstay")),
 ];
 
@@ -104,6 +106,7 @@ mod tests {
         check("CF-RAY", "8b2", &["cloudflare"]);
         check("Via", "1.1 vegur", &["heroku"]);
         check("Set-Cookie", "AWSALB=...", &["aws-alb"]);
+        check("server", "Cowboy", &["cowboy"]);
         check("Server", "unknown/1", &[]);
     }
 }

@@ -91,7 +91,11 @@ fn of_handshake(handshake: &HandshakeFacts) -> Vec<Row> {
     let mut rows = vec![row("handshake", good_if(handshake.wrong.is_none()), words.join(", "))];
     let products: Vec<String> =
         handshake.products.iter().map(|product| format!("{} ({})", product.name, product.evidence)).collect();
-    let words = if products.is_empty() { "no field names one".to_owned() } else { products.join(", ") };
+    let words = match &handshake.server {
+        _ if !products.is_empty() => products.join(", "),
+        Some(server) => format!("no product that is known; server: {server}"),
+        None => "no field names a product".to_owned(),
+    };
     rows.push(row("on the way", State::Done, words));
     rows
 }
@@ -104,7 +108,10 @@ fn first_message(facts: &FirstMessageFacts) -> Row {
 }
 
 fn pings(pings: &PingFacts) -> Row {
-    let mut words = vec![format!("{} of {} answered", pings.answered, pings.sent)];
+    let mut words = vec![format!("{} of {} answered", pings.answered + pings.wrong_payload, pings.sent)];
+    if pings.wrong_payload > 0 {
+        words.push(format!("{} of them with another payload", pings.wrong_payload));
+    }
     words.extend(
         pings
             .rtt
@@ -119,7 +126,7 @@ fn pings(pings: &PingFacts) -> Row {
     if let Some(interval) = pings.server_interval_ms {
         words.push(format!("the server sends one every {}", millis(interval)));
     }
-    row("Pings", good_if(pings.answered > 0), words.join(", "))
+    row("Pings", good_if(pings.answered > 0 && pings.wrong_payload == 0), words.join(", "))
 }
 
 /// Returns the rows of what the experiments measured.

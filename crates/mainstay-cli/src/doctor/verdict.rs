@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::cutters::Cut;
+use super::cutters::{self, Cut};
 use super::findings;
 use super::first_message::{self, Hint};
 use super::heartbeat::{self, Counts};
@@ -15,6 +15,8 @@ use super::report::{Finding, Report, Severity};
 use super::suspects::{self, Kind, Sighting};
 use super::words::span;
 
+/// What may be meant by a limit of age if no messages were sent.
+const LOOKS_THE_SAME: &str = "A server that counts only messages, and not Pings, looks the same: if it echoes, --echo tells them apart";
 /// What ends sooner was closed at once: that is no limit of age.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,10 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
             Some(hint) => format!("{} {}", hint.words, hint.advice),
             None => accusation(&suspects),
         });
+        let is_open = cut.kind == Kind::Age && !has_talked && hint.is_none();
+        if is_open && suspects.first().is_some_and(|first| first.source.is_none()) {
+            sentences.push(format!("{LOOKS_THE_SAME}."));
+        }
         findings.push(cut.finding(report, &suspects, hint, has_talked));
         cuts.push(CutVerdict { finding: cut.id(), suspects });
     }
@@ -211,12 +217,12 @@ impl Seen<'_> {
     /// What happens, in one sentence.
     fn sentence(&self, report: &Report) -> String {
         let after = self.time();
+        let speaker = "The server, or something in front of it that speaks WebSocket,";
         let (what, ends) = match self.how {
-            CutHow::Close { .. } => {
-                ("The server, or something in front of it that speaks WebSocket,", "closes")
-            }
+            CutHow::Close { .. } => (speaker, "closes"),
+            _ if self.counts == Counts::Messages => (speaker, "ends"),
             CutHow::Silent | CutHow::ResetOnSend => ("Something between you and the server", "forgets"),
-            _ if self.sighting(report).products.is_empty() => {
+            _ if self.sighting(report).products.iter().all(cutters::is_the_end) => {
                 ("The server, or something between you and it,", "ends")
             }
             _ => ("Something between you and the server", "ends"),
@@ -284,7 +290,7 @@ impl Seen<'_> {
         let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
         let mut advice: Vec<String> = hint.map(|hint| hint.advice).into_iter().chain([first]).collect();
         if self.kind == Kind::Age && !has_talked {
-            advice.push("A server that counts only messages, and not Pings, looks the same: if it echoes, --echo tells them apart.".into());
+            advice.push(format!("{LOOKS_THE_SAME}."));
         }
         let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
@@ -636,6 +642,17 @@ pub(super) mod tests {
             "{findings:?}"
         );
         assert_eq!(verdict.cuts[0].suspects[0].id, "server");
+    }
+
+    #[test]
+    fn a_server_that_names_itself_is_accused_by_name_and_is_nothing_on_the_way() {
+        let close = CutHow::Close { code: Some(1000), reason: String::new() };
+        let summary = judged(silent_for(60, close), &["cowboy"]).1.summary;
+        assert!(summary.contains("most probably Cowboy"), "{summary}");
+        let summary = judged(silent_for(7, CutHow::Fin), &["cowboy"]).1.summary;
+        assert!(summary.starts_with("The server, or something between"), "{summary}");
+        let summary = judged(silent_for(60, CutHow::Fin), &["nginx"]).1.summary;
+        assert!(summary.starts_with("Something between you and the server"), "{summary}");
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Search {
     /// Whether the server answers Pings; `None`: not known yet.
     answers: Option<bool>,
     failures: usize,
+    /// The server ended silences that were too short to be of interest.
+    is_disturbed: bool,
 }
 
 #[derive(Debug)]
@@ -148,6 +150,7 @@ impl Search {
             explained: Explained::default(),
             answers: None,
             failures: 0,
+            is_disturbed: false,
         }
     }
 
@@ -287,6 +290,7 @@ impl Search {
             Some(false) => {
                 "the server answers no Ping, so a cut that notifies neither end cannot be seen, and no other was"
             }
+            _ if self.is_disturbed => "the server sends so often that there is no silence",
             _ if self.connections.is_empty() || self.failures > 0 => "too few connections could be opened",
             _ if !self.deaths.is_empty() => "connections ended for other reasons before a silence was over",
             _ => "no silence was over in time",
@@ -430,6 +434,7 @@ impl Search {
 
     fn note_lived(&mut self, silence: Duration) {
         if silence < self.shortest() {
+            self.is_disturbed = true;
             return;
         }
         if self.lived.len() == LIVED {

@@ -230,6 +230,13 @@ fn the_limits_that_people_meet_are_found_in_130_seconds() {
 }
 
 #[test]
+fn a_server_that_sends_all_the_time_leaves_no_silence_and_is_named_for_it() {
+    let world = World { server_every: Some(Duration::from_millis(100)), ..World::default() };
+    let limit = search(116.0, &world);
+    assert!(matches!(&limit, Limit::Unknown { why } if why.contains("sends so often")), "{limit:?}");
+}
+
+#[test]
 fn a_short_limit_is_known_long_before_the_end() {
     let mut search = Search::new(bounds(3600.0));
     let world = World { limit: Some((seconds(60.0), Path::Silent)), ..World::default() };
