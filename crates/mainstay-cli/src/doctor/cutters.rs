@@ -515,7 +515,7 @@ pub(crate) const CUTTERS: &[Cutter] = &[
     Cutter {
         id: "cowboy",
         families: &["cowboy"],
-        name: "Cowboy, under Phoenix and RabbitMQ",
+        name: "Cowboy (Phoenix, RabbitMQ)",
         idle: idle(Figure::Default(secs(60)), ResetBy::Client),
         remedy: "idle_timeout of cowboy_websocket, timeout of the socket in Phoenix, web_stomp.ws_opts.idle_timeout in RabbitMQ; the client has to send something",
         source: "https://ninenines.eu/docs/en/cowboy/2.12/manual/cowboy_websocket/",

@@ -27,50 +27,82 @@ pub(crate) enum Counts {
     Unknown,
 }
 
+/// What a server sends by itself, again and again.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    what: &'static str,
+    every: Duration,
+}
+
+impl Sent {
+    fn of(server: &ServerSends) -> Option<Self> {
+        let sent = |what, every: Option<Duration>| every.map(|every| Self { what, every });
+        sent(PING, server.ping_interval).or_else(|| sent("message", server.message_interval))
+    }
+
+    fn is_enough(self) -> bool {
+        self.every <= DEFAULT.mul_f64(ABOUT)
+    }
+}
+
+const PING: &str = "Ping";
+
 /// Returns the advice for a path that ends connections after this silence; without a limit the default holds, and what the server sends
 /// by itself may do.
-pub(crate) fn advise(limit: Option<Duration>, counts: Counts, sends: Option<&ServerSends>) -> Heartbeat {
+pub(crate) fn advise(
+    limit: Option<Duration>,
+    counts: Counts,
+    server_sends: Option<&ServerSends>,
+) -> Heartbeat {
     let interval = limit.map_or(DEFAULT, interval_below);
+    let sent = server_sends.and_then(Sent::of).filter(|_| limit.is_none());
+    Heartbeat {
+        interval_ms: ms(interval),
+        at_most_ms: limit.map(|limit| ms(limit / 2)),
+        server: server(interval, counts, sent),
+        client: client(interval, counts, sent),
+        mainstay: mainstay(interval, counts),
+    }
+}
+
+fn server(interval: Duration, counts: Counts, sent: Option<Sent>) -> String {
     let every = span(interval);
-    let pings = sends.and_then(|sends| sends.ping_interval).filter(|_| limit.is_none());
-    let messages = sends.and_then(|sends| sends.message_interval).filter(|_| limit.is_none());
-    let is_enough = |interval: Duration| interval <= DEFAULT.mul_f64(ABOUT);
-    let server = match counts {
-        _ if let Some(now) = pings.filter(|now| is_enough(*now)) => {
-            format!("nothing to set: it sends a Ping every {}", span(now))
+    let ping = format!("a Ping (RFC 6455) to each client every {every}");
+    match (sent, counts) {
+        (Some(sent), _) if sent.is_enough() => {
+            format!("nothing to set: it sends a {} every {}", sent.what, span(sent.every))
         }
-        _ if let Some(now) = messages.filter(|now| is_enough(*now)) => {
-            format!("nothing to set: it sends a message every {}", span(now))
-        }
-        _ if let Some(now) = pings.or(messages) => {
-            format!("a Ping (RFC 6455) to each client every {every}, and not only every {}", span(now))
-        }
-        Counts::Client => format!(
-            "a Ping (RFC 6455) to each client every {every}: the client's Pong counts, the Ping does not"
-        ),
-        Counts::Messages => {
+        (Some(sent), _) => format!("{ping}, and not only a {} every {}", sent.what, span(sent.every)),
+        (None, Counts::Client) => format!("{ping}: the client's Pong counts, the Ping does not"),
+        (None, Counts::Messages) => {
             "let it take Pings and Pongs for signs of life, too: now only messages renew its limit".to_owned()
         }
-        Counts::Either | Counts::Server | Counts::Unknown => {
-            format!("a Ping (RFC 6455) to each client every {every}")
-        }
-    };
-    let client = match counts {
-        _ if pings.is_some() => {
+        (None, Counts::Either | Counts::Server | Counts::Unknown) => ping,
+    }
+}
+
+fn client(interval: Duration, counts: Counts, sent: Option<Sent>) -> String {
+    let every = span(interval);
+    match (sent, counts) {
+        (Some(Sent { what: PING, .. }), _) => {
             "nothing to set: browsers and libraries answer the server's Pings by themselves".to_owned()
         }
-        Counts::Server => format!(
+        (Some(sent), _) if sent.is_enough() => "nothing to set: the server's messages suffice".to_owned(),
+        (_, Counts::Server) => format!(
             "bytes from the client do not count on this path: a client keeps a connection only by what the server answers, so by a \
              Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
-        Counts::Messages => {
+        (_, Counts::Messages) => {
             format!("a message that the server takes, every {every}: its Pings do not count")
         }
-        Counts::Either | Counts::Client | Counts::Unknown => format!(
+        (_, Counts::Either | Counts::Client | Counts::Unknown) => format!(
             "or, if the server sends none: a Ping every {every}; a page, which cannot send Pings, by a message that the server answers"
         ),
-    };
-    let mainstay = match interval {
+    }
+}
+
+fn mainstay(interval: Duration, counts: Counts) -> String {
+    match interval {
         _ if counts == Counts::Messages => {
             "its heartbeats are Pings, which do not count here: change the server's limit".to_owned()
         }
@@ -83,13 +115,6 @@ pub(crate) fn advise(limit: Option<Duration>, counts: Counts, sends: Option<&Ser
             humantime::format_duration(interval),
             interval.as_millis()
         ),
-    };
-    Heartbeat {
-        interval_ms: ms(interval),
-        at_most_ms: limit.map(|limit| ms(limit / 2)),
-        server,
-        client,
-        mainstay,
     }
 }
 
@@ -150,7 +175,7 @@ mod tests {
         };
         assert_eq!(words(None, every(12), None), "nothing to set: it sends a Ping every 12 s");
         assert_eq!(words(None, None, every(3)), "nothing to set: it sends a message every 3 s");
-        assert!(words(None, every(54), None).ends_with("every 25 s, and not only every 54 s"));
+        assert!(words(None, every(54), None).ends_with("every 25 s, and not only a Ping every 54 s"));
         assert!(!words(every(60), every(12), None).contains("nothing to set"), "it did not keep them");
     }
 

@@ -176,7 +176,7 @@ impl Page {
             self.text.push('\n');
             self.paragraph("", "The command was interrupted: this is what was known by then.");
         }
-        if plan.quick {
+        if plan.quick && report.facts.failed.is_none() {
             self.text.push('\n');
             self.paragraph("", "Nothing was measured by waiting: --quick.");
         }

@@ -62,7 +62,8 @@ fn tcp(facts: &Facts) -> Option<Row> {
         .iter()
         .filter_map(|address| match (address.connect_ms, &address.error) {
             (Some(took), _) => Some(format!("{} in {}", address.address, millis(took))),
-            (None, Some(error)) => Some(format!("{} fails: {error}", address.address)),
+            // It begins with the address.
+            (None, Some(error)) => Some(error.clone()),
             (None, None) => None,
         })
         .collect();
@@ -78,8 +79,7 @@ fn tls(tls: &TlsFacts) -> Row {
         left => format!("certificate expired {} days ago", -left),
     }));
     words.extend(tls.untrusted.as_ref().map(|untrusted| format!("not trusted: {}", untrusted.words)));
-    words.extend(tls.error.clone());
-    words.push(millis(tls.took_ms));
+    words.push(tls.error.clone().unwrap_or_else(|| millis(tls.took_ms)));
     row("TLS", good_if(tls.error.is_none() && tls.untrusted.is_none()), words.join(", "))
 }
 

@@ -8,6 +8,8 @@ use super::report::{
 
 /// A certificate that expires within so many days is a problem: its renewal is late.
 const EXPIRES_SOON: i64 = 14;
+/// The error itself says what to write.
+const IN_THE_WORDS: &[&str] = &[];
 /// A connection that ends by itself within this time, in milliseconds, was closed at once.
 const AT_ONCE: f64 = 1000.0;
 
@@ -50,9 +52,7 @@ fn unreachable(error: &OpenError, facts: &Facts, target: &TargetFacts) -> Findin
             "no-response",
             &["Check that the server speaks HTTP at this port, and that its backend answers."],
         ),
-        (Step::Handshake, None) if error.words.contains("wss://") => {
-            ("tls-expected", &["Write wss:// instead of ws://."])
-        }
+        (Step::Handshake, None) if error.words.contains("wss://") => ("tls-expected", IN_THE_WORDS),
         (Step::Handshake, None) => ("no-http", &["Check the port: a WebSocket begins with HTTP/1.1."]),
     };
     finding(id, Severity::Unreachable, sentence(&error.to_string()), advice)
@@ -87,7 +87,7 @@ fn tls_failure(error: &OpenError, facts: &Facts) -> (&'static str, &'static [&'s
             ],
         ),
         Some(UntrustedKind::Other) => ("certificate-not-trusted", &["Replace the certificate."]),
-        None if error.words.contains("write ws://") => ("tls-missing", &["Write ws:// instead of wss://."]),
+        None if error.words.contains("write ws://") => ("tls-missing", IN_THE_WORDS),
         None => ("tls-failed", &["Check the versions and ciphers of TLS that the server allows."]),
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     let gravest = gravest(report.findings.iter().chain(&findings));
     if sentences.is_empty() {
         sentences.push(match gravest {
-            Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
+            Some(finding) if finding.severity > Severity::Note => with_advice(finding),
             _ => healthy(measured),
         });
     }
@@ -107,7 +107,8 @@ fn age(measured: &Measured) -> Option<Seen<'_>> {
 /// Returns the time without a message of the client after which something cuts that does not count Pings.
 fn speechlessness(measured: &Measured) -> Option<Seen<'_>> {
     let cut = end_of_busy(measured).filter(|cut| messages_keep(measured, cut.after))?;
-    Some(Seen { kind: Kind::Silence, counts: Counts::Messages, ..cut })
+    let between = (cut.after, cut.after);
+    Some(Seen { kind: Kind::Silence, counts: Counts::Messages, between, ..cut })
 }
 
 /// Whether a connection on which this client sends messages outlives this age.
@@ -248,9 +249,16 @@ impl Seen<'_> {
         }
     }
 
-    /// What to try if such an end may come because the doctor sent no first message.
+    /// What to know if such an end may come because the doctor does not do what a client of that server does.
     fn hint(&self, report: &Report) -> Option<Hint> {
-        if self.kind != Kind::Age || report.target.sends_first_message {
+        if self.kind != Kind::Age {
+            return None;
+        }
+        self.missing_first_message(report).or_else(|| unanswered_messages(report.measured.as_ref()?))
+    }
+
+    fn missing_first_message(&self, report: &Report) -> Option<Hint> {
+        if report.target.sends_first_message {
             return None;
         }
         let code = match self.how {
@@ -298,6 +306,18 @@ impl Seen<'_> {
         let words = format!("{} {said}{}", self.sentence(report), cut_words(self.how));
         Finding { id: self.id(), severity: Severity::Problem, words, advice }
     }
+}
+
+/// A server that sends each connection one message, and later closes it, may have waited for an answer.
+fn unanswered_messages(measured: &Measured) -> Option<Hint> {
+    let server = &measured.idle.as_ref()?.server;
+    let is_asked_once = server.messages > 0 && server.message_interval.is_none();
+    is_asked_once.then(|| Hint {
+        words: "The server sent a message before, and the doctor answers none: it may wait for an answer, as Socket.IO does for \
+                pingInterval and pingTimeout (25 s and 20 s)."
+            .to_owned(),
+        advice: "If clients answer such messages, take this limit for their heartbeat, and not for a limit of age.".to_owned(),
+    })
 }
 
 /// How the cut looked, in one sentence.
@@ -360,9 +380,15 @@ fn healthy(measured: &Measured) -> String {
     }
 }
 
+/// A finding and the first step to take.
+fn with_advice(finding: &Finding) -> String {
+    let first = finding.advice.iter().take(1);
+    std::iter::once(&finding.words).chain(first).map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
 fn unmeasured(report: &Report) -> String {
     match gravest(report.findings.iter()) {
-        Some(finding) if finding.severity > Severity::Note => finding.words.clone(),
+        Some(finding) if finding.severity > Severity::Note => with_advice(finding),
         _ if report.complete => "The facts are healthy; nothing was measured by waiting.".to_owned(),
         _ => "Nothing was found before the command was interrupted.".to_owned(),
     }
@@ -568,6 +594,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_server_that_sent_one_message_may_have_waited_for_an_answer() {
+        let as_old = Limit::Holds { for_at_least: Duration::from_secs(12) };
+        let how = CutHow::Close { code: None, reason: String::new() };
+        let mut measured = busy_for_13_seconds(as_old, how);
+        let summary = |measured: &Measured| judged(measured.clone(), &[]).1.summary;
+        assert!(!summary(&measured).contains("Socket.IO"));
+        let mut sends = |message_interval| {
+            let server = ServerSends { messages: 20, message_interval, ..ServerSends::default() };
+            measured.idle = measured.idle.take().map(|idle| Idle { server, ..idle });
+            summary(&measured)
+        };
+        assert!(sends(None).contains("Socket.IO"));
+        assert!(!sends(Some(Duration::from_secs(1))).contains("Socket.IO"), "it sends whatever clients do");
+    }
+
+    #[test]
     fn where_messages_keep_a_connection_that_pings_do_not_it_is_no_limit_of_age() {
         let as_old = Limit::Holds { for_at_least: Duration::from_secs(12) };
         let mut measured = busy_for_13_seconds(as_old, CutHow::Fin);
@@ -667,7 +709,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn without_a_websocket_the_gravest_fact_is_the_verdict() {
+    fn without_a_websocket_the_gravest_fact_is_the_verdict_and_says_what_to_do_first() {
         let mut report = report(None, &[]);
         let words = "The name is unknown.";
         report.findings = vec![
@@ -676,10 +718,11 @@ pub(super) mod tests {
                 id: "name-unknown",
                 severity: Severity::Unreachable,
                 words: words.into(),
-                advice: Vec::new(),
+                advice: vec!["Check it.".into(), "Then check the record.".into()],
             },
         ];
-        assert_eq!(judge(&report).1.map(|verdict| verdict.summary), Some(words.into()));
+        let summary = judge(&report).1.map(|verdict| verdict.summary);
+        assert_eq!(summary.as_deref(), Some("The name is unknown. Check it."));
     }
 
     #[test]
