@@ -102,6 +102,8 @@ pub(super) async fn gather(
             }
             // Another connection: this one must not wait for it with what it has to send.
             facts.http2 = http2::facts(&target).await;
+            let is_mute = facts.first_message.as_ref().is_some_and(|first| first.answered_ms.is_none());
+            let target = if is_mute { target.without_answer() } else { target };
             Some(Facing { target, probe })
         }
         Err(error) => {

@@ -28,6 +28,8 @@ pub(crate) struct Target {
     shared: Arc<Shared>,
     /// The address that all connections go to; `None`: it is not known yet.
     address: Option<SocketAddr>,
+    /// Whether the server answers a first message, as far as is known.
+    answers_first: bool,
 }
 
 struct Shared {
@@ -78,12 +80,23 @@ impl Target {
             config,
             secrets,
         };
-        Ok(Self { shared: Arc::new(shared), address: None })
+        let answers_first = shared.first_message.is_some();
+        Ok(Self { shared: Arc::new(shared), address: None, answers_first })
     }
 
     /// Returns the same target at one address of its name.
     pub(crate) fn at(&self, address: SocketAddr) -> Self {
-        Self { shared: Arc::clone(&self.shared), address: Some(address) }
+        Self { address: Some(address), ..self.clone() }
+    }
+
+    /// Returns the same target, whose server does not answer a first message.
+    pub(crate) fn without_answer(&self) -> Self {
+        Self { answers_first: false, ..self.clone() }
+    }
+
+    /// Returns whether a first message is sent and its answer is worth waiting for.
+    pub(super) fn answers_first(&self) -> bool {
+        self.answers_first
     }
 
     pub(crate) fn address(&self) -> Option<SocketAddr> {

@@ -16,7 +16,7 @@ use super::suspects::{self, Kind, Sighting};
 use super::words::span;
 
 /// What may be meant by a limit of age if no messages were sent.
-const LOOKS_THE_SAME: &str = "A server that counts only messages, and not Pings, looks the same: if it echoes, --echo tells them apart";
+const LOOKS_THE_SAME: &str = "A server that counts only messages, and not Pings, looks the same: if it echoes, --echo tells them apart.";
 /// What ends sooner was closed at once: that is no limit of age.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -30,22 +30,14 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
     };
     let (mut findings, mut cuts, mut sentences) = (Vec::new(), Vec::new(), Vec::new());
     let has_talked = measured.idle.as_ref().is_some_and(|idle| idle.our_messages.is_some());
-    let silence = silence(measured).or_else(|| speechlessness(measured));
-    for cut in [silence, age(measured)].into_iter().flatten() {
+    let (silence, speechlessness) = (silence(measured), speechlessness(measured));
+    for cut in [silence, speechlessness, age(measured)].into_iter().flatten() {
         let suspects = match cut.counts {
             Counts::Messages => vec![suspects::that_reads_messages()],
             _ => suspects::rank(&cut.sighting(report)),
         };
         let hint = cut.hint(report);
-        sentences.push(cut.sentence(report));
-        sentences.push(match &hint {
-            Some(hint) => format!("{} {}", hint.words, hint.advice),
-            None => accusation(&suspects),
-        });
-        let is_open = cut.kind == Kind::Age && !has_talked && hint.is_none();
-        if is_open && suspects.first().is_some_and(|first| first.source.is_none()) {
-            sentences.push(format!("{LOOKS_THE_SAME}."));
-        }
+        sentences.push(cut.summary(report, &suspects, hint.as_ref(), has_talked));
         findings.push(cut.finding(report, &suspects, hint, has_talked));
         cuts.push(CutVerdict { finding: cut.id(), suspects });
     }
@@ -58,9 +50,11 @@ pub(crate) fn judge(report: &Report) -> (Vec<Finding>, Option<Verdict>) {
             _ => healthy(measured),
         });
     }
-    let counts = silence.map_or(Counts::Unknown, |cut| cut.counts);
+    // Messages renew the limits of both.
+    let counts = speechlessness.or(silence).map_or(Counts::Unknown, |cut| cut.counts);
+    let shortest = [silence, speechlessness].into_iter().flatten().map(|cut| cut.between.0).min();
     let server = measured.idle.as_ref().map(|idle| &idle.server);
-    let heartbeat = Some(heartbeat::advise(silence.map(|cut| cut.between.0), counts, server));
+    let heartbeat = Some(heartbeat::advise(shortest, counts, server));
     (findings, Some(Verdict { summary: sentences.join(" "), cuts, heartbeat }))
 }
 
@@ -182,9 +176,10 @@ fn counts(idle: &Idle) -> Counts {
 
 impl Seen<'_> {
     fn id(&self) -> &'static str {
-        match self.kind {
-            Kind::Silence => "idle-limit",
-            Kind::Age => "age-limit",
+        match (self.kind, self.counts) {
+            (Kind::Silence, Counts::Messages) => "idle-limit-of-messages",
+            (Kind::Silence, _) => "idle-limit",
+            (Kind::Age, _) => "age-limit",
         }
     }
 
@@ -213,6 +208,23 @@ impl Seen<'_> {
             Kind::Silence if !is_about(from, to) => format!("{} to {}", span(from), span(to)),
             _ => span(self.after),
         }
+    }
+
+    /// What happens, and what most probably does it or what else it may be.
+    fn summary(
+        &self,
+        report: &Report,
+        suspects: &[Suspect],
+        hint: Option<&Hint>,
+        has_talked: bool,
+    ) -> String {
+        let sentence = self.sentence(report);
+        if let Some(hint) = hint {
+            return format!("{sentence} {} {}", hint.words, hint.advice);
+        }
+        let is_named = suspects.first().is_some_and(|first| first.source.is_some());
+        let more = if self.kind == Kind::Age && !has_talked && !is_named { LOOKS_THE_SAME } else { "" };
+        format!("{sentence} {} {more}", accusation(suspects)).trim_end().to_owned()
     }
 
     /// What happens, in one sentence.
@@ -298,7 +310,7 @@ impl Seen<'_> {
         let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
         let mut advice: Vec<String> = hint.map(|hint| hint.advice).into_iter().chain([first]).collect();
         if self.kind == Kind::Age && !has_talked {
-            advice.push(format!("{LOOKS_THE_SAME}."));
+            advice.push(LOOKS_THE_SAME.to_owned());
         }
         let named =
             suspects.iter().filter(|suspect| suspect.certainty > Certainty::Possible || suspects.len() == 1);
@@ -616,8 +628,14 @@ pub(super) mod tests {
         let advice = judged(measured.clone(), &[]).0.remove(0).advice;
         assert!(advice.iter().any(|advice| advice.contains("--echo tells")), "{advice:?}");
         measured.idle = measured.idle.map(|idle| Idle { our_messages: Some(held()), ..idle });
+        let mut behind_nginx = measured.clone();
+        behind_nginx.idle =
+            behind_nginx.idle.map(|idle| Idle { silent: cut(Duration::from_secs(5), CutHow::Fin), ..idle });
+        let (both, verdict) = judged(behind_nginx, &["nginx"]);
+        assert_eq!(ids(&both), ["idle-limit", "idle-limit-of-messages"]);
+        assert_eq!(verdict.heartbeat.map(|heartbeat| heartbeat.interval_ms), Some(2000.0));
         let (findings, verdict) = judged(measured, &["nginx"]);
-        assert_eq!(ids(&findings), ["idle-limit"]);
+        assert_eq!(ids(&findings), ["idle-limit-of-messages"]);
         assert!(verdict.summary.contains("after 13 s without a message"), "{}", verdict.summary);
         assert_eq!(verdict.cuts[0].suspects.iter().map(|suspect| suspect.id).collect::<Vec<_>>(), ["server"]);
         assert!(verdict.heartbeat.is_some_and(|heartbeat| heartbeat.client.contains("Pings do not count")));

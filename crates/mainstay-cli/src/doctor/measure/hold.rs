@@ -111,9 +111,9 @@ pub(super) async fn hold<N: Copy>(
     }
 }
 
-/// Waits for the answer to a first message: a server may take nothing else before it. One that answers none is not waited for longer.
+/// Waits for the answer to a first message, if there is one: a server may take nothing else before it.
 pub(super) async fn greet(target: &Target, probe: &mut Probe) {
-    if target.first_message().is_some() {
+    if target.answers_first() {
         let _ = timeout(GREETING, probe.greeting()).await;
     }
 }
