@@ -292,11 +292,7 @@ impl Probe {
             if let Some(end) = &self.ended {
                 return Poll::Ready(Seen::Ended(end.clone()));
             }
-            let _ = self.poll_write(cx);
-            if self.answers > MAX_ANSWERS {
-                return Poll::Pending;
-            }
-            ready!(self.poll_read(cx));
+            ready!(self.poll_more(cx));
         }
     }
 
@@ -312,12 +308,18 @@ impl Probe {
                     }
                 }
                 None if self.ended.is_some() => return Poll::Ready(false),
-                None => {
-                    let _ = self.poll_write(cx);
-                    ready!(self.poll_read(cx));
-                }
+                None => ready!(self.poll_more(cx)),
             }
         }
+    }
+
+    /// Writes what waits, and reads once. A server that does not read is not read either.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = self.poll_write(cx);
+        if self.answers > MAX_ANSWERS {
+            return Poll::Pending;
+        }
+        self.poll_read(cx)
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Ended>> {
@@ -467,6 +469,25 @@ mod tests {
         assert!((500..20_000).contains(&seen) && probe.ended.is_none(), "{seen}");
         assert!(probe.unsent.len() < 2 * MAX_ANSWERS, "{}", probe.unsent.len());
         flood.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_without_an_end_before_the_answer_to_a_first_message_do_not_make_the_probe_grow() {
+        let (mut probe, mut server) = connected(4096);
+        let ping = [&[0x89, 125][..], &[b'x'; 125]].concat();
+        let flood = tokio::spawn(async move { while server.write_all(&ping).await.is_ok() {} });
+        assert_eq!(moment(probe.greeting()).await, None);
+        assert!(probe.unsent.len() < 2 * MAX_ANSWERS, "{}", probe.unsent.len());
+        flood.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_answer_to_a_first_message_is_taken_and_a_close_is_left() {
+        let (mut probe, mut server) = connected(4096);
+        server.write_all(b"\x89\x00\x81\x02ok\x88\x02\x03\xe8").await.unwrap();
+        assert!(probe.greeting().await);
+        assert!(!probe.greeting().await);
+        assert_eq!(probe.next().await, Seen::Close { code: Some(1000), reason: String::new() });
     }
 
     #[tokio::test(start_paused = true)]

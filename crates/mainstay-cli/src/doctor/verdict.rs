@@ -308,8 +308,9 @@ impl Seen<'_> {
             ),
         };
         let said = hint.as_ref().map_or_else(String::new, |hint| format!("{} ", hint.words));
+        let is_open = self.kind == Kind::Age && !has_talked && hint.is_none();
         let mut advice: Vec<String> = hint.map(|hint| hint.advice).into_iter().chain([first]).collect();
-        if self.kind == Kind::Age && !has_talked {
+        if is_open {
             advice.push(LOOKS_THE_SAME.to_owned());
         }
         let named =

@@ -547,8 +547,10 @@ async fn a_hostile_server_ends_the_examination_and_not_the_doctor() {
     let pings = serve(frames(b"\x89\x00")).await;
     let wrong = serve(frames(b"\xff\xff")).await;
     for port in [huge, endless, pings, wrong] {
-        let diagnosis = Diagnosis::of(&[&url(port)]);
-        assert!(matches!(diagnosis.code, 0 | 1), "{}", diagnosis.report);
+        for first in [&[][..], &["--first-message", "x"]] {
+            let diagnosis = Diagnosis::of(&[&[url(port).as_str()], first].concat());
+            assert!(matches!(diagnosis.code, 0 | 1), "{}", diagnosis.report);
+        }
     }
     let fields = "X-A: \u{9b}2J\u{202e}\r\nX-\u{1b}: 1\r\nServer: \x1b]0;title\x07\r\n";
     let port = serve(speak(fields, echoing)).await;
