@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// How long a server takes to answer a first message: longer than what any server sends at once, as a greeting.
-const LOGIN_TAKES: Duration = Duration::from_millis(400);
+const LOGIN_TAKES: Duration = Duration::from_millis(300);
 
 /// How a server ends an idle connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +46,7 @@ pub(super) struct Behaviour {
     pub(super) login: Option<(&'static str, Duration)>,
     /// More connections at once are refused by 503.
     pub(super) max_open: Option<usize>,
-    /// After so many connections that lived less than 50 ms each, openings are refused by 429 for half a second.
+    /// After so many connections that lived less than a second each, openings are refused by 429 for half a second.
     pub(super) max_short: Option<usize>,
 }
 
@@ -109,7 +109,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             shared.most_open.fetch_max(open, Ordering::SeqCst);
             let was_open = Connection { stream, shared: &shared, opened, input: Vec::new() }.run(open).await;
             shared.open.fetch_sub(1, Ordering::SeqCst);
-            if was_open.is_some() && opened.elapsed() < Duration::from_millis(50) {
+            if was_open.is_some() && opened.elapsed() < Duration::from_secs(1) {
                 shared.short.lock().unwrap().push_back(Instant::now());
             }
         });
