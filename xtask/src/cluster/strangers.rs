@@ -56,7 +56,8 @@ pub(super) fn strangers(program: &Program, size: &Size) -> Result<()> {
     let mut rows = rows::of(&verdict, &Allowed::NOTHING);
     rows.push(row("strangers at peer listeners", came, Must::BeAtLeast(1)));
     rows.push(row("... that got an answer", answered, Must::Be(0)));
-    rows.push(row("... that the nodes counted", counted, Must::Be(came)));
+    // On a busy machine a node gives up another one that has not read its HELLO within a second; that is counted there, too.
+    rows.push(row("... that the nodes counted", counted, Must::BeAtLeast(came)));
     rows::judge(&format!("{:?}: garbage and wrong keys at the peer listeners", program.brand), &rows)
 }
 
