@@ -48,12 +48,13 @@ const STEPS: &[Step] = &[
     Step::new("tidy", "rules over all files", |_| tidy::check()),
     Step::new("programs", "what the later steps run, built for release", |_| programs::all())
         .beside(Beside::Compiling)
-        .within(40),
+        .within(60),
     Step::new("clippy", "lints", |_| cargo("clippy --workspace --all-targets -- -D warnings"))
         .beside(Beside::Compiling)
-        .within(30),
+        .within(60),
     Step::new("features", "each feature of each crate, alone and none", |_| crates::features())
-        .beside(Beside::Compiling),
+        .beside(Beside::Compiling)
+        .within(60),
     Step::new("msrv", "the oldest compiler that we promise", |_| crates::msrv()).beside(Beside::Compiling),
     Step::new("rustdoc", "documentation without a warning, with each feature", |_| crates::rustdoc())
         .beside(Beside::Compiling),
