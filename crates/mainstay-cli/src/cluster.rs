@@ -83,6 +83,7 @@ pub(crate) fn config(
         cluster = cluster.advertise(address).map_err(wrong("cluster.advertise"))?;
     }
     if let Some(url) = &section.url {
+        let url = values::url(url).map_err(|error| ("cluster.url", format!("<cluster.url>: {error}")))?;
         cluster = cluster.url(url).map_err(wrong("cluster.url"))?;
     }
     if let Some(folder) = &section.tls {

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use mainstay::client::{Builder, ClientHandle, Event, Events, State};
+use mainstay::client::{Builder, ClientHandle, Event, Events, Place, State};
 use mainstay::{Client, CloseCode, Fate, Limits, Link, Message};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -48,7 +48,7 @@ Exit codes:
 pub(crate) struct Arguments {
     /// The server, for example ws://127.0.0.1:8080/echo, wss://example.com/feed or unix:/run/app.sock:/echo.
     #[arg(value_parser = values::server)]
-    url: String,
+    url: Place,
     /// Print messages and events to standard output, one JSON object per line.
     #[arg(long)]
     json: bool,
@@ -81,10 +81,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> ExitCode {
+    let url = arguments.url.to_string();
     if arguments.plain {
-        connect(Link::builder(&arguments.url), &arguments).await
+        connect(Link::builder(&url), &arguments).await
     } else {
-        connect(Client::builder(&arguments.url), &arguments).await
+        connect(Client::builder(&url), &arguments).await
     }
 }
 
@@ -110,7 +111,7 @@ async fn connect<P>(
     }
     builder = builder.limits(Limits { max_message: arguments.max_message, max_fragments: 4096 });
     let output = Output::new(arguments);
-    output.greet(&arguments.url);
+    output.greet(&arguments.url.to_string());
     let client = if arguments.once {
         match builder.connect_once().await {
             Ok(client) => client,

@@ -1,14 +1,13 @@
 //! Parsers of flag values. Each error is one line and says what to write.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Uri};
-use mainstay::client::Place;
+use mainstay::client::{Place, UrlError};
 use mainstay::server::{LifetimeConfig, Origins};
 use mainstay::{Budget, HeartbeatConfig};
-use url::Url;
 
 use crate::clients::listen_address::ListenAddress;
 use mainstay::server::Network;
@@ -186,74 +185,39 @@ pub(crate) fn network(text: &str) -> Result<Network, String> {
 
 /// Parses the URL of a server: `ws://host[:port][/path][?query]`, or `wss://`.
 pub(crate) fn url(text: &str) -> Result<String, String> {
-    let text = in_ascii(text)?;
-    parse_url(&text).map(|_| text.into_owned())
+    let Place { url, socket } = place(text)?;
+    match (socket, url.scheme_str()) {
+        (None, Some("ws" | "wss")) => Ok(url.to_string()),
+        _ => {
+            Err("must start with ws:// or wss:// and name a host, for example ws://127.0.0.1:3000".to_owned())
+        }
+    }
 }
 
 /// Parses the address of a server: as [`url`], or `unix:/run/app.sock[:/path][?query]`. `http://` and `https://` mean the same as
 /// `ws://` and `wss://`.
-pub(crate) fn server(text: &str) -> Result<String, String> {
-    let text = as_websocket(in_ascii(text)?);
-    place(&text).map(|_| text.into_owned())
+pub(crate) fn server(text: &str) -> Result<Place, String> {
+    let mut place = place(text)?;
+    let mut parts = place.url.into_parts();
+    parts.scheme = match parts.scheme.as_ref().map(Scheme::as_str) {
+        Some("https" | "wss") => "wss".parse().ok(),
+        _ => "ws".parse().ok(),
+    };
+    place.url = Uri::from_parts(parts).map_err(|error| error.to_string())?;
+    Ok(place)
 }
 
 /// Parses the address of the backend, which receives both kinds of requests: as [`server`], without a query.
 pub(crate) fn upstream(text: &str) -> Result<Place, String> {
-    let place = place(&as_websocket(in_ascii(text)?))?;
+    let place = server(text)?;
     match place.url.query() {
         None => Ok(place),
         Some(_) => Err("must have no ?query, because each client's own is forwarded; remove it".to_owned()),
     }
 }
 
-fn as_websocket(text: Cow<'_, str>) -> Cow<'_, str> {
-    let same = [("http://", "ws://"), ("https://", "wss://")];
-    let written = same.iter().find_map(|(http, ws)| Some(format!("{ws}{}", text.strip_prefix(http)?)));
-    written.map_or(text, Cow::Owned)
-}
-
-/// Returns a URL as browsers send it: with its scheme in small letters, the host's name in the form that begins with `xn--`, and what
-/// else is beyond ASCII, or a space, percent-encoded. A Unix socket stays as it is, and so does what needs none of that.
-fn in_ascii(text: &str) -> Result<Cow<'_, str>, String> {
-    let scheme = text.split(':').next().unwrap_or_default();
-    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic())
-        && !scheme.bytes().any(|byte| byte.is_ascii_uppercase());
-    if is_plain || text.to_ascii_lowercase().contains("unix:") {
-        return Ok(Cow::Borrowed(text));
-    }
-    // Its errors do not quote the text.
-    let url = Url::parse(text).map_err(|error| format!("{error}; write ws://host:port"))?;
-    Ok(Cow::Owned(url.into()))
-}
-
 fn place(text: &str) -> Result<Place, String> {
-    match text.parse::<Place>() {
-        Ok(place) if place.socket.is_some() => Ok(place),
-        Err(error) if text.starts_with("unix:") => Err(error.to_string()),
-        _ => parse_url(text).map(|url| Place { url, socket: None }),
-    }
-}
-
-/// Parses a URL. Errors do not quote it: it may contain a password.
-fn parse_url(text: &str) -> Result<Uri, String> {
-    let authority = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
-    if authority.is_some_and(|authority| authority.contains('@')) {
-        return Err(
-            "must have no user:password@, which would not be sent; use an Authorization header".to_owned()
-        );
-    }
-    let uri: Uri = text.parse().map_err(|error| format!("{error}; write ws://host:port"))?;
-    let host = uri.host().filter(|host| !host.is_empty());
-    let (Some("ws" | "wss"), Some(host)) = (uri.scheme_str(), host) else {
-        return Err(
-            "must start with ws:// or wss:// and name a host, for example ws://127.0.0.1:3000".to_owned()
-        );
-    };
-    let port = uri.authority().and_then(|authority| authority.as_str().strip_prefix(host));
-    if port.is_some_and(|port| !port.is_empty()) && uri.port_u16().is_none_or(|port| port == 0) {
-        return Err("the port must be a number from 1 to 65535, for example ws://127.0.0.1:3000".to_owned());
-    }
-    Ok(uri)
+    text.parse().map_err(|error: UrlError| error.to_string())
 }
 
 /// Parses the origin of a page: scheme and host, and a port that is not the scheme's default.
@@ -278,22 +242,16 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_sent_as_browsers_send_it() {
-        let check = |text: &str, expected: &str| assert_eq!(server(text).as_deref(), Ok(expected), "{text}");
+    fn a_server_is_found_by_its_name_in_any_language() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(server(text).unwrap().to_string(), expected, "{text}");
+        };
         check("ws://münchen.example", "ws://xn--mnchen-3ya.example/");
-        check("WSS://MÜNCHEN.example:8443/x", "wss://xn--mnchen-3ya.example:8443/x");
-        check("ws://日本語。example/", "ws://xn--wgv71a119e.example/");
-        check("https://example.com/feed", "wss://example.com/feed");
-        check("ws://h/ü?q=ä b", "ws://h/%C3%BC?q=%C3%A4%20b");
-        check(" ws://h/a ", "ws://h/a");
-        check("ws://h/a%20b?c", "ws://h/a%20b?c");
-        check("ws://[::1]:1/", "ws://[::1]:1/");
+        check("HTTPS://example.com/ü", "wss://example.com/%C3%BC");
         check("unix:/run/ä b.sock:/x", "unix:/run/ä b.sock:/x");
-        assert_eq!(
-            upstream("http://bücher.example/").map(|place| place.url.to_string()).as_deref(),
-            Ok("ws://xn--bcher-kva.example/")
-        );
-        for wrong in ["ws://mün chen.example/", "ws://ü:0/", "ftp://ü/", "ws://ann:gehäim@h/", "ws://xn--ü/"]
+        assert_eq!(upstream("http://bücher.example/").unwrap().url, "ws://xn--bcher-kva.example/");
+        assert_eq!(url("ws://bücher.example").as_deref(), Ok("ws://xn--bcher-kva.example/"));
+        for wrong in ["ws://mün chen.example/", "ws://ü:0/", "ftp://ü/", "ws://ann:gehäim@h/", "ws://h/ü#a"]
         {
             let error = server(wrong).unwrap_err();
             assert!(!error.contains("gehäim") && !error.contains('\n'), "{error}");

@@ -66,6 +66,7 @@
 //! | `server` | yes | the axum extractor, the server loop, rooms |
 //! | `client` | yes | the reconnecting client, and links towards plain peers |
 //! | `tls` | yes | `wss://` for the client (rustls with ring) |
+//! | `idn` | no | hosts beyond ASCII in URLs: `ws://münchen.example` |
 //! | `json` | no | typed messages: [`Message::json`], `send_json`, `recv_json` |
 //! | `cluster` | no | many nodes that serve one another's sessions, over Redis or Valkey: [`cluster`] |
 //! | `fault-injection` | no | `cut`, `hold` and `go_away` on a server's [`Sender`](server::Sender) |

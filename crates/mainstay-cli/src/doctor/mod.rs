@@ -94,7 +94,7 @@ Exit codes:
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The server, for example wss://example.com/feed or unix:/run/app.sock:/echo.
-    #[arg(value_parser = url)]
+    #[arg(value_parser = values::server)]
     url: Place,
     /// Examine one connection only, which takes seconds: no limit is measured, and no question is asked.
     #[arg(long, conflicts_with_all = ["lasts", "connections"])]
@@ -354,12 +354,6 @@ fn bearer(file: &Path) -> Result<HeaderValue, String> {
     // The content is a secret, and is not quoted.
     let value = HeaderValue::try_from(format!("Bearer {token}")).ok().filter(|_| is_one);
     value.ok_or_else(|| format!("{place}: must hold one token in ASCII without spaces"))
-}
-
-/// Parses the address of the server.
-fn url(text: &str) -> Result<Place, String> {
-    let server = values::server(text)?;
-    server.parse().map_err(|error: mainstay::client::UrlError| error.to_string())
 }
 
 /// Parses a field of the request that the doctor does not write itself.

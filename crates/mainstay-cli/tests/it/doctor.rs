@@ -606,7 +606,7 @@ fn a_wrong_argument_of_the_doctor_is_one_line() {
     check(&["doctor"], &["<URL>"]);
     check(&["doctor", "example.com"], &["<URL>", "ws://"]);
     check(&["doctor", "ws://ann:secret@127.0.0.1/"], &["<URL>", "Authorization"]);
-    check(&["doctor", "ws://bü cher.example/"], &["<URL>", "write ws://host:port"]);
+    check(&["doctor", "ws://bü cher.example/"], &["<URL>", "bü cher.example", "ws://host:port"]);
     check(&["doctor", "ws://127.0.0.1:0/"], &["<URL>", "from 1 to 65535"]);
     check(&["doctor", url, "--for", "0s"], &["--for", "between 1s and 24h"]);
     check(&["doctor", url, "--for", "soon"], &["--for", "500ms"]);

@@ -193,8 +193,7 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let mut head = format!("GET {path} HTTP/1.1\r\n").into_bytes();
     if !headers.contains_key(http::header::HOST) {
-        let host = url.authority().map_or("", |authority| authority.as_str());
-        head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
+        head.extend_from_slice(format!("Host: {}\r\n", host_field(url)).as_bytes());
     }
     for (name, value) in headers {
         spell(name, &mut head);
@@ -204,6 +203,15 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// Host and port for the server. The interface of a link-local address means something to this machine alone (RFC 6874 section 1).
+fn host_field(url: &Uri) -> String {
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    match authority.split_once('%').and_then(|(address, rest)| Some((address, rest.split_once(']')?.1))) {
+        Some((address, port)) => format!("{address}]{port}"),
+        None => authority.to_owned(),
+    }
 }
 
 /// Writes the name of a field as RFC 6455 and browsers spell it: some servers accept no other spelling.
@@ -233,6 +241,14 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
+
+    #[test]
+    fn the_server_does_not_learn_the_interface_of_a_link_local_address() {
+        let host = |url| host_field(&Uri::from_static(url));
+        assert_eq!(host("ws://[fe80::1%25eth0]:81/a"), "[fe80::1]:81");
+        assert_eq!(host("ws://[fe80::1%eth0]"), "[fe80::1]");
+        assert_eq!(host("ws://h:81"), "h:81");
+    }
 
     #[test]
     fn field_names_are_spelled_as_in_the_rfc() {

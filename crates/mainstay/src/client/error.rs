@@ -34,6 +34,8 @@ pub enum UrlErrorKind {
     Scheme,
     /// It names no host.
     NoHost,
+    /// Its host is beyond ASCII, and the program has not the feature `idn` or there is no such name in DNS.
+    Host,
     /// Its port is not a number from 1 to 65535.
     Port,
     /// It contains credentials, which the client would not send.

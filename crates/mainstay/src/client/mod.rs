@@ -22,6 +22,7 @@
 //! [`Client`] and [`Link`](crate::Link) are one type, [`ClientHandle`], for two kinds of peers. A function
 //! that needs neither kind in particular is generic: `async fn run<P>(client: ClientHandle<P>)`.
 
+mod ascii;
 mod builder;
 mod connector;
 mod core;

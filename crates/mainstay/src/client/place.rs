@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use http::Uri;
 
-use super::{Failure, UrlError, UrlErrorKind};
+use super::{Failure, UrlError, UrlErrorKind, ascii};
 
 /// The address of a server: a URL, and the Unix socket to connect to, if there is one.
 ///
@@ -13,6 +13,10 @@ use super::{Failure, UrlError, UrlErrorKind};
 /// `unix:/run/app.sock`, with the path of the request behind it as `unix:/run/app.sock:/path`. The forms of nginx
 /// (`http://unix:/run/app.sock:/path`) and of Node (`ws+unix:/run/app.sock:/path`) are read, too; with `wss` or `https` in
 /// front the socket carries TLS.
+///
+/// The URL is converted as browsers do it: a path and a query beyond ASCII, and their spaces, are percent-encoded, and with the feature
+/// `idn` a host beyond ASCII gets its name that begins with `xn--`. Without the feature such a host is an error. A fragment is one, too:
+/// a WebSocket sends none (RFC 6455 section 3).
 ///
 /// ```
 /// let place: mainstay::client::Place = "unix:/run/app.sock:/chat".parse()?;
@@ -32,17 +36,18 @@ impl FromStr for Place {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let text = with_small_scheme(text);
+        let text = with_small_scheme(text.trim_ascii());
         if let Some((secure, rest)) = unix(&text) {
             return Self::on_socket(secure, rest);
         }
-        if matches!(text.split_once("://"), Some((_, "" | "/"))) {
+        let Some((scheme, rest)) = text.split_once("://") else { return Err(no_scheme(&text)) };
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        without_credentials(authority)?;
+        let authority = ascii::authority(authority)?;
+        if authority.is_empty() {
             return Err(no_host(&text));
         }
-        let url: Uri = text.parse().map_err(|error| {
-            let words = format!("{text}: not a URL: {error}");
-            UrlError::new(UrlErrorKind::Syntax, Failure::caused_by(error, words))
-        })?;
+        let url = parsed(&format!("{scheme}://{authority}{}", in_ascii(path)?), &text)?;
         Server::of(&url)?;
         Ok(Self { url, socket: None })
     }
@@ -76,13 +81,25 @@ impl Place {
             UrlError::new(UrlErrorKind::Socket, Failure::from(error).context(&format!("unix:{rest}")))
         })?;
         let scheme = if secure { "wss" } else { "ws" };
-        let url =
-            format!("{scheme}://localhost/{path}").parse().map_err(|error: http::uri::InvalidUri| {
-                let words = format!("unix:{rest}: {error}");
-                UrlError::new(UrlErrorKind::Syntax, Failure::caused_by(error, words))
-            })?;
+        let url = parsed(&format!("{scheme}://localhost/{}", in_ascii(path)?), &format!("unix:{rest}"))?;
         Ok(Self { url, socket: Some(PathBuf::from(socket)) })
     }
+}
+
+/// A path and its query in ASCII.
+fn in_ascii(path: &str) -> Result<String, UrlError> {
+    if path.contains('#') {
+        let words = "the URL has a fragment, which is not sent: remove it, or write %23 where # is part of the path or the query";
+        return Err(UrlError::new(UrlErrorKind::Syntax, words));
+    }
+    Ok(ascii::path_and_query(path))
+}
+
+fn parsed(url: &str, written: &str) -> Result<Uri, UrlError> {
+    url.parse().map_err(|error: http::uri::InvalidUri| {
+        let words = format!("{}: not a URL: {error}", shown(&written));
+        UrlError::new(UrlErrorKind::Syntax, Failure::caused_by(error, words))
+    })
 }
 
 /// The same text with its scheme in lower case: schemes are case-insensitive (RFC 3986 section 3.1).
@@ -144,30 +161,22 @@ impl Server {
     /// Checks a URL before anything is dialled.
     pub(super) fn of(url: &Uri) -> Result<Self, UrlError> {
         let authority = url.authority().map_or("", |authority| authority.as_str());
-        if let Some((_, place)) = authority.rsplit_once('@') {
-            // The rest of the URL is a secret.
-            let words = format!(
-                "the URL of {place} has credentials, which are not sent: use a header, as `Authorization`"
-            );
-            return Err(UrlError::new(UrlErrorKind::Credentials, words));
-        }
+        without_credentials(authority)?;
         // A `Uri` of the application may have capitals here, and they mean the same (RFC 3986 section 3.1).
         let scheme = url.scheme_str().map(str::to_ascii_lowercase);
         let (secure, usual) = match scheme.as_deref() {
             Some("ws" | "http") => (false, 80),
             Some("wss" | "https") => (true, 443),
-            _ => {
-                let words = format!("{url}: the URL must start with ws://, wss:// or unix:");
-                return Err(UrlError::new(UrlErrorKind::Scheme, words));
-            }
+            _ => return Err(no_scheme(url)),
         };
         let host = url.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| no_host(url))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        // The interface of a link-local address is written `%25eth0` (RFC 6874), and the system reads `%eth0`.
+        let host = host.trim_start_matches('[').trim_end_matches(']').replacen("%25", "%", 1);
         let port = match port_of(authority) {
-            "" => usual,
-            port => parse_port(port).ok_or_else(|| {
-                let words = format!("{url}: the port `{port}` is not a number from 1 to 65535");
+            None => usual,
+            Some(port) => parse_port(port).ok_or_else(|| {
+                let words = format!("{}: the port `{port}` is not a number from 1 to 65535", shown(url));
                 UrlError::new(UrlErrorKind::Port, words)
             })?,
         };
@@ -175,14 +184,35 @@ impl Server {
     }
 }
 
-fn no_host(url: &dyn std::fmt::Display) -> UrlError {
-    UrlError::new(UrlErrorKind::NoHost, format!("{url}: the URL names no host"))
+fn without_credentials(authority: &str) -> Result<(), UrlError> {
+    let Some((_, place)) = authority.rsplit_once('@') else { return Ok(()) };
+    // The rest of the URL is a secret.
+    let place = shown(&place);
+    let words =
+        format!("the URL of {place} has credentials, which are not sent: use a header, as `Authorization`");
+    Err(UrlError::new(UrlErrorKind::Credentials, words))
 }
 
-/// The port as it is written. `Uri` accepts any text there, and then has no port at all.
-fn port_of(authority: &str) -> &str {
+fn no_scheme(url: &dyn std::fmt::Display) -> UrlError {
+    let words =
+        format!("{}: the URL must start with ws://, wss:// or unix:, as ws://127.0.0.1:3000", shown(url));
+    UrlError::new(UrlErrorKind::Scheme, words)
+}
+
+fn no_host(url: &dyn std::fmt::Display) -> UrlError {
+    UrlError::new(UrlErrorKind::NoHost, format!("{}: the URL names no host", shown(url)))
+}
+
+/// A URL for an error: in one line, without its query, in which tokens are common.
+fn shown(url: &dyn std::fmt::Display) -> String {
+    url.to_string().split('?').next().unwrap_or_default().escape_debug().to_string()
+}
+
+/// The port as it is written. `Uri` accepts any text there, and then has no port at all. An empty one is no default: mostly it is a
+/// variable that is not set.
+fn port_of(authority: &str) -> Option<&str> {
     let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
-    behind_ipv6.rsplit_once(':').map_or("", |(_, port)| port)
+    behind_ipv6.rsplit_once(':').map(|(_, port)| port)
 }
 
 fn parse_port(text: &str) -> Option<u16> {
@@ -220,11 +250,72 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_sent_as_browsers_send_it() {
+        let check = |text: &str, url: &str| assert_eq!(text.parse::<Place>().unwrap().url, url, "{text}");
+        check("ws://h/ü?q=ä b", "ws://h/%C3%BC?q=%C3%A4%20b");
+        check("ws://h?日", "ws://h/?%E6%97%A5");
+        check("ws://h/a%20b/?c%", "ws://h/a%20b/?c%");
+        check("ws://h/\"<>`{}^|'?\"<>`{}^|'", "ws://h/%22%3C%3E%60%7B%7D%5E|'?%22%3C%3E`{}^|%27");
+        check("ws://h/\u{7f}", "ws://h/%7F");
+        check(" ws://h/a\n", "ws://h/a");
+        check("unix:/run/ä b.sock:/ö x", "ws://localhost/%C3%B6%20x");
+        assert_eq!("unix:/run/ä b.sock".parse::<Place>().unwrap().socket, Some("/run/ä b.sock".into()));
+    }
+
+    #[test]
+    #[cfg(feature = "idn")]
+    fn a_host_is_looked_up_as_browsers_do_it() {
+        let check = |text: &str, url: &str| assert_eq!(text.parse::<Place>().unwrap().url, url, "{text}");
+        check("ws://münchen.example", "ws://xn--mnchen-3ya.example/");
+        check("WSS://MÜNCHEN.example:8443/x", "wss://xn--mnchen-3ya.example:8443/x");
+        check("ws://日本語。example/", "ws://xn--wgv71a119e.example/");
+        check("ws://１２７.0.0.1:80?a", "ws://127.0.0.1:80/?a");
+        for wrong in ["ws://mün chen.example/", "ws://xn--ü/", "ws://[::ü]/", "ws://a\u{ad}%ü/"] {
+            assert_eq!(wrong.parse::<Place>().unwrap_err().kind, UrlErrorKind::Host, "{wrong}");
+        }
+        assert_eq!("ws://ü:0/".parse::<Place>().unwrap_err().kind, UrlErrorKind::Port);
+        assert_eq!("ws://\u{ad}/".parse::<Place>().unwrap_err().kind, UrlErrorKind::NoHost);
+    }
+
+    #[test]
+    #[cfg(not(feature = "idn"))]
+    fn a_host_beyond_ascii_is_refused_with_what_to_do() {
+        let error = "ws://münchen.example/".parse::<Place>().unwrap_err();
+        assert_eq!(error.kind, UrlErrorKind::Host);
+        assert_eq!(
+            error.to_string(),
+            "münchen.example: a host beyond ASCII needs the feature `idn` of the crate `mainstay`, \
+             or its name that begins with xn--"
+        );
+    }
+
+    #[test]
+    fn the_error_of_a_url_is_one_line_without_what_may_be_secret() {
+        for wrong in [
+            "ws://user:gehäim@h/",
+            "ws://user:ge häim@h/",
+            "ws://user:gehäim@ü\n/",
+            "ws://h:x/?token=gehäim",
+            "ws://h/\n?gehäim",
+            "ftp://h/?gehäim",
+            "?gehäim",
+            "ws:///?gehäim",
+            "ws://h/a#gehäim",
+            "unix:/a:/\n?gehäim",
+        ] {
+            let error = wrong.parse::<Place>().unwrap_err().to_string();
+            assert!(!error.contains("häim") && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
     fn a_url_that_cannot_be_dialled_is_refused() {
         let server = |text: &str| text.parse::<Place>().map(|place| Server::of(&place.url).unwrap());
         let found = |host: &str, port, secure| Ok(Server { host: host.to_owned(), port, secure });
         assert_eq!(server("ws://example.com/a"), found("example.com", 80, false));
         assert_eq!(server("https://[::1]:8443"), found("::1", 8443, true));
+        assert_eq!(server("ws://[fe80::1%25eth0]:81"), found("fe80::1%eth0", 81, false));
+        assert_eq!(server("ws://[fe80::1%eth0]/"), found("fe80::1%eth0", 80, false));
         assert_eq!(server("WS://Example.com/"), found("Example.com", 80, false));
         assert_eq!(server("Wss://example.com:1/"), found("example.com", 1, true));
         let made: Uri = "WSS://example.com".parse().unwrap();
@@ -236,15 +327,17 @@ mod tests {
             "h:1",
             "ws://h:0/",
             "ws://h:x/",
+            "ws://h:/",
             "ws://",
             "ws://u:p@h/",
+            "ws://h/a#b",
+            "ws://h#",
+            "unix:/run/app.sock:/a#b",
             "unix:",
             "unix::/a",
             &long,
         ] {
             assert!(server(wrong).is_err(), "{wrong}");
         }
-        let secret = server("ws://user:password@h/").unwrap_err().to_string();
-        assert!(!secret.contains("password"), "{secret}");
     }
 }
