@@ -44,6 +44,7 @@
 //! - Faults of frames read HTTP/1.1 and RFC 6455 and need `ws://`. TLS and HTTP/2 pass as bytes.
 
 mod connection;
+mod dial;
 mod engine;
 mod event;
 mod fault;

@@ -5,19 +5,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep_until};
 
 use crate::connection::{Action, Connection};
+use crate::dial::dial;
 use crate::event::What;
 use crate::fault::Side;
 use crate::shared::{Shared, reason};
 
-/// How long the upstream may take to accept a connection.
-const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// How often one connection moves bytes before the others have their turn.
 const TURNS: usize = 8;
 
@@ -201,27 +200,4 @@ impl Pair {
         self.sleep = None;
         Poll::Ready(())
     }
-}
-
-async fn dial(upstream: String, listen: SocketAddr) -> io::Result<TcpStream> {
-    let began = Instant::now();
-    timeout(DIAL_LIMIT, connect(&upstream, listen)).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} s", began.elapsed().as_secs());
-        Err(io::Error::new(io::ErrorKind::TimedOut, message))
-    })
-}
-
-/// Connects, but not to the proxy itself: each connection would open another one, without an end.
-async fn connect(upstream: &str, listen: SocketAddr) -> io::Result<TcpStream> {
-    let is_here = |address: SocketAddr| address.ip().is_loopback() || address.ip().is_unspecified();
-    let is_own = |address: &SocketAddr| {
-        let is_any = listen.ip().is_unspecified() || address.ip().is_unspecified();
-        let is_same = listen.ip() == address.ip() || is_any && is_here(listen) && is_here(*address);
-        listen.port() == address.port() && is_same
-    };
-    let others: Vec<_> = lookup_host(upstream).await?.filter(|address| !is_own(address)).collect();
-    if others.is_empty() {
-        return Err(io::Error::other("this is the address of the proxy itself; name the server's"));
-    }
-    TcpStream::connect(&others[..]).await
 }
