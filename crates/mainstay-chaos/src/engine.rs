@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep_until;
 
+use crate::clock::TICK;
 use crate::connection::Connection;
 use crate::event::{Cause, Event, FaultId, Lift, What};
 use crate::fault::Fault;
@@ -141,14 +142,15 @@ impl Engine {
     async fn serve(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) {
         let shared = Rc::clone(&self.shared);
         while !self.has_ended {
-            let next = self.next_time().map(|at| shared.instant(at));
+            let tick = shared.now() + TICK;
+            let next = self.next_time().map_or(tick, |at| at.min(tick));
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
                     Some(command) => command(self),
                     None => self.has_ended = true,
                 },
-                () = wait_until(next) => self.handle_time(),
+                () = sleep_until(shared.instant(next).into()) => self.handle_time(),
                 () = shared.has_newcomer.notified() => self.show_ghosts(),
                 accepted = accept(self.listener.as_ref().filter(|_| self.again.is_none())) => self.accept(accepted),
             }
@@ -470,13 +472,6 @@ fn lengthen_queue(listener: &TcpListener) -> io::Result<()> {
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
     match listener {
         Some(listener) => listener.accept().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn wait_until(time: Option<std::time::Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

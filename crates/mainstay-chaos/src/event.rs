@@ -25,7 +25,7 @@ impl fmt::Display for FaultId {
 pub struct Event {
     /// Counts the events of a proxy from 1.
     pub number: u64,
-    /// Since the start of the proxy.
+    /// Since the start of the proxy, without the time in which its process was [paused](What::Paused).
     pub at: Duration,
     /// The connection that it is about, counted from 1; `None`: the proxy.
     pub connection: Option<u64>,
@@ -112,6 +112,12 @@ pub enum What {
         /// Why, in words.
         reason: String,
     },
+    /// `paused`: the process of the proxy was stopped, and runs again: SIGSTOP, a frozen container, a debugger. The time of the pause does not
+    /// count: no client was silent meanwhile, and what was due comes after it.
+    Paused {
+        /// How long. As JSON in seconds.
+        lasted: Duration,
+    },
     /// `ended`: the proxy has ended.
     Ended,
 }
@@ -154,6 +160,7 @@ impl What {
             Self::Dead { .. } => "dead",
             Self::Closed { .. } => "closed",
             Self::AcceptFailed { .. } => "accept-failed",
+            Self::Paused { .. } => "paused",
             Self::Ended => "ended",
         }
     }
@@ -193,6 +200,7 @@ impl What {
                 map.serialize_entry("down", down)
             }
             Self::AcceptFailed { reason } => map.serialize_entry("reason", reason),
+            Self::Paused { lasted } => map.serialize_entry("lasted", &seconds(*lasted)),
         }
     }
 }

@@ -43,6 +43,7 @@
 //!   the proxy stops reading, and the writer's socket fills.
 //! - Faults of frames read HTTP/1.1 and RFC 6455 and need `ws://`. TLS and HTTP/2 pass as bytes.
 
+mod clock;
 mod connection;
 mod dial;
 mod engine;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::clock::Clock;
 use crate::event::{Event, What};
 
 /// Receives each event.
@@ -21,6 +22,7 @@ const SCRATCH: usize = 64 * 1024;
 
 pub(crate) struct Shared {
     since: Instant,
+    clock: RefCell<Clock>,
     /// Where the proxy listens.
     pub(crate) address: SocketAddr,
     upstream: RefCell<String>,
@@ -43,6 +45,7 @@ impl Shared {
     pub(crate) fn new(address: SocketAddr, upstream: String, receive: Option<OnEvent>) -> Self {
         Self {
             since: Instant::now(),
+            clock: RefCell::default(),
             address,
             upstream: RefCell::new(upstream),
             timeline: RefCell::new(Timeline {
@@ -57,15 +60,22 @@ impl Shared {
         }
     }
 
-    /// Returns the time since the start of the proxy.
+    /// Returns the time since the start of the proxy, without its pauses.
     pub(crate) fn now(&self) -> Duration {
-        self.since.elapsed()
+        let mut clock = self.clock.borrow_mut();
+        let pause = clock.handle_time(self.since.elapsed());
+        let now = clock.now();
+        drop(clock);
+        if let Some(lasted) = pause {
+            self.event_at(now, None, What::Paused { lasted });
+        }
+        now
     }
 
     /// Returns the moment of a time since the start; one that the clock cannot show is far away.
     pub(crate) fn instant(&self, at: Duration) -> Instant {
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        self.since + at.min(FAR)
+        self.since + self.clock.borrow().shows_at(at.min(FAR))
     }
 
     /// Returns where new connections lead.

@@ -266,3 +266,32 @@ fn a_rule_of_the_whole_proxy_strikes_what_is_open_and_what_opens_while_it_lasts(
     assert_eq!(read(&stream, 4), b"kept");
     assert!(proxy.faults().is_empty());
 }
+
+#[test]
+fn a_pause_of_the_proxy_is_no_silence_of_a_client_and_nothing_strikes_in_it() {
+    let pause = Duration::from_secs(3);
+    let rule = |fault, when| Rule { fault, when, lasts: None, share: 1.0 };
+    let after = Duration::from_secs(2);
+    let idle = Fault::IdleCut { direction: Direction::Both, after, silent: false };
+    let twice_a_second = When::At { at: Duration::ZERO, repeat: Some(Duration::from_millis(500)) };
+    let rules = vec![rule(idle, When::Always), rule(Fault::CutInFrame(Direction::Down), twice_a_second)];
+    let upstream = upstream();
+    let proxy = mainstay_chaos::ChaosProxy::builder(upstream.address.to_string())
+        .scenario(Scenario { rules })
+        .on_event(move |event| {
+            // The thread stands still, as a stopped process does.
+            if event.what.name() == "handshake" {
+                std::thread::sleep(pause);
+            }
+        })
+        .start()
+        .unwrap();
+    let stream = open(&proxy);
+    exchange(&stream, b"\x89\0");
+    let event = wait_for(&proxy, "paused");
+    assert!(matches!(event.what, What::Paused { lasted } if lasted > pause / 2), "{event:?}");
+    let timeline = proxy.timeline();
+    assert!(timeline.iter().all(|event| event.what.name() != "closed"), "{timeline:#?}");
+    let at_once = timeline.iter().filter(|other| other.number > event.number && other.at == event.at);
+    assert!(at_once.filter(|event| event.what.name() == "fault").count() < 3, "{timeline:#?}");
+}

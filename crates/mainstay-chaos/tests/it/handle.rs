@@ -46,25 +46,27 @@ fn every_event_is_reported_in_order_and_kept() {
     let id = proxy.inject(Fault::BlackHole(Direction::Up), Target::Open, Some(Duration::from_secs(3600)));
     assert!(proxy.lift(id));
     proxy.inject(Fault::Reset, Target::Connection(1), None);
-    let timeline = proxy.timeline();
+    let all = proxy.timeline();
+    assert!(all.iter().enumerate().all(|(index, event)| event.number == index as u64 + 1));
+    // A machine without a free core adds pauses.
+    let timeline: Vec<_> = all.iter().filter(|event| event.what.name() != "paused").collect();
     let names: Vec<_> = timeline.iter().map(|event| event.what.name()).collect();
     let expected = ["started", "opened", "connected", "unreadable", "fault", "lifted", "fault", "closed"];
     assert_eq!(names, expected);
-    assert!(timeline.iter().enumerate().all(|(index, event)| event.number == index as u64 + 1));
-    let fault = serde_json::to_value(&timeline[4]).unwrap();
+    let fault = serde_json::to_value(timeline[4]).unwrap();
     let expected = serde_json::json!({
-        "number": 5, "at": fault["at"], "event": "fault", "fault": "black-hole", "direction": "up", "by": "command 1", "for": "1h"
+        "number": fault["number"], "at": fault["at"], "event": "fault", "fault": "black-hole", "direction": "up", "by": "command 1", "for": "1h"
     });
     assert_eq!(fault, expected);
-    let closed = serde_json::to_value(&timeline[7]).unwrap();
+    let closed = serde_json::to_value(timeline[7]).unwrap();
     let expected = serde_json::json!({
-        "number": 8, "at": closed["at"], "event": "closed", "connection": 1, "reason": "reset", "up": 5, "down": 5
+        "number": closed["number"], "at": closed["at"], "event": "closed", "connection": 1, "reason": "reset", "up": 5, "down": 5
     });
     assert_eq!(closed, expected);
     assert_eq!(proxy.seed(), 7);
     drop(proxy);
     let seen = seen.lock().unwrap();
-    assert_eq!(seen[..8], timeline);
+    assert_eq!(seen[..all.len()], all);
     assert_eq!(seen.last().map(|event| event.what.clone()), Some(What::Ended));
 }
 

@@ -231,6 +231,9 @@ fn words(event: &Event) -> String {
             format!("{by}; {up} bytes up, {down} down")
         }
         What::AcceptFailed { reason } => format!("cannot accept: {reason}"),
+        What::Paused { lasted } => {
+            format!("this process was stopped for {:.1} s, which do not count", lasted.as_secs_f64())
+        }
         What::Ended => "ended".to_owned(),
         // New kinds of events have words in JSON.
         other => format!("{}: {}", other.name(), in_json(event)),
