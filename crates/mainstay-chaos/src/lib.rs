@@ -64,7 +64,7 @@ pub use event::{Cause, Event, FaultId, Lift, What};
 pub use fault::{Direction, Fault};
 pub use kind::{Kind, Strikes};
 pub use proxy::{Builder, ChaosProxy};
-pub use scenario::{Profile, Rule, Scenario, ScenarioError, ScenarioFile, When};
+pub use scenario::{MAX_RULES, Profile, Rule, Scenario, ScenarioError, ScenarioFile, When};
 pub use state::{ActiveFault, ConnectionInfo, Target};
 
 /// The README, whose example compiles.

@@ -16,6 +16,9 @@ use std::time::Duration;
 
 use crate::fault::Fault;
 
+/// The greatest number of rules in a file, and of a run of `mainstay chaos`: each connection keeps the times of all.
+pub const MAX_RULES: usize = 1000;
+
 /// The faults of a run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scenario {

@@ -10,12 +10,10 @@ use super::guess::meant;
 use super::profile::Profile;
 use super::table::fields_of_line;
 use super::wrong::{ScenarioError, Step, Wrong};
-use super::{Rule, Scenario};
+use super::{MAX_RULES, Rule, Scenario};
 
 /// The tables at the top of a file.
 const AT_THE_TOP: [&str; 4] = ["seed", "use", "fault", "profile"];
-/// The greatest number of rules in a list.
-const MAX_RULES: usize = 1000;
 /// The greatest seed: programs in JavaScript read it from JSON, too.
 const MAX_SEED: u64 = (1 << 53) - 1;
 
@@ -194,7 +192,15 @@ fn read_file(root: &Map<String, Value>) -> Result<ScenarioFile, Wrong> {
     let mut file = ScenarioFile { seed, scenario: Scenario::default(), profiles };
     file.scenario = used(root, &file)?;
     file.scenario.rules.extend(own.rules);
-    Ok(file)
+    match file.scenario.rules.len() {
+        ..=MAX_RULES => Ok(file),
+        count => {
+            let what = format!(
+                "the profiles and [[fault]] have {count} rules together; at most {MAX_RULES} are allowed"
+            );
+            Err(Wrong::at("use", what))
+        }
+    }
 }
 
 /// Reads the rules of the profiles that `use` names.
@@ -226,7 +232,7 @@ fn used(root: &Map<String, Value>, file: &ScenarioFile) -> Result<Scenario, Wron
 fn read_profile(name: &str, profile: &Value) -> Result<Scenario, Wrong> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || name.len() > 64 || !name.bytes().all(allowed) {
-        return Err(Wrong::whole("a profile's name has 1 to 64 letters, digits, - and _"));
+        return Err(Wrong::whole("a profile's name has 1 to 64 letters, digits, -, _ and ."));
     }
     if Profile::named(name).is_some() {
         return Err(Wrong::whole("is the name of a built-in profile; choose another name"));
@@ -545,6 +551,12 @@ mod tests {
         }
         let many = "[[fault]]\nkind = \"reset\"\n".repeat(1001);
         assert!(wrong(&many).contains("has 1001 rules; at most 1000"));
+        let used = format!("use = [{}]", "\"mobile\", ".repeat(1000));
+        assert!(
+            wrong(&used).starts_with("line 1: use: ") && wrong(&used).contains("at most 1000"),
+            "{}",
+            wrong(&used)
+        );
     }
 
     #[test]

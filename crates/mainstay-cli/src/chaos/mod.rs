@@ -103,6 +103,14 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
     if let Some(name) = &arguments.list {
         return list::print(name, arguments.json);
     }
+    // A signal ends the process while it waits for a file that is a pipe.
+    let plan = match Plan::new(arguments) {
+        Ok(plan) => plan,
+        Err(line) => {
+            log::write_line(&line);
+            return ExitCode::from(2);
+        }
+    };
     // Each client takes two.
     let _ = descriptors::raise_limit();
     // Before the first line is printed: its reader may send a signal at once.
@@ -113,8 +121,7 @@ pub(crate) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let started = Plan::new(arguments).and_then(Running::start);
-    match started {
+    match Running::start(plan) {
         Ok(running) => running.until_the_end(stops).await,
         Err(line) => {
             log::write_line(&line);

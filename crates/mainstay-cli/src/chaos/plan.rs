@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use mainstay_chaos::{Rule, Scenario, ScenarioFile};
+use mainstay_chaos::{MAX_RULES, Rule, Scenario, ScenarioFile};
 
 use super::Arguments;
 use super::timeline::Shown;
@@ -45,6 +45,12 @@ impl Plan {
         for line in &arguments.faults {
             let rule: Rule = line.parse().map_err(|error| format!("--fault {line:?}: {error}"))?;
             scenario.rules.push(rule);
+        }
+        if scenario.rules.len() > MAX_RULES {
+            let count = scenario.rules.len();
+            return Err(format!(
+                "--profile, --scenario and --fault have {count} rules together; at most {MAX_RULES} are allowed"
+            ));
         }
         if let Some(api) = arguments.api.filter(|api| !api.ip().is_loopback())
             && arguments.api_hosts.is_empty()

@@ -199,6 +199,17 @@ async fn a_signal_the_end_of_its_time_and_of_its_input_end_it_and_leave_no_socke
 }
 
 #[tokio::test]
+async fn a_signal_ends_it_while_it_waits_for_a_scenario_from_a_pipe() {
+    let arguments = ["chaos", "--upstream", "127.0.0.1:1", "--scenario", "/dev/stdin"];
+    let mut process = Process(mainstay(&arguments).spawn().unwrap());
+    let mut input = process.0.stdin.take().unwrap();
+    // More than a pipe holds: it reads.
+    input.write_all("# a comment\n".repeat(50_000).as_bytes()).unwrap();
+    signal(&process.0, "TERM");
+    assert_eq!(ended(&mut process).await, None, "no exit code: the signal ended it");
+}
+
+#[tokio::test]
 async fn it_ends_when_the_program_that_started_it_is_killed() {
     let (reader, writer) = std::io::pipe().unwrap();
     // It stands for a test runner: it holds the other end of standard input, and has no chance to clean up.
@@ -331,6 +342,8 @@ fn a_mistake_is_one_line_that_names_the_flag_the_bound_and_what_to_write() {
         check(&[&["chaos", "--upstream", "127.0.0.1:1"], arguments].concat(), expected);
     };
     check(&["chaos"], &["--upstream"]);
+    let many = ["--fault", "reset"].repeat(1001);
+    wrong(&many, &["--fault", "1001 rules", "at most 1000"]);
     for (upstream, expected) in [
         ("127.0.0.1", "no port"),
         ("127.0.0.1:0", "1 to 65535"),
