@@ -78,8 +78,8 @@ pub enum What {
         by: Cause,
         /// How long it lasts; `None`: a fault of a moment, or one without an end.
         lasts: Option<Duration>,
-        /// When it was due, exactly: since the opening of the connection, or since the start of the proxy if the event has no connection
-        /// or the rule has `at`. `None`: it was commanded.
+        /// When it was due, exactly: since the opening of the connection or, if the event has none, since the start of the proxy; after
+        /// [`set_scenario`](crate::ChaosProxy::set_scenario) since that. `None`: it was commanded.
         due: Option<Duration>,
     },
     /// `lifted`: a fault that lasted has stopped.

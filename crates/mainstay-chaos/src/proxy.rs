@@ -87,8 +87,8 @@ impl ChaosProxy {
         Ok(())
     }
 
-    /// Replaces the rules. Faults of the old ones are lifted; the times of the new ones count from now on for connections that are open,
-    /// and for `at` from the start of the proxy.
+    /// Replaces the rules. Faults of the old ones are lifted; the times of the new ones count from now on, for `at` and for connections
+    /// that are open.
     pub fn set_scenario(&self, scenario: Scenario) {
         self.ask(move |engine| engine.set_scenario(scenario));
     }
@@ -234,6 +234,9 @@ fn host_and_port(upstream: &str) -> io::Result<String> {
     let Some((host, port)) = authority.rsplit_once(':') else { return Err(wrong("has no port")) };
     if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
         return Err(wrong("has an IPv6 address, which needs brackets and a port, as in [::1]:3000"));
+    }
+    if !host.is_ascii() {
+        return Err(wrong("has a host beyond ASCII, whose name in DNS begins with xn--"));
     }
     if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(wrong("has no host"));

@@ -46,10 +46,10 @@ pub struct Rule {
 pub enum When {
     /// Always: from the start, and each connection from its opening.
     Always,
-    /// Once, so long after the start of the proxy, all connections that are open then, and while it lasts also those that open; and
+    /// Once, so long after the start of the proxy or the replacement of its rules, all connections that are open then, and while it lasts also those that open; and
     /// again each `repeat`.
     At {
-        /// Since the start of the proxy.
+        /// Since then.
         at: Duration,
         /// The time between two strikes; `None`: once.
         repeat: Option<Duration>,

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use mainstay_chaos::{ChaosProxy, Direction, Fault, Rule, Scenario, Target, What, When};
+use mainstay_chaos::{ChaosProxy, Direction, Event, Fault, Rule, Scenario, Target, What, When};
 
 use crate::stage::{REQUEST, connect, exchange, is_silent, open, read, upstream, wait_for, wait_until};
 
@@ -265,6 +265,21 @@ fn a_rule_of_the_whole_proxy_strikes_what_is_open_and_what_opens_while_it_lasts(
     proxy.set_scenario(Scenario::default());
     assert_eq!(read(&stream, 4), b"kept");
     assert!(proxy.faults().is_empty());
+}
+
+#[test]
+fn the_times_of_new_rules_count_from_their_replacement() {
+    let upstream = upstream();
+    let proxy = upstream.proxy();
+    proxy.inject(Fault::Stall(Direction::Both), Target::Open, None);
+    let replaced = wait_for(&proxy, "fault").at;
+    let at = Duration::from_millis(50);
+    let rule = Rule { fault: Fault::Fin, when: When::At { at, repeat: None }, lasts: None, share: 1.0 };
+    proxy.set_scenario(Scenario { rules: vec![rule] });
+    let is_fin = |event: &Event| matches!(event.what, What::Fault { fault: Fault::Fin, .. });
+    let strike = proxy.wait_for(Duration::from_secs(30), is_fin).unwrap();
+    assert!(strike.at >= replaced + at, "{strike:?}");
+    assert!(matches!(strike.what, What::Fault { due, .. } if due == Some(at)), "{strike:?}");
 }
 
 #[test]

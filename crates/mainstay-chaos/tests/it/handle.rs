@@ -348,6 +348,7 @@ fn a_wrong_address_is_an_error_that_names_it() {
         ("::1:80", "has an IPv6 address, which needs brackets and a port, as in [::1]:3000"),
         ("[::1]", "has an IPv6 address, which needs brackets and a port, as in [::1]:3000"),
         ("a server:80", "has no host"),
+        ("bücher.example:80", "has a host beyond ASCII, whose name in DNS begins with xn--"),
         ("a:0", "has no port of 1 to 65535"),
         ("a:65536", "has no port of 1 to 65535"),
         ("ws://a:80/ws", "has a path, which the client chooses"),
