@@ -16,7 +16,7 @@ export type { Bytes, Connection, Direction, Duration, Event, Fault, Rule, Strike
 export interface Options {
   /** Where connections lead: `host:port`. */
   upstream: string;
-  /** Where the proxy listens: `host:port`. Default: a free port of 127.0.0.1. */
+  /** Where the proxy listens: an IP address and a port. Default: a free port of 127.0.0.1. */
   listen?: string;
   /** Makes a run repeatable: with one seed, the same faults strike each connection at the same times. Default: random, see {@link ChaosProxy.seed}. */
   seed?: number;
@@ -66,9 +66,10 @@ export class ChaosProxy {
     this.api = String(started["api"]);
   }
 
-  /** Returns the URL for clients, with a path such as `"/ws"`. */
+  /** Returns the URL for clients of this machine, with a path such as `"/ws"`. */
   url(path = "/"): string {
-    return `ws://${this.address}${path}`;
+    const address = this.address.replace(/^0\.0\.0\.0:/, "127.0.0.1:").replace("[::]:", "[::1]:");
+    return `ws://${address}/${path.replace(/^\//, "")}`;
   }
 
   /** Strikes now. Returns the number of the fault, for {@link lift}. */
@@ -128,17 +129,18 @@ export class ChaosProxy {
 }
 
 function argumentsOf({ upstream, listen, seed, profile = [], scenario, faults = [], onEvent }: Options): string[] {
-  const args = ["--upstream", upstream, "--listen", listen ?? "127.0.0.1:0", "--api", "127.0.0.1:0"];
+  // With `=`, so that no value is taken for a flag.
+  const args = [`--upstream=${upstream}`, `--listen=${listen ?? "127.0.0.1:0"}`, "--api=127.0.0.1:0"];
   if (!onEvent) args.push("--quiet");
-  if (seed !== undefined) args.push("--seed", String(seed));
-  if (scenario !== undefined) args.push("--scenario", scenario);
-  for (const name of [profile].flat()) args.push("--profile", name);
-  for (const rule of faults) args.push("--fault", inOneLine(rule));
+  if (seed !== undefined) args.push(`--seed=${seed}`);
+  if (scenario !== undefined) args.push(`--scenario=${scenario}`);
+  for (const name of [profile].flat()) args.push(`--profile=${name}`);
+  for (const rule of faults) args.push(`--fault=${inOneLine(rule)}`);
   return args;
 }
 
-/** Returns a rule as the command line has it: `black-hole,direction=up,for=8s`. As in JSON, what is `undefined` is left out. */
-function inOneLine({ kind, ...fields }: Rule): string {
-  const given = Object.entries(fields).filter(([, value]) => value !== undefined);
-  return [kind, ...given.map(([field, value]) => `${field}=${value}`)].join(",");
+/** Returns a rule as the command line has it: `kind=black-hole,direction=up,for=8s`. As in JSON, what is `undefined` is left out. */
+function inOneLine(rule: Rule): string {
+  const given = Object.entries(rule).filter(([, value]) => value !== undefined);
+  return given.map(([field, value]) => `${field}=${value}`).join(",");
 }

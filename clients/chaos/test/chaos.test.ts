@@ -98,6 +98,14 @@ test("rules and profiles hold from the start on, and the seed is known", async (
   await proxy.close();
 });
 
+test("the URL is one that clients of this machine can use", async () => {
+  const proxy = await start({ listen: "0.0.0.0:0" });
+  assert.equal(proxy.url("ws"), `ws://127.0.0.1:${proxy.port}/ws`);
+  assert.equal(proxy.url("/ws?a"), `ws://127.0.0.1:${proxy.port}/ws?a`);
+  await echoes(await open(proxy), "hello");
+  await proxy.close();
+});
+
 test("new connections go to another upstream, and open ones stay", async () => {
   const other = new WebSocketServer({ port: 0, host: "127.0.0.1" });
   other.on("connection", (socket) => socket.send("other"));
@@ -115,6 +123,8 @@ test("new connections go to another upstream, and open ones stay", async () => {
 test("what the program refuses is an error in the program's words", async () => {
   await assert.rejects(start({ profile: "no-such-profile" }), /no-such-profile/);
   await assert.rejects(start({ upstream: "nowhere" }), /--upstream/);
+  await assert.rejects(start({ seed: -1 }), /--seed.*must be a whole number from 0/);
+  await assert.rejects(start({ faults: [{ every: "1s" } as any] }), /kind: is missing/);
   const proxy = await start();
   await assert.rejects(proxy.inject({ kind: "delay", latency: "soon" }), /latency/);
   await assert.rejects(proxy.inject({ kind: "bite" } as any), /bite/);

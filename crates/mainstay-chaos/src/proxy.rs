@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc as answers;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -47,10 +47,16 @@ impl ChaosProxy {
         self.address
     }
 
-    /// Returns `ws://`, the address and `path`.
+    /// Returns the URL for clients of this machine, with a path such as `/ws`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("ws://{}{path}", self.address)
+        let ip = match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        let to = SocketAddr::new(ip, self.address.port());
+        format!("ws://{to}/{}", path.strip_prefix('/').unwrap_or(path))
     }
 
     /// Returns the seed: with it, and with the same order of connections, the same faults strike again.

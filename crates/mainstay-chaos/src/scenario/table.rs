@@ -255,7 +255,9 @@ impl Table<'_> {
         let wrong = |what: String| Err(Wrong::at(field, what));
         let Value::String(given) = value else {
             let meant = value.as_u64().filter(|seconds| *seconds <= longest.as_secs()).unwrap_or(8);
-            return wrong(format!("must be a time with a unit, not {value}; write for example \"{meant}s\""));
+            return wrong(format!(
+                "must be a time with a unit, not {value}; write for example \"{meant}s\" or \"{meant}ms\""
+            ));
         };
         match humantime::parse_duration(given) {
             Ok(time) if time >= shortest && time <= longest => Ok(Some(time)),

@@ -365,3 +365,15 @@ fn a_wrong_address_is_an_error_that_names_it() {
     let proxy = upstream().proxy();
     assert!(proxy.set_upstream("nowhere").is_err());
 }
+
+#[test]
+fn the_url_is_one_that_clients_of_this_machine_can_use() {
+    let upstream = upstream();
+    let start =
+        |listen: &str| ChaosProxy::builder(upstream.address.to_string()).listen(listen).start().unwrap();
+    let proxy = upstream.proxy();
+    assert_eq!(proxy.url("/ws"), format!("ws://{}/ws", proxy.address()));
+    assert_eq!(proxy.url("ws?a"), format!("ws://{}/ws?a", proxy.address()));
+    let proxy = start("0.0.0.0:0");
+    assert_eq!(proxy.url(""), format!("ws://127.0.0.1:{}/", proxy.address().port()));
+}
