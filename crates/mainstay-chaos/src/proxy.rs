@@ -228,10 +228,13 @@ fn host_and_port(upstream: &str) -> io::Result<String> {
         let message = format!("upstream: {upstream:?} {why}: write HOST:PORT or ws://HOST:PORT");
         io::Error::new(io::ErrorKind::InvalidInput, message)
     };
-    let authority = match upstream.split_once("://") {
-        None => upstream,
-        Some(("ws" | "http" | "tcp", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-        Some(("wss" | "https", _)) => return Err(wrong("has TLS, which the proxy passes on as it is")),
+    let (scheme, rest) =
+        upstream.split_once("://").map_or((None, upstream), |(scheme, rest)| (Some(scheme), rest));
+    // Schemes are case-insensitive (RFC 3986 section 3.1).
+    let authority = match scheme.map(str::to_ascii_lowercase).as_deref() {
+        None => rest,
+        Some("ws" | "http" | "tcp") => rest.strip_suffix('/').unwrap_or(rest),
+        Some("wss" | "https") => return Err(wrong("has TLS, which the proxy passes on as it is")),
         Some(_) => return Err(wrong("has another scheme than ws")),
     };
     if authority.contains('/') {

@@ -364,6 +364,7 @@ fn a_wrong_address_is_an_error_that_names_it() {
     assert!(error("a:1", "no address").starts_with("cannot listen on no address: "));
     let proxy = upstream().proxy();
     assert!(proxy.set_upstream("nowhere").is_err());
+    assert!(proxy.set_upstream("WS://localhost:80/").is_ok());
 }
 
 #[test]
