@@ -163,7 +163,9 @@ async fn what_passes_through_it_is_unchanged_and_is_in_the_timeline() {
     assert_eq!(closed["connection"], 1);
     assert!(closed["up"].as_u64() > closed["down"].as_u64(), "{closed}");
     let (status, timeline) = chaos.ask("GET /timeline?after=1", None);
-    let names: Vec<_> = timeline.as_array().unwrap().iter().map(|event| event["event"].clone()).collect();
+    let names = timeline.as_array().unwrap().iter().map(|event| event["event"].clone());
+    // A machine without a free core adds pauses.
+    let names: Vec<_> = names.filter(|name| name != "paused").collect();
     assert_eq!(
         (status, names),
         (200, vec!["opened".into(), "connected".into(), json!("handshake"), "closed".into()])
