@@ -43,6 +43,10 @@ impl FromStr for Place {
         let Some((scheme, rest)) = text.split_once("://") else { return Err(no_scheme(&text)) };
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         without_credentials(authority)?;
+        // A password with a slash ends what is taken for the authority, whose port is then a part of the password.
+        if port_of(authority).is_some_and(|port| parse_port(port).is_none()) {
+            without_credentials(rest)?;
+        }
         let authority = ascii::authority(authority)?;
         if authority.is_empty() {
             return Err(no_host(&text));
@@ -203,9 +207,14 @@ fn no_host(url: &dyn std::fmt::Display) -> UrlError {
     UrlError::new(UrlErrorKind::NoHost, format!("{}: the URL names no host", shown(url)))
 }
 
-/// A URL for an error: in one line, without its query, in which tokens are common.
+/// A URL for an error: in one line, without its query, in which tokens are common, and without what may be a password.
 fn shown(url: &dyn std::fmt::Display) -> String {
-    url.to_string().split('?').next().unwrap_or_default().escape_debug().to_string()
+    let url = url.to_string();
+    let url = url.split('?').next().unwrap_or_default();
+    match url.rsplit_once('@') {
+        Some((_, rest)) => format!("...@{}", rest.escape_debug()),
+        None => url.escape_debug().to_string(),
+    }
 }
 
 /// The port as it is written. `Uri` accepts any text there, and then has no port at all. An empty one is no default: mostly it is a
@@ -295,6 +304,8 @@ mod tests {
             "ws://user:gehäim@h/",
             "ws://user:ge häim@h/",
             "ws://user:gehäim@ü\n/",
+            "ws://user:gehäim/gehäim@h",
+            "user:gehäim@h",
             "ws://h:x/?token=gehäim",
             "ws://h/\n?gehäim",
             "ftp://h/?gehäim",
