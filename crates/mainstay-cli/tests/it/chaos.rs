@@ -240,9 +240,9 @@ async fn it_ends_when_its_output_is_not_read_any_more() {
 
 #[tokio::test]
 async fn a_lack_of_open_files_is_named_once_as_its_own_and_the_api_can_end_it() {
-    let (_server, upstream) = listener().await;
     // Each client takes two: with one of the limits all files are in use, with the other one all but one.
     for limit in [48, 49] {
+        let (server, upstream) = listener().await;
         let mut command = Command::new("sh");
         let script =
             format!("ulimit -n {limit} && exec \"$0\" chaos --api 127.0.0.1:0 --json --upstream {upstream}");
@@ -262,6 +262,8 @@ async fn a_lack_of_open_files_is_named_once_as_its_own_and_the_api_can_end_it() 
         assert!(chaos.events("upstream-failed").iter().all(is_its_own));
         assert_eq!(chaos.ask("DELETE /connections", None).0, 200);
         drop(clients);
+        // It accepts nothing: what the other clients have opened to it would keep their files for ever.
+        drop(server);
         until("every client was accepted", || chaos.events("opened").len() == 48).await;
     }
 }
