@@ -217,7 +217,12 @@ pub(crate) fn upstream(text: &str) -> Result<Place, String> {
 }
 
 fn place(text: &str) -> Result<Place, String> {
-    text.parse().map_err(|error: UrlError| error.to_string())
+    let place: Place = text.parse().map_err(|error: UrlError| error.to_string())?;
+    // On a command line it is a variable that is not set.
+    if place.url.authority().is_some_and(|authority| authority.as_str().ends_with(':')) {
+        return Err("the port is empty: write a number from 1 to 65535, or no colon".to_owned());
+    }
+    Ok(place)
 }
 
 /// Parses the origin of a page: scheme and host, and a port that is not the scheme's default.

@@ -178,7 +178,7 @@ impl Server {
         // The interface of a link-local address is written `%25eth0` (RFC 6874), and the system reads `%eth0`.
         let host = host.trim_start_matches('[').trim_end_matches(']').replacen("%25", "%", 1);
         let port = match port_of(authority) {
-            None => usual,
+            None | Some("") => usual,
             Some(port) => parse_port(port).ok_or_else(|| {
                 let words = format!("{}: the port `{port}` is not a number from 1 to 65535", shown(url));
                 UrlError::new(UrlErrorKind::Port, words)
@@ -217,8 +217,8 @@ fn shown(url: &dyn std::fmt::Display) -> String {
     }
 }
 
-/// The port as it is written. `Uri` accepts any text there, and then has no port at all. An empty one is no default: mostly it is a
-/// variable that is not set.
+/// The port as it is written. `Uri` accepts any text there, and then has no port at all. An empty one is the
+/// default (RFC 3986 section 3.2.3).
 fn port_of(authority: &str) -> Option<&str> {
     let behind_ipv6 = authority.rsplit(']').next().unwrap_or_default();
     behind_ipv6.rsplit_once(':').map(|(_, port)| port)
@@ -329,6 +329,7 @@ mod tests {
         assert_eq!(server("ws://[fe80::1%eth0]/"), found("fe80::1%eth0", 80, false));
         assert_eq!(server("WS://Example.com/"), found("Example.com", 80, false));
         assert_eq!(server("Wss://example.com:1/"), found("example.com", 1, true));
+        assert_eq!(server("wss://example.com:/"), found("example.com", 443, true));
         let made: Uri = "WSS://example.com".parse().unwrap();
         assert!(Server::of(&made).unwrap().secure);
         let long = format!("unix:/{}", "x".repeat(200));
@@ -338,7 +339,6 @@ mod tests {
             "h:1",
             "ws://h:0/",
             "ws://h:x/",
-            "ws://h:/",
             "ws://",
             "ws://u:p@h/",
             "ws://h/a#b",

@@ -196,7 +196,7 @@ async fn a_url_that_cannot_be_dialled_is_refused_where_it_is_given() {
     for url in ["http//x", "ftp://x/", "", "ws://"] {
         assert!(Client::builder(url).is_err(), "{url}");
     }
-    for port in ["", "abc", "0", "-1", "99999", "65536", "80.0"] {
+    for port in ["abc", "0", "-1", "99999", "65536", "80.0"] {
         for host in ["example.com", "[::1]"] {
             let url = format!("ws://{host}:{port}/");
             let error = Client::builder(&url).expect_err(&url).to_string();
@@ -204,7 +204,7 @@ async fn a_url_that_cannot_be_dialled_is_refused_where_it_is_given() {
             assert!(error.contains(&format!("the port `{port}`")) || error.contains("invalid"), "{error}");
         }
     }
-    for url in ["ws://x", "ws://x:65535", "wss://[::1]", "ws://[::1]:8080/?a=b:c@d"] {
+    for url in ["ws://x", "ws://x:/", "ws://x:65535", "wss://[::1]", "ws://[::1]:8080/?a=b:c@d"] {
         assert!(Client::builder(url).is_ok(), "{url}");
     }
 }
