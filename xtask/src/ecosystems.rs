@@ -237,14 +237,15 @@ Written by `cargo xtask ecosystems --write`; do not edit.
 
 Servers and clients as npm, PyPI and Debian ship them, unmodified. D is a direct connection, N is nginx with
 `proxy_set_header Host $http_host`, M is `mainstay serve --upstream` without further flags, P the same with the row's
-profile.
+profile. A stand-in is a server of ours, where none of the three has the real one; its client is the real one.
 
 - *Checks* hold where the client sees what it sees directly: connecting, subprotocols, messages up to 1 MB, ends with and
   without a code, refusals with their body, Origin against Host, HTTP beside WebSocket. An end with 1012 holds where
   directly the connection ends without a Close.
 - *Again* is the median of the seconds from the end of the server, killed or stopped in order, until messages of its
   successor arrive, which is started about a second later. The rest is the client's backoff: its random part is the
-  same on each leg, and an option of the client keeps it at a second. A second more or less is chance.
+  same on each leg, and an option of the client keeps it at a second; Action Cable's looks every 6 s whether it is
+  connected. A second more or less is chance.
 - *Twice* counts orders that a server received more than once. At each restart one is under way, and another is sent
   while the server is away. Some clients send them again themselves.
 
