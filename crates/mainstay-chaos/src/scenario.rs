@@ -46,8 +46,8 @@ pub struct Rule {
 pub enum When {
     /// Always: from the start, and each connection from its opening.
     Always,
-    /// Once, so long after the start of the proxy or the replacement of its rules, all connections that are open then, and while it lasts also those that open; and
-    /// again each `repeat`.
+    /// Once, so long after the start of the proxy or the replacement of its rules, all connections that are open then, and while it
+    /// lasts also those that open; and again each `repeat`.
     At {
         /// Since then.
         at: Duration,

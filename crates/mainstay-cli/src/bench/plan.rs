@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Uri};
+use http::HeaderMap;
+use mainstay::client::{Place, UrlError};
 use mainstay_proto::ws::handshake::{Offer, accept_key};
 use mainstay_proto::ws::{Kind, Limits};
 
@@ -68,8 +69,8 @@ impl Plan {
     ///
     /// Names the flag and its range.
     pub(super) fn new(load: Load, options: Options) -> Result<Self, String> {
-        let url: Uri = options.url.parse().map_err(|error| format!("{}: {error}", options.url))?;
-        let target = resolve(&url)?;
+        let place: Place = options.url.parse().map_err(|error: UrlError| error.to_string())?;
+        let target = resolve(&place)?;
         if options.size < stamp::LENGTH {
             return Err(format!("--size {}: must be at least {} bytes", options.size, stamp::LENGTH));
         }
@@ -80,7 +81,7 @@ impl Plan {
         if options.session && (in_flight > WINDOW.0 || in_flight.saturating_mul(options.size) > WINDOW.1) {
             return Err("--in-flight: a session's window holds at most 768 messages and 768 KiB".to_owned());
         }
-        let (request, accept) = request(&url, &options)?;
+        let (request, accept) = request(&place, &options)?;
         Ok(Self {
             load,
             url: options.url,
@@ -121,7 +122,8 @@ impl Plan {
     }
 }
 
-fn resolve(url: &Uri) -> Result<SocketAddr, String> {
+fn resolve(place: &Place) -> Result<SocketAddr, String> {
+    let url = &place.url;
     match url.scheme_str() {
         Some("ws") => {}
         Some("wss") => {
@@ -131,23 +133,20 @@ fn resolve(url: &Uri) -> Result<SocketAddr, String> {
         }
         _ => return Err(format!("{url}: must start with ws://, for example ws://127.0.0.1:8080/echo")),
     }
-    let host =
-        url.host().filter(|host| !host.is_empty()).ok_or_else(|| format!("{url}: the URL has no host"))?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let mut found = (bare, url.port_u16().unwrap_or(80))
-        .to_socket_addrs()
-        .map_err(|error| format!("{host}: {error}; check the name"))?;
+    let (host, port) = place.host_and_port().map_err(|error| error.to_string())?;
+    let mut found =
+        (&*host, port).to_socket_addrs().map_err(|error| format!("{host}: {error}; check the name"))?;
     found.next().ok_or_else(|| format!("{host}: the name has no address"))
 }
 
 /// Builds one request for all connections: the key only guards against servers that do not speak WebSocket.
-fn request(url: &Uri, options: &Options) -> Result<(Vec<u8>, String), String> {
+fn request(place: &Place, options: &Options) -> Result<(Vec<u8>, String), String> {
     let protocols: &[&str] = if options.session { &["mainstay.v1"] } else { &[] };
     let offer = Offer::new(*b"mainstay's bench", protocols, None).map_err(|error| error.to_string())?;
     let mut headers: HeaderMap = offer.headers();
     headers.extend(options.headers.iter().cloned());
-    let path = url.path_and_query().map_or("/", |path| path.as_str());
-    let host = url.authority().map_or("", |authority| authority.as_str());
+    let path = place.url.path_and_query().map_or("/", |path| path.as_str());
+    let host = place.host_field();
     let mut head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n").into_bytes();
     for (name, value) in &headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {

@@ -287,8 +287,7 @@ fn request(target: &Target, offer: &Offer) -> Vec<u8> {
     let slash = if path.starts_with('/') { "" } else { "/" };
     let mut head = format!("GET {slash}{path} HTTP/1.1\r\n").into_bytes();
     if !target.headers().contains_key(http::header::HOST) {
-        let host = url.authority().map_or("", |authority| authority.as_str());
-        head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
+        head.extend_from_slice(format!("Host: {}\r\n", target.host_field()).as_bytes());
     }
     if !target.headers().contains_key(http::header::USER_AGENT) {
         head.extend_from_slice(format!("User-Agent: {AGENT}\r\n").as_bytes());

@@ -46,7 +46,8 @@ struct Shared {
 }
 
 impl Target {
-    /// Creates a target. `headers` are added to the request. Each connection sends `first_message`. `ca`: trust these certificates instead of the system's.
+    /// Creates a target. `headers` are added to the request. Each connection sends `first_message`. `ca`: trust these certificates
+    /// instead of the system's.
     ///
     /// # Errors
     /// Begins with the flag or the field, and says what to do.
@@ -60,8 +61,7 @@ impl Target {
         let verifier = tls::verifier(ca).map_err(|error| error.replacen("ca", "--cacert", 1))?;
         let config = config(&verifier, &[b"http/1.1"])?;
         let is_secure = place.url.scheme_str() == Some("wss");
-        let host = place.url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = place.url.port_u16().unwrap_or(if is_secure { 443 } else { 80 });
+        let (host, port) = place.host_and_port().map_err(|error| error.to_string())?;
         let secrets = secrets(&place.url, &headers, first_message.as_ref());
         let headers = headers.into_iter().fold(HeaderMap::new(), |mut map, (name, mut value)| {
             value.set_sensitive(true);
@@ -110,6 +110,10 @@ impl Target {
 
     pub(crate) fn url(&self) -> &Uri {
         &self.shared.place.url
+    }
+
+    pub(super) fn host_field(&self) -> String {
+        self.shared.place.host_field()
     }
 
     pub(crate) fn host(&self) -> &str {

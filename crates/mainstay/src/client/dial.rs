@@ -15,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::BoxError;
 use super::connector::Connector;
+use super::place::host_field;
 use super::rejection::{Head, Rejection, read_head};
 use super::stream::ServerStream;
 use crate::driver::Wire;
@@ -205,15 +206,6 @@ fn request_head(url: &Uri, headers: &HeaderMap) -> Vec<u8> {
     head
 }
 
-/// Host and port for the server. The interface of a link-local address means something to this machine alone (RFC 6874 section 1).
-fn host_field(url: &Uri) -> String {
-    let authority = url.authority().map_or("", |authority| authority.as_str());
-    match authority.split_once('%').and_then(|(address, rest)| Some((address, rest.split_once(']')?.1))) {
-        Some((address, port)) => format!("{address}]{port}"),
-        None => authority.to_owned(),
-    }
-}
-
 /// Writes the name of a field as RFC 6455 and browsers spell it: some servers accept no other spelling.
 fn spell(name: &HeaderName, out: &mut Vec<u8>) {
     for (at, word) in name.as_str().split('-').enumerate() {
@@ -241,14 +233,6 @@ mod tests {
     use http::HeaderValue;
 
     use super::*;
-
-    #[test]
-    fn the_server_does_not_learn_the_interface_of_a_link_local_address() {
-        let host = |url| host_field(&Uri::from_static(url));
-        assert_eq!(host("ws://[fe80::1%25eth0]:81/a"), "[fe80::1]:81");
-        assert_eq!(host("ws://[fe80::1%eth0]"), "[fe80::1]");
-        assert_eq!(host("ws://h:81"), "h:81");
-    }
 
     #[test]
     fn field_names_are_spelled_as_in_the_rfc() {

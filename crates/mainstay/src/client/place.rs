@@ -71,6 +71,22 @@ impl std::fmt::Display for Place {
 }
 
 impl Place {
+    /// Returns the host and the port that are looked up and dialled: without brackets, the interface of a link-local address as the
+    /// system reads it (`fe80::1%eth0`), and the scheme's port if the URL names none.
+    ///
+    /// # Errors
+    /// The URL, which a program may have built itself, is not one of a server.
+    pub fn host_and_port(&self) -> Result<(String, u16), UrlError> {
+        let Server { host, port, .. } = Server::of(&self.url)?;
+        Ok((host, port))
+    }
+
+    /// Returns the `Host` field for the server, without the interface of a link-local address: that means something to this machine
+    /// alone (RFC 6874 section 1).
+    pub fn host_field(&self) -> String {
+        host_field(&self.url)
+    }
+
     fn on_socket(secure: bool, rest: &str) -> Result<Self, UrlError> {
         let (socket, path) = match rest.split_once(":/") {
             Some((socket, path)) => (socket, path),
@@ -188,6 +204,14 @@ impl Server {
     }
 }
 
+pub(super) fn host_field(url: &Uri) -> String {
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    match authority.split_once('%').and_then(|(address, rest)| Some((address, rest.split_once(']')?.1))) {
+        Some((address, port)) => format!("{address}]{port}"),
+        None => authority.to_owned(),
+    }
+}
+
 fn without_credentials(authority: &str) -> Result<(), UrlError> {
     let Some((_, place)) = authority.rsplit_once('@') else { return Ok(()) };
     // The rest of the URL is a secret.
@@ -256,6 +280,19 @@ mod tests {
         check("wss+unix:/run/app.sock", "wss://localhost/");
         check("UNIX:/run/app.sock", "ws://localhost/");
         check("Http://Unix:/run/app.sock:/A", "ws://localhost/A");
+    }
+
+    #[test]
+    fn a_link_local_address_is_dialled_at_its_interface_which_the_server_does_not_learn() {
+        let check = |text: &str, host: &str, port, field: &str| {
+            let place: Place = text.parse().unwrap();
+            assert_eq!(place.host_and_port().unwrap(), (host.to_owned(), port), "{text}");
+            assert_eq!(place.host_field(), field, "{text}");
+        };
+        check("ws://[fe80::1%25eth0]:81/a", "fe80::1%eth0", 81, "[fe80::1]:81");
+        check("ws://[fe80::1%eth0]", "fe80::1%eth0", 80, "[fe80::1]");
+        check("wss://h", "h", 443, "h");
+        check("ws://h:81", "h", 81, "h:81");
     }
 
     #[test]
